@@ -1,0 +1,78 @@
+"""Long work that resumes: modules and their optimizer in one safetensors file, written atomically. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from zoo_builder.errors import D2NWGError
+
+
+def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors to a temporary name in the same folder, then move it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and string metadata of a safetensors file.
+
+    Raises:
+        D2NWGError: missing or damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as e:
+        raise D2NWGError(f"{path} is not a readable safetensors file ({e}). Make it again or remove it.") from e
+
+
+def save_checkpoint(
+    path: Path, modules: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer, progress: dict[str, object]
+) -> None:
+    """Keep all that is needed to go on: modules, optimizer moments, and `progress` (JSON values)."""
+    tensors = {f"{name}/{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
+    scalars: dict[str, dict[str, object]] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            elif value is not None:
+                scalars.setdefault(str(index), {})[key] = value
+    write_atomically(path, tensors, {"progress": json.dumps(progress), "optimizer": json.dumps(scalars)})
+
+
+def load_checkpoint(
+    path: Path, modules: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer
+) -> dict[str, object]:
+    """Undo `save_checkpoint`: fill the modules and the optimizer in place and return `progress`."""
+    tensors, metadata = read_tensors(path)
+    for name, module in modules.items():
+        prefix = f"{name}/"
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    state: dict[int, dict[str, object]] = {int(i): dict(s) for i, s in json.loads(metadata["optimizer"]).items()}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, field = key.split("/")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return json.loads(metadata["progress"])

@@ -1,0 +1,119 @@
+"""`zoo base`: pretrain a body from scratch on one dataset. Its weights are what every zoo entry is a delta to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+
+from zoo_builder.backbones import body_state, create_backbone, find_classifier, predict
+from zoo_builder.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from zoo_builder.datasets import ImageDataset
+from zoo_builder.datasets.image_dataset import normalize_images, resize_images
+from zoo_builder.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    model: str = "test_resnet"
+    size: int = 64  # pixels
+    epochs: int = 60
+    batch_size: int = 128  # images
+    learning_rate: float = 3e-3  # peak of one cycle, AdamW
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    crop_scale: float = 0.4  # smallest area of the random crop, as a fraction of the image
+    ema_decay: float = 0.998
+    seed: int = 0
+
+
+def random_resized_crop(images: torch.Tensor, smallest_area: float, generator: torch.Generator) -> torch.Tensor:
+    """A random crop, shape and mirror image for each of a batch at once; [N, C, H, W] float, the same size out."""
+    n = len(images)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return torch.rand(n, generator=generator) * (high - low) + low
+
+    area, ratio = uniform(smallest_area, 1), uniform(-0.29, 0.29).exp()  # aspect 3/4 to 4/3
+    width, height = ((area * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
+    mirror = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = width * mirror, uniform(-1, 1) * (1 - width)
+    theta[:, 1, 1], theta[:, 1, 2] = height, uniform(-1, 1) * (1 - height)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
+    """Train a classifier and keep its body, averaged over time (EMA), in `out` (safetensors, fp16).
+
+    A checkpoint beside `out` after every epoch lets a killed run go on to the same weights.
+
+    Returns:
+        Top-1 test accuracy in percent.
+    """
+    torch.manual_seed(config.seed)
+    model = create_backbone(config.model, num_classes=dataset.num_classes).to(memory_format=torch.channels_last)
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    average = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+    )
+    x_train, y_train = resize_images(dataset.x_train, config.size), torch.from_numpy(dataset.y_train)
+    x_test, y_test = resize_images(dataset.x_test, config.size), torch.from_numpy(dataset.y_test)
+    steps = len(x_train) // config.batch_size
+    length = config.epochs * steps
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=length,
+        warmup_t=length // 10,
+        warmup_lr_init=config.learning_rate / 20,
+        t_in_epochs=False,
+    )
+    state = out.with_name(out.name + ".resume")
+    first, accuracy = 0, 0.0
+    if state.exists():
+        progress = load_checkpoint(state, {"model": model, "average": average.module}, optimizer)
+        first, accuracy = int(str(progress["epoch"])) + 1, float(str(progress["accuracy"]))
+
+    with progress_bar(
+        f"pretraining {config.model} on {dataset.name} -> {out}", total=length, done=first * steps
+    ) as bar:
+        for epoch in range(first, config.epochs):
+            generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
+            order = torch.randperm(len(x_train), generator=generator)
+            model.train()
+            for step in range(steps):
+                now = epoch * steps + step
+                schedule.step_update(now)
+                index = order[step * config.batch_size : (step + 1) * config.batch_size]
+                images = normalize_images(x_train[index], mean, std)
+                images = random_resized_crop(images, config.crop_scale, generator)
+                images = images.contiguous(memory_format=torch.channels_last)
+                loss = F.cross_entropy(model(images), y_train[index], label_smoothing=config.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                optimizer.step()
+                average.update(model, step=now)
+                bar.advance()
+            logits = torch.cat([predict(average.module, normalize_images(x, mean, std)) for x in x_test.split(1024)])
+            accuracy = 100 * (logits.argmax(1) == y_test).float().mean().item()
+            bar.note(f"test {accuracy:.1f} %")
+            save_checkpoint(
+                state, {"model": model, "average": average.module}, optimizer, {"epoch": epoch, "accuracy": accuracy}
+            )
+    find_classifier(average.module)  # a model without a linear head has no body to keep
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in body_state(average.module).items()}
+    about = {**asdict(config), "dataset": dataset.name, "dataset_sha256": dataset.sha256, "test_accuracy": accuracy}
+    write_atomically(out, tensors, {"pretraining": json.dumps(about)})
+    state.unlink(missing_ok=True)
+    return accuracy

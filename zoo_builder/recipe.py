@@ -1,0 +1,72 @@
+"""TOML -> a frozen dataclass. Unknown keys and wrong types are errors that say where and what is near."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import tomllib
+from pathlib import Path
+from typing import TypeVar
+
+import pydantic
+
+from zoo_builder.errors import RecipeError, nearest_names
+
+T = TypeVar("T")
+
+
+def read_recipe(recipe: str | Path, schema: type[T], package: str) -> T:
+    """Read a recipe by file path, or by the name of one that ships in `package`/recipes.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, an unknown key, or a value of the wrong type.
+    """
+    shipped = {
+        p.name.removesuffix(".toml"): p
+        for p in importlib.resources.files(package).joinpath("recipes").iterdir()
+        if p.name.endswith(".toml")
+    }
+    if str(recipe) in shipped:
+        text = shipped[str(recipe)].read_text()
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text()
+    else:
+        raise RecipeError(
+            f"No recipe {str(recipe)!r}: expected a TOML file or a shipped name; {nearest_names(str(recipe), shipped)}"
+        )
+    try:
+        return parse_config(tomllib.loads(text), schema)
+    except (tomllib.TOMLDecodeError, RecipeError) as e:
+        raise RecipeError(f"Recipe {recipe}: {e}") from e
+
+
+def parse_config(values: object, schema: type[T]) -> T:
+    """Plain values (of TOML or JSON) -> `schema`, a (nested) dataclass; strict about keys and types.
+
+    Raises:
+        RecipeError: naming the key and, for an unknown one, the nearest known.
+    """
+    adapter = pydantic.TypeAdapter(pydantic.with_config(pydantic.ConfigDict(extra="forbid"))(schema))
+    try:
+        return adapter.validate_python(values)
+    except pydantic.ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top level"
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = _field_names(schema)
+            raise RecipeError(f"unknown key {where!r}; {nearest_names(str(first['loc'][-1]), known)}") from None
+        raise RecipeError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _field_names(schema: type) -> set[str]:
+    """The keys of a dataclass and of the dataclasses that it nests."""
+    names: set[str] = set()
+    todo = [schema]
+    while todo:
+        current = todo.pop()
+        if dataclasses.is_dataclass(current):
+            for f in dataclasses.fields(current):
+                names.add(f.name)
+        hints = getattr(current, "__annotations__", {})
+        todo += [h for h in hints.values() if dataclasses.is_dataclass(h)]
+    return names

@@ -1,0 +1,118 @@
+"""A zoo recipe -> the list of fine-tuning tasks, each fully determined by its fields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from zoo_builder.domains import DOMAINS
+from zoo_builder.errors import RecipeError, nearest_names
+
+
+@dataclass(frozen=True)
+class Training:
+    steps: int
+    learning_rate: float = 0.02  # peak of one cycle; SGD, momentum 0.9
+    batch_size: int = 128  # images; half of them are the support of an episode
+    classes: int = 10  # classes in an episode at most
+
+
+@dataclass(frozen=True)
+class Group:
+    """Related datasets. A trunk is trained over all of them; each dataset then branches off in several domains."""
+
+    name: str
+    datasets: tuple[str, ...]
+    domains: tuple[str, ...] = ("plain",)
+    own_share: float = 0.5  # of a branch's episodes that come from its own dataset; the rest are the group's
+    class_subset: int | None = None  # a branch on a dataset with more classes draws this many
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class ZooRecipe:
+    trunk: Training
+    branch: Training
+    groups: tuple[Group, ...]
+    held_out: tuple[str, ...]  # names that no task may touch
+    finetune: Training | None = None  # plain fine-tuning of each dataset too, the paper's kind of entry
+    size: int = 64  # pixels
+    support: int = 512  # images kept with an entry and used to solve the head of its score
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FineTuneTask:
+    kind: str  # "trunk", "branch" (both episodic) or "finetune"
+    group: str
+    dataset: str  # what a branch belongs to and is scored on; of a trunk, the first of the group
+    related: tuple[str, ...]  # the other datasets of its episodes
+    domains: tuple[str, ...]  # of a trunk: one drawn for each episode; else exactly one
+    training: Training
+    own_share: float
+    class_subset: int | None
+    size: int
+    support: int
+    seed: int
+    start: str | None = None  # the id of the trunk that a branch goes on from; None is the base
+
+    @property
+    def id(self) -> str:
+        """A readable name with a digest of all fields: another setting is another entry."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        where = self.group if self.kind == "trunk" else f"{self.dataset}-{self.domains[0]}"
+        return f"{self.kind}-{where}-{self.seed}-{digest}"
+
+
+def plan_tasks(recipe: ZooRecipe) -> list[FineTuneTask]:
+    """All tasks of a recipe, trunks first.
+
+    Raises:
+        RecipeError: a held-out dataset in a group, an unknown domain, an empty group.
+    """
+    trunks: list[FineTuneTask] = []
+    others: list[FineTuneTask] = []
+    for group in recipe.groups:
+        _check_group(group, recipe.held_out)
+        shared = {
+            "group": group.name,
+            "class_subset": group.class_subset,
+            "size": recipe.size,
+            "support": recipe.support,
+            "own_share": group.own_share,
+        }
+        trunk = FineTuneTask(
+            kind="trunk",
+            dataset=group.datasets[0],
+            related=group.datasets[1:],
+            domains=group.domains,
+            training=recipe.trunk,
+            seed=recipe.seed,
+            **shared,
+        )
+        trunks.append(trunk)
+        for dataset in group.datasets:
+            related = tuple(d for d in group.datasets if d != dataset)
+            for seed in range(recipe.seed, recipe.seed + group.seeds):
+                for domain in group.domains:
+                    one = {"dataset": dataset, "related": related, "domains": (domain,), "seed": seed, **shared}
+                    others.append(FineTuneTask(kind="branch", training=recipe.branch, start=trunk.id, **one))
+            if recipe.finetune is not None:
+                one = {"dataset": dataset, "related": (), "domains": ("plain",), "seed": recipe.seed, **shared}
+                others.append(FineTuneTask(kind="finetune", training=recipe.finetune, **one))
+    return trunks + others
+
+
+def _check_group(group: Group, held_out: tuple[str, ...]) -> None:
+    if not group.datasets or not group.domains:
+        raise RecipeError(f"group {group.name!r} needs at least one dataset and one domain.")
+    forbidden = sorted(set(group.datasets) & set(held_out))
+    if forbidden:
+        raise RecipeError(
+            f"group {group.name!r} uses {forbidden}, which the recipe holds out. A held-out dataset measures the "
+            "result and must not train it: remove it from the group, or from held_out."
+        )
+    for domain in group.domains:
+        if domain not in DOMAINS:
+            raise RecipeError(f"group {group.name!r}: unknown domain {domain!r}; {nearest_names(domain, DOMAINS)}")
