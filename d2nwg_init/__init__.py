@@ -1,1 +1,22 @@
-"""x"""
+"""Weights generated for your dataset: what `pretrained=True` could be.
+
+report = d2nwg_init.initialize(model, train_loader)
+"""
+
+from d2nwg_init.hook import initialize
+from d2nwg_init.report import CandidateScore, InitReport
+from pretrained_generators.bundle import embedded_bundles as list_generators
+from zoo_builder.errors import BundleError, D2NWGError, DataError, ModelError, RecipeError, ZooError
+
+__all__ = [
+    "BundleError",
+    "CandidateScore",
+    "D2NWGError",
+    "DataError",
+    "InitReport",
+    "ModelError",
+    "RecipeError",
+    "ZooError",
+    "initialize",
+    "list_generators",
+]

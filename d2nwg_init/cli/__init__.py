@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from d2nwg_init.cli import demo, generator, init, zoo
 from zoo_builder.errors import D2NWGError
 
+
+class _Commands(TyperGroup):
+    """The project's own errors are a message and exit code 1, Ctrl-C is exit code 130; neither is a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except D2NWGError as e:
+            self._say(f"Error ({type(e).__name__}): {e}")
+            raise typer.Exit(1) from e
+        except KeyboardInterrupt as e:
+            self._say("Interrupted. What was finished is kept: the same command goes on from there.")
+            raise typer.Exit(130) from e
+
+    @staticmethod
+    def _say(text: str) -> None:
+        Console(stderr=True).print(text, style="red", markup=False, highlight=False)
+
+
 app = typer.Typer(
     name="d2nwg-init",
+    cls=_Commands,
     help="Weights generated for your dataset: a drop-in for pretrained=True in timm and torchvision.",
     no_args_is_help=True,
     add_completion=False,
@@ -19,20 +40,5 @@ app = typer.Typer(
 )
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(generator.app, name="generator")
-app.command("init")(init.init)
-app.command("demo")(demo.demo)
-
-
-def main() -> None:
-    """Run a command; the project's own errors are a message and exit code 1, Ctrl-C is exit code 130."""
-    console = Console(stderr=True)
-    try:
-        app(standalone_mode=False)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
-    except D2NWGError as e:
-        console.print(f"Error ({type(e).__name__}): {e}", style="red", markup=False)
-        sys.exit(1)
-    except (KeyboardInterrupt, typer.Abort):
-        console.print("Interrupted. What was finished is kept: the same command goes on from there.", markup=False)
-        sys.exit(130)
+app.command("init", epilog="Example: d2nwg-init init test_resnet --data photos/ --out weights.safetensors")(init.init)
+app.command("demo", epilog="Example: d2nwg-init demo --data photos/ --seeds 3")(demo.demo)

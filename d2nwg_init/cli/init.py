@@ -1,7 +1,36 @@
+"""d2nwg-init init: weights for a model and a dataset, as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-app = typer.Typer()
 
+def init(
+    model: Annotated[str, typer.Argument(help="timm model name.")],
+    data: Annotated[Path, typer.Option(help="Folder with one folder of images a class, or an .npz file.")],
+    out: Annotated[Path, typer.Option(help="The weights to write (safetensors: the model's state dict).")],
+    bundle: Annotated[str, typer.Option(help="Embedded bundle name or folder; auto takes one that fits.")] = "auto",
+    size: Annotated[int, typer.Option(min=16, help="Side that images are resized to, in pixels.")] = 64,
+    candidates: Annotated[int, typer.Option(min=1, help="Bodies to generate.")] = 8,
+    images: Annotated[int, typer.Option(min=2, help="Training images to read, at most.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Seed of the images drawn and of the generated weights.")] = 0,
+) -> None:
+    """Generate weights for a dataset. Load them with timm.create_model(MODEL, num_classes=K, checkpoint_path=OUT)."""
+    from rich.console import Console
 
-def init(): ...
-def demo(): ...
+    from d2nwg_init.benchmarks.fine_tuning import train_loader
+    from d2nwg_init.hook import initialize
+    from zoo_builder.backbones import create_backbone
+    from zoo_builder.checkpoint import write_atomically
+    from zoo_builder.datasets import load_dataset
+
+    dataset = load_dataset(data)
+    network = create_backbone(model, num_classes=dataset.num_classes)
+    loader = train_loader(dataset, network, size=size, batch_size=128, seed=seed)
+    report = initialize(network, loader, generator=bundle, num_candidates=candidates, num_support=images, seed=seed)
+    write_atomically(out, network.state_dict(), {"report": report.to_json()})
+    Console().print(report)
+    typer.echo(f"Weights written to {out}. The {dataset.num_classes} classes: {', '.join(dataset.class_names[:10])}")

@@ -1,0 +1,1 @@
+"""Measured against rivals: rows in one schema, drawn into tables and plots."""

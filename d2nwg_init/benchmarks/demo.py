@@ -1,0 +1,150 @@
+"""The main job on one dataset: five initialisations of one model, each fine-tuned briefly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, as_tensors, fine_tune, train_loader
+from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.candidates import with_solved_head
+from d2nwg_init.hook import initialize
+from pretrained_generators.bundle import Bundle
+from zoo_builder.datasets import ImageDataset
+from zoo_builder.progress import progress_bar
+from zoo_builder.support_set import read_support_set
+
+METHODS = ("scratch", "pretrained", "solved", "generated_mean", "initialize")
+
+
+def run_demo(
+    dataset: ImageDataset,
+    bundle: Bundle,
+    recipe: FineTuning,
+    *,
+    split: str,
+    seeds: int,
+    num_samples: int = 3,
+    num_support: int = 1024,
+) -> list[Row]:
+    """Rows of `test_accuracy` (%) by step and of `seconds` (to initialise; to fine-tune) for each method and seed.
+
+    `generated_mean` has a row for each of `num_samples` samples, none of them selected.
+    """
+    rows: list[Row] = []
+    with progress_bar(f"demo on {dataset.name}", total=seeds * (len(METHODS) - 1 + num_samples)) as bar:
+        for seed in range(seeds):
+            bench = _Bench(dataset, bundle, seed, num_support)
+            for method, sample, make in bench.methods(num_samples):
+                began = time.perf_counter()
+                model = make()
+                made = time.perf_counter()
+                accuracies = fine_tune(model, bench.loader(), bench.test, recipe)
+                seconds = {"initialise": made - began, "fine_tune": time.perf_counter() - made}
+                about = (bundle.config.name, dataset.name, split, method, seed)
+                for step, value in accuracies.items():
+                    rows.append(Row(*about, "test_accuracy", value, "%", step=step, sample=sample))
+                for stage, value in seconds.items():
+                    rows.append(Row(*about, f"seconds_{stage}", value, "s", sample=sample))
+                bar.advance()
+                bar.note(f"{method} {accuracies[0]:.1f} %")
+    return rows
+
+
+class _Bench:
+    """One dataset and seed: every method gets the same model, images and order of training."""
+
+    def __init__(self, dataset: ImageDataset, bundle: Bundle, seed: int, num_support: int) -> None:
+        self.dataset, self.bundle, self.seed, self.num_support = dataset, bundle, seed, num_support
+        self.size = bundle.config.generator.size
+        self.test = as_tensors(dataset, bundle.generator.base, self.size, "test")
+        self._train = train_loader(dataset, bundle.generator.base, self.size, FineTuning.batch_size, seed).dataset
+        self.support = read_support_set(self.loader(), num_support, dataset.num_classes)
+
+    def loader(self) -> torch.utils.data.DataLoader:
+        """A fresh loader that gives the same order every time."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.utils.data.DataLoader(self._train, FineTuning.batch_size, shuffle=True, generator=generator)
+
+    def methods(self, num_samples: int) -> Iterator[tuple[str, int | None, Callable[[], nn.Module]]]:
+        """Name, sample and maker of each method."""
+        yield "scratch", None, self.scratch
+        yield "pretrained", None, self.pretrained
+        yield "solved", None, lambda: self.with_head(self.base)
+        for i in range(num_samples):
+            yield "generated_mean", i, lambda i=i: self.with_head(self.generated(i))  # type: ignore[misc]
+        yield "initialize", None, self.initialized
+
+    @property
+    def base(self) -> dict[str, torch.Tensor]:
+        return self.bundle.generator.base_parameters()
+
+    def scratch(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return timm.create_model(self.bundle.config.generator.model, num_classes=self.dataset.num_classes)
+
+    def pretrained(self) -> nn.Module:
+        """The base checkpoint, BatchNorm statistics included, with a fresh head: what users do today."""
+        model = self.scratch()
+        model.load_state_dict(self.bundle.generator.base.state_dict(), strict=False)
+        return model
+
+    def with_head(self, body: dict[str, torch.Tensor]) -> nn.Module:
+        model = self.scratch()
+        with_solved_head("", "", model, body, self.support.images, self.support.labels)
+        return model
+
+    def generated(self, sample: int) -> dict[str, torch.Tensor]:
+        generator = self.bundle.generator
+        embedding = generator.embed(self.support.images, self.support.labels, self.support.num_classes)
+        # A seed of its own: these samples are not among those that initialize() chooses from.
+        delta = generator.sample_deltas(embedding, 1, 1_000_000 + 1_000 * self.seed + sample)[0]
+        return {k: v + delta[k] for k, v in self.base.items()}
+
+    def initialized(self) -> nn.Module:
+        model = self.scratch()
+        self.report = initialize(
+            model, self.loader(), generator=self.bundle, num_support=self.num_support, seed=self.seed
+        )
+        return model
+
+
+def draw_curves(rows: list[Row], path: Path) -> None:
+    """A PNG of test accuracy against steps, mean over seeds and samples, a panel for each dataset."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    datasets = list(dict.fromkeys(r.dataset for r in rows))
+    figure, axes = plt.subplots(1, len(datasets), figsize=(5.5 * len(datasets), 4), squeeze=False)
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        for method in METHODS:
+            means = mean_accuracies([r for r in rows if r.dataset == dataset], method)
+            axis.plot(list(means), list(means.values()), marker="o", label=method)
+        axis.set(xscale="symlog", xlabel="fine-tuning steps", ylabel="test accuracy (%)", title=dataset)
+        axis.set_xticks(list(means), labels=[str(s) for s in means])
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def mean_accuracies(rows: list[Row], method: str) -> dict[int, float]:
+    """Step -> mean over seeds and samples of one method's test accuracy."""
+    values: dict[int, list[float]] = {}
+    for r in rows:
+        if r.method == method and r.metric == "test_accuracy" and r.step is not None:
+            values.setdefault(r.step, []).append(r.value)
+    return {step: sum(v) / len(v) for step, v in values.items()}
+
+
+def mean_seconds(rows: list[Row], method: str, stage: str) -> float:
+    values = [r.value for r in rows if r.method == method and r.metric == f"seconds_{stage}"]
+    return sum(values) / len(values)

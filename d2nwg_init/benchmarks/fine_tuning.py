@@ -1,0 +1,74 @@
+"""The ordinary fine-tuning that every initialisation is measured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from zoo_builder.backbones import predict
+from zoo_builder.datasets import ImageDataset
+from zoo_builder.datasets.image_dataset import normalize_images, resize_images
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    steps: tuple[int, ...] = (0, 10, 30, 100)  # where test accuracy is measured; the last one ends it
+    learning_rate: float = 1e-3  # peak, AdamW
+    weight_decay: float = 0.01
+    batch_size: int = 64  # images
+
+
+def as_tensors(dataset: ImageDataset, model: nn.Module, size: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images float [N, 3, size, size], normalised as timm's model configuration says, and labels [N]."""
+    x, y = (dataset.x_train, dataset.y_train) if part == "train" else (dataset.x_test, dataset.y_test)
+    config = model.pretrained_cfg
+    return normalize_images(resize_images(x, size), config["mean"], config["std"]), torch.from_numpy(y)
+
+
+def train_loader(dataset: ImageDataset, model: nn.Module, size: int, batch_size: int, seed: int) -> DataLoader:
+    """A shuffling loader over the train images."""
+    generator = torch.Generator().manual_seed(seed)
+    data = TensorDataset(*as_tensors(dataset, model, size, "train"))
+    return DataLoader(data, batch_size=batch_size, shuffle=True, generator=generator)
+
+
+def fine_tune(
+    model: nn.Module, loader: DataLoader, test: tuple[torch.Tensor, torch.Tensor], recipe: FineTuning
+) -> dict[int, float]:
+    """Train in place and return test accuracy in percent by step."""
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    length = recipe.steps[-1]
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=max(length, 1),
+        warmup_t=max(1, length // 10),
+        warmup_lr_init=recipe.learning_rate / 20,
+        t_in_epochs=False,
+    )
+    accuracies = {0: accuracy(model, *test)}
+    step = 0
+    while step < length:
+        for images, labels in loader:
+            schedule.step_update(step)
+            model.train()
+            loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            if step in recipe.steps:
+                accuracies[step] = accuracy(model, *test)
+            if step == length:
+                break
+    return accuracies
+
+
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Top-1 in percent."""
+    return 100 * (predict(model, images).argmax(1) == labels).float().mean().item()

@@ -1,0 +1,65 @@
+"""One schema for all that is measured: a header with what is needed to measure it again, and long-format rows."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from zoo_builder.datasets import ImageDataset
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured value."""
+
+    bundle: str
+    dataset: str
+    split: str  # "demo", "development", "held_out" or "other"
+    method: str
+    seed: int
+    metric: str
+    value: float
+    unit: str
+    step: int | None = None
+    epoch: int | None = None
+    condition: str | None = None
+    shots: int | None = None
+    sample: int | None = None
+
+
+def results(name: str, datasets: Sequence[ImageDataset], rows: Sequence[Row]) -> dict[str, object]:
+    """The object that `--json` prints and docs/results/NAME.json holds."""
+    return {
+        "schema": 1,
+        "name": name,
+        "command": " ".join(["d2nwg-init", *sys.argv[1:]]),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {n: version(n) for n in ("d2nwg-init", "torch", "timm")},
+        "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in datasets],
+        "rows": [asdict(r) for r in rows],
+    }
+
+
+def _commit() -> str | None:
+    """The commit that this package's source stands at, "-dirty" where it was changed; None outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
+        here = Path(__file__).parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

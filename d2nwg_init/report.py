@@ -1,0 +1,61 @@
+"""What `initialize` did, and why: printed as a table, kept as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class CandidateScore:
+    name: str
+    kind: str  # "as_passed", "own_body", "base" or "generated"
+    loss: float  # mean cross-entropy on left-out images, in nats; NaN for a candidate that was discarded
+    loss_error: float  # its standard error
+    accuracy: float  # on left-out images, in percent
+
+
+@dataclass(frozen=True)
+class InitReport:
+    chosen: str  # name of the candidate whose weights the model now has
+    candidates: tuple[CandidateScore, ...]
+    bundle: str | None  # the generator's bundle; None: nothing was generated, see `reason`
+    bundle_sha256: str | None  # of its weights
+    reason: str  # why this bundle, or why none
+    images_read: int
+    num_classes: int
+    classes_seen: int
+    seconds: dict[str, float]  # by stage
+    seed: int
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": 1, **dataclasses.asdict(self)}, indent=1)
+
+    def __rich__(self) -> Table:
+        title = f"d2nwg-init: {self.chosen} (from {self.bundle or 'the model itself'})"
+        seconds = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items())
+        caption = (
+            f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
+            f"{self.reason}. {seconds}; seed {self.seed}"
+        )
+        table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
+        table.add_column("candidate")
+        for heading in ("left-out loss", "+-", "left-out accuracy %", "chosen"):
+            table.add_column(heading, justify="right")
+        for c in self.candidates:
+            mark = "<-" if c.name == self.chosen else ""
+            row = (escape(c.name), f"{c.loss:.3f}", f"{c.loss_error:.3f}", f"{c.accuracy:.1f}", mark)
+            table.add_row(*row, style="bold" if mark else None)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=100)
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]

@@ -1,0 +1,62 @@
+"""The model card of a bundle: what it covers, what it was trained on, what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pretrained_generators.bundle import BundleConfig
+from zoo_builder.checkpoint import write_text_atomically
+
+TEMPLATE = """---
+library_name: d2nwg-init
+license: other
+license_name: research-only
+tags: [weight-generation, timm, image-classification]
+---
+
+# {name}
+
+Generates weights of timm's `{model}` for an image dataset, from a few hundred of its training images.
+Trained for images of {size}x{size} pixels. Use it with
+
+```python
+report = d2nwg_init.initialize(model, train_loader, generator="{name}")
+```
+
+## What it was trained on
+
+A zoo of {entries} fine-tuned models, deltas to one base checkpoint (SHA-256 `{base}`), over
+
+{datasets}
+
+Some of these datasets are for research only or state no licence, and so are these weights. Never trained on: {held_out}.
+
+## What was measured in training
+
+{measured}
+
+Gains are points of accuracy of a solved head over the base's, on left-out support images. `reconstruction` is what
+the VAE keeps on zoo entries that it was not trained on; `sampling` is what samples have, without selection, on zoo
+datasets. How it does on datasets that it never saw is in the project's docs/results.
+
+## Limits
+
+The zoo is small. On data unlike all of the above, generated weights may be worse than the base; `initialize` compares
+them with the base and with the model as it was passed, and says what it chose.
+"""
+
+
+def write_card(config: BundleConfig, folder: Path) -> None:
+    """Write `folder`/README.md."""
+    generator = config.generator
+    text = TEMPLATE.format(
+        name=config.name,
+        model=generator.model,
+        size=generator.size,
+        entries=sum(t.entries for t in config.trained_on),
+        base=config.base_sha256,
+        datasets="\n".join(f"- {t.name}: {t.entries} entries" for t in config.trained_on),
+        held_out=", ".join(config.held_out),
+        measured="\n".join(f"- `{k}`: {v:.3g}" for k, v in config.measured.items()),
+    )
+    write_text_atomically(folder / "README.md", text)

@@ -1,0 +1,74 @@
+"""The whole generator: support images -> embedding -> latent -> chunks -> weights of a body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import timm
+import torch
+from torch import nn
+
+from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
+from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
+from pretrained_generators.weight_layout import WeightLayout
+from pretrained_generators.weight_vae import VAEConfig, WeightVAE
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    model: str  # timm name of the body
+    size: int  # pixels of the images in the zoo
+    layout: WeightLayout  # of the body's parameters
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+
+class Generator(nn.Module):
+    """Composes parts that take plain tensors and do not know each other. Everything it generates is a delta to `base`."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        layout = config.layout
+        self.base = timm.create_model(config.model, pretrained=False, num_classes=0)
+        self.vae = WeightVAE(layout.num_chunks, layout.chunk, config.vae)
+        feature_dim = getattr(self.base, "head_hidden_size", self.base.num_features)
+        self.encoder = DatasetEncoder(feature_dim, config.encoder)
+        self.diffusion = LatentDiffusion(
+            layout.num_chunks, config.vae.latent, config.encoder.embedding, config.diffusion
+        )
+        self.eval()
+
+    @torch.no_grad()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The base's pooled features [N, f] of float images [N, 3, H, W], with its own BatchNorm statistics.
+
+        Each channel is standardised over the whole set, so that whatever normalisation a loader applied drops out.
+        """
+        images = standardize_channels(images)
+        return torch.cat([self.base(batch) for batch in images.split(256)])
+
+    @torch.no_grad()
+    def embed(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """The dataset embedding [c] of support images [N, 3, H, W] with labels [N]."""
+        return self.encoder(self.features(images), labels, num_classes)[1]
+
+    @torch.no_grad()
+    def sample_deltas(
+        self, embedding: torch.Tensor | None, num_samples: int, seed: int, steps: int = 20, guidance: float = 1.0
+    ) -> list[dict[str, torch.Tensor]]:
+        """Deltas to the base's parameters, by name; deterministic in `seed`. No embedding is no condition."""
+        noise = torch.Generator().manual_seed(seed)
+        latents = self.diffusion.sample(embedding, num_samples, noise, steps, guidance)
+        return [self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(latents)]
+
+    def base_parameters(self) -> dict[str, torch.Tensor]:
+        return {k: v.detach() for k, v in self.base.named_parameters()}
+
+
+def standardize_channels(images: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and deviation 1 for each channel over all images and pixels of [N, C, H, W]."""
+    mean = images.mean((0, 2, 3), keepdim=True)
+    std = images.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    return (images - mean) / std

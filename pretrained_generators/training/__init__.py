@@ -1,0 +1,1 @@
+"""Train a generator from a zoo. Inside this package the only place that reads one."""

@@ -1,0 +1,48 @@
+"""Stage 3: the diffusion model learns to draw latents for a dataset embedding; VAE and encoder stay as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pretrained_generators.dataset_encoder import DatasetEncoder
+from pretrained_generators.latent_diffusion import TRAIN_TIMESTEPS, LatentDiffusion, noise_schedule
+from pretrained_generators.training.encoder import embed_random_support
+from pretrained_generators.training.loop import train_stage
+from pretrained_generators.training.recipe import DiffusionStage, EncoderStage
+from pretrained_generators.training.zoo_data import ZooData
+
+
+def train_diffusion(
+    diffusion: LatentDiffusion,
+    encoder: DatasetEncoder,
+    data: ZooData,
+    latents: torch.Tensor,
+    stage: DiffusionStage,
+    supports: EncoderStage,
+    folder: Path,
+    seed: int,
+) -> None:
+    """Mean squared error of the predicted clean latent, each number weighted by its variance in the zoo, so that the
+    loss is an error of weights and not of unit-variance noise directions."""
+    std, mean = torch.std_mean(latents, dim=0)
+    diffusion.latent_mean.copy_(mean)
+    diffusion.latent_std.copy_(std.clamp_min(1e-4))
+    standardised = (latents - diffusion.latent_mean) / diffusion.latent_std
+    weight = std.square() / std.square().mean()
+    schedule = noise_schedule()
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        batch = torch.randint(len(standardised), (stage.batch_size,), generator=generator)
+        with torch.no_grad():
+            condition = torch.stack([embed_random_support(encoder, data, int(i), supports, generator) for i in batch])
+        dropped = torch.rand(stage.batch_size, 1, generator=generator) < stage.drop_condition
+        condition = torch.where(dropped, diffusion.null_condition, condition)
+        clean = standardised[batch]
+        noise = torch.randn(clean.shape, generator=generator)
+        t = torch.randint(TRAIN_TIMESTEPS, (stage.batch_size,), generator=generator)
+        predicted = diffusion(schedule.add_noise(clean, noise, t), t, condition)
+        return (weight * (predicted - clean).square()).mean()
+
+    train_stage("diffusion", diffusion, stage, loss, folder, seed)

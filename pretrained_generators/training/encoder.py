@@ -1,0 +1,51 @@
+"""Stage 2: dataset embeddings are aligned with weight latents, as CLIP aligns images with text (the paper, section 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrained_generators.dataset_encoder import DatasetEncoder
+from pretrained_generators.training.loop import train_stage
+from pretrained_generators.training.recipe import EncoderStage
+from pretrained_generators.training.zoo_data import ZooData, draw_support
+
+
+def embed_random_support(
+    encoder: DatasetEncoder, data: ZooData, entry: int, stage: EncoderStage, generator: torch.Generator
+) -> torch.Tensor:
+    """The embedding of a random part of an entry's support set."""
+    part = draw_support(data.features[entry], data.labels[entry], stage.shots, stage.classes, generator)
+    return encoder(*part)[1]
+
+
+def train_encoder(
+    encoder: DatasetEncoder, data: ZooData, latents: torch.Tensor, stage: EncoderStage, folder: Path, seed: int
+) -> None:
+    """Symmetric cross-entropy between embeddings of random supports and projected latents [E, n, latent] in a batch.
+
+    The projection of the latents serves this stage alone and is not kept.
+    """
+    gathered = torch.cat(data.features)
+    encoder.feature_mean.copy_(gathered.mean(0))
+    encoder.feature_std.copy_(gathered.std(0).clamp_min(1e-4))
+    flat = latents.flatten(1)
+    # The span of E latents has at most E dimensions: their coordinates in it lose nothing and are few.
+    flat = flat - flat.mean(0)
+    left, values, _ = torch.linalg.svd(flat, full_matrices=False)
+    coordinates = left * values / values.square().mean().sqrt()
+    projection = nn.Linear(coordinates.shape[1], encoder.out.out_features)
+    both = nn.ModuleDict({"encoder": encoder, "projection": projection})
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        batch = torch.randperm(len(coordinates), generator=generator)[: stage.batch_size]
+        embeddings = torch.stack([embed_random_support(encoder, data, int(i), stage, generator) for i in batch])
+        keys = projection(coordinates[batch])
+        similarity = F.normalize(embeddings, dim=1) @ F.normalize(keys, dim=1).T / stage.temperature
+        target = torch.arange(len(batch))
+        return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+
+    train_stage("encoder", both, stage, loss, folder, seed)

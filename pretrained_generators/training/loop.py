@@ -1,0 +1,71 @@
+"""The one training loop: AdamW, one cycle, EMA, a checkpoint every so often, a line of JSON for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from pretrained_generators.training.recipe import Stage
+from zoo_builder.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_atomically
+from zoo_builder.progress import progress_bar
+
+CHECKPOINT_EVERY = 50  # steps
+
+
+def train_stage(
+    name: str,
+    module: nn.Module,
+    stage: Stage,
+    loss: Callable[[torch.Generator], torch.Tensor],
+    folder: Path,
+    seed: int,
+) -> None:
+    """Train `module` in place on `loss(generator)`; it ends with its weights averaged over time.
+
+    Each step draws from a generator seeded by (seed, step), so that a run that was killed goes on from its last
+    checkpoint in `folder` to the same weights. A finished stage is read back, not run again.
+    """
+    done, state, log = (folder / f"{name}.{end}" for end in ("safetensors", "resume", "jsonl"))
+    finished = nn.ModuleDict({"module": module})
+    if done.exists():
+        finished.load_state_dict(read_tensors(done)[0])
+        return
+    average = ModelEmaV3(module, decay=stage.ema_decay, use_warmup=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=stage.steps,
+        warmup_t=max(1, stage.steps // 20),
+        warmup_lr_init=stage.learning_rate / 20,
+        t_in_epochs=False,
+    )
+    first = 0
+    if state.exists():
+        first = int(str(load_checkpoint(state, {"module": module, "average": average.module}, optimizer)["step"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    module.train()
+    with progress_bar(f"training {name} -> {folder}", total=stage.steps, done=first) as bar:
+        for step in range(first, stage.steps):
+            schedule.step_update(step)
+            value = loss(torch.Generator().manual_seed(seed * 1_000_003 + step))
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            average.update(module, step=step)
+            bar.advance()
+            if (step + 1) % CHECKPOINT_EVERY == 0:
+                bar.note(f"loss {value.item():.4f}")
+                save_checkpoint(state, {"module": module, "average": average.module}, optimizer, {"step": step + 1})
+                with log.open("a") as file:
+                    file.write(json.dumps({"stage": name, "step": step + 1, "loss": value.item()}) + "\n")
+    module.load_state_dict(average.module.state_dict())
+    module.eval()
+    write_atomically(done, finished.state_dict())
+    state.unlink(missing_ok=True)

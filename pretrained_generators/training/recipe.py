@@ -1,0 +1,51 @@
+"""What a generator's training is determined by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pretrained_generators.dataset_encoder import EncoderConfig
+from pretrained_generators.latent_diffusion import DiffusionConfig
+from pretrained_generators.weight_vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    steps: int
+    learning_rate: float = 1e-3  # peak of one cycle, AdamW
+    batch_size: int = 32  # zoo entries
+    weight_decay: float = 0.01
+    ema_decay: float = 0.99
+
+
+@dataclass(frozen=True)
+class VAEStage(Stage):
+    kl_weight: float = 1e-3
+    noise: float = 0.1  # of the latent, in units of its standard deviation
+
+
+@dataclass(frozen=True)
+class EncoderStage(Stage):
+    temperature: float = 0.1
+    shots: int = 16  # images a class in a support set, at most
+    classes: int = 20  # classes in a support set, at most
+
+
+@dataclass(frozen=True)
+class DiffusionStage(Stage):
+    drop_condition: float = 0.1  # share of samples trained without a condition
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe:
+    name: str
+    vae_training: VAEStage
+    encoder_training: EncoderStage
+    diffusion_training: DiffusionStage
+    chunk: int = 1024  # weights in a chunk
+    kinds: tuple[str, ...] = ("branch",)  # kinds of zoo entries to learn from
+    held_back: int = 8  # entries kept out of training, to measure reconstruction on
+    seed: int = 0
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -1,0 +1,108 @@
+"""A zoo and a recipe -> a bundle: layout, VAE, encoder, diffusion, measured and saved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from pretrained_generators.bundle import BundleConfig, TrainedOn, save_bundle
+from pretrained_generators.card import write_card
+from pretrained_generators.generator import Generator, GeneratorConfig
+from pretrained_generators.training.diffusion import train_diffusion
+from pretrained_generators.training.encoder import train_encoder
+from pretrained_generators.training.gates import reconstruction_gain_kept, sampling_gain_kept
+from pretrained_generators.training.recipe import GeneratorRecipe
+from pretrained_generators.training.vae import encode_all, train_vae
+from pretrained_generators.training.zoo_data import read_zoo_data, select_entries, target_delta
+from pretrained_generators.weight_layout import WeightLayout
+from zoo_builder.backbones import create_backbone, load_body
+from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.errors import RecipeError
+from zoo_builder.store import Zoo
+
+MEASURED_ENTRIES = 16  # zoo entries that the samples are measured on
+MEASURED_SAMPLES = 2  # samples for each
+
+
+def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfig:
+    """Run the stages that are not finished and write a bundle to `out`; their state is kept in `out`/training.
+
+    Raises:
+        RecipeError: `out` holds the begun training of another recipe or zoo.
+    """
+    folder = out / "training"
+    entries = select_entries(zoo, recipe.kinds)
+    _same_work_as_before(folder, recipe, zoo, [e.id for e in entries])
+    held_back = entries[:: max(2, len(entries) // max(recipe.held_back, 1))][: recipe.held_back]
+    learnt = [e for e in entries if e not in held_back]
+
+    torch.manual_seed(recipe.seed)
+    layout = WeightLayout.of(create_backbone(zoo.model), recipe.chunk).scaled_to(target_delta(e) for e in learnt)
+    config = GeneratorConfig(zoo.model, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion)
+    generator = Generator(config)
+    load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
+
+    data = read_zoo_data(learnt, layout, generator)
+    train_vae(generator.vae, data.chunks, recipe.vae_training, folder, recipe.seed)
+    latents = encode_all(generator.vae, data.chunks)
+    train_encoder(generator.encoder, data, latents, recipe.encoder_training, folder, recipe.seed)
+    train_diffusion(
+        generator.diffusion,
+        generator.encoder,
+        data,
+        latents,
+        recipe.diffusion_training,
+        recipe.encoder_training,
+        folder,
+        recipe.seed,
+    )
+    _round_to_half(generator)
+
+    rebuilt = reconstruction_gain_kept(generator, held_back)
+    sampled = sampling_gain_kept(
+        generator, learnt[:: max(1, len(learnt) // MEASURED_ENTRIES)], MEASURED_SAMPLES, recipe.seed
+    )
+    measured = {
+        "reconstruction_gain_kept": rebuilt.share,
+        "reconstruction_gain_original": rebuilt.original,
+        "sampling_gain_kept": sampled.share,
+        "sampling_gain_original": sampled.original,
+        "compression": layout.chunk / recipe.vae.latent,
+    }
+    counts = Counter(str(e.task["dataset"]) for e in learnt)
+    bundle = save_bundle(
+        generator,
+        out,
+        name=recipe.name,
+        trained_on=tuple(TrainedOn(n, c) for n, c in sorted(counts.items())),
+        held_out=zoo.held_out,
+        base_sha256=zoo.base_sha256,
+        measured=measured,
+    )
+    write_card(bundle, out)
+    shutil.rmtree(folder)
+    return bundle
+
+
+def _same_work_as_before(folder: Path, recipe: GeneratorRecipe, zoo: Zoo, entries: list[str]) -> None:
+    """A begun training goes on only with what it was begun with."""
+    now = json.dumps({"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": entries}, indent=1)
+    record = folder / "begun_with.json"
+    if record.exists() and record.read_text() != now:
+        raise RecipeError(
+            f"{folder} holds a training begun with another recipe or zoo. Remove it, or take another --out."
+        )
+    write_text_atomically(record, now)
+
+
+def _round_to_half(generator: Generator) -> None:
+    """What is measured is what is shipped: bundles store half precision."""
+    with torch.no_grad():
+        for tensor in generator.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
