@@ -25,7 +25,7 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | None) -> tupl
         if misfit:
             raise BundleError(
                 f"The bundle {bundle.config.name!r} generates weights of timm's {bundle.config.generator.model}, which "
-                f"do not fit this {type(model).__name__}: {misfit}. Pass a model of that architecture, or another bundle."
+                f"do not fit this {type(model).__name__}: {misfit}. Pass a model of that kind, or another bundle."
             )
         return bundle, "the bundle that was asked for"
     covered = []

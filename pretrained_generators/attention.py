@@ -8,9 +8,9 @@ from torch import nn
 
 
 class AttentionBlock(nn.Module):
-    """x attends to `context` (itself where none is given); with `condition` as DiT's adaLN-Zero (Peebles & Xie 2023)."""
+    """x attends to `context`, or to itself; with a condition as in DiT's adaLN-Zero (Peebles & Xie, 2023)."""
 
-    def __init__(self, width: int, heads: int, condition: int = 0, zero_init: bool = False) -> None:
+    def __init__(self, width: int, heads: int, condition: int = 0) -> None:
         super().__init__()
         self.heads = heads
         self.norm_x = nn.LayerNorm(width, elementwise_affine=not condition)
@@ -20,10 +20,9 @@ class AttentionBlock(nn.Module):
         self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.modulation = nn.Linear(condition, 6 * width) if condition else None
-        zeroed = [self.modulation] if self.modulation is not None else [self.out, self.mlp[2]] if zero_init else []
-        for layer in zeroed:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
     def forward(
         self,
@@ -33,7 +32,7 @@ class AttentionBlock(nn.Module):
         condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x [B, N, width]; context [B, M, width]; mask [B, M], True where attended; condition [B, c]."""
-        if self.modulation is None:
+        if self.modulation is None or condition is None:
             x = x + self.attend(self.norm_x(x), self.norm_x(context) if context is not None else None, mask)
             return x + self.mlp(self.norm_mlp(x))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition))[:, None].chunk(6, dim=-1)

@@ -29,7 +29,8 @@ A zoo of {entries} fine-tuned models, deltas to one base checkpoint (SHA-256 `{b
 
 {datasets}
 
-Some of these datasets are for research only or state no licence, and so are these weights. Never trained on: {held_out}.
+Some of these datasets are for research only or state no licence, and so are these weights.
+Never trained on: {held_out}.
 
 ## What was measured in training
 

@@ -24,6 +24,9 @@ class EncoderConfig:
 
 
 class DatasetEncoder(nn.Module):
+    feature_mean: torch.Tensor  # [f], over the zoo
+    feature_std: torch.Tensor  # [f]
+
     def __init__(self, feature_dim: int, config: EncoderConfig) -> None:
         super().__init__()
         width, heads = config.width, config.heads

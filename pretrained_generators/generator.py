@@ -25,7 +25,7 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """Composes parts that take plain tensors and do not know each other. Everything it generates is a delta to `base`."""
+    """Composes parts that take plain tensors and do not know each other. What it generates are deltas to `base`."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Generator(nn.Module):
         layout = config.layout
         self.base = timm.create_model(config.model, pretrained=False, num_classes=0)
         self.vae = WeightVAE(layout.num_chunks, layout.chunk, config.vae)
-        feature_dim = getattr(self.base, "head_hidden_size", self.base.num_features)
+        feature_dim = int(getattr(self.base, "head_hidden_size", 0) or self.base.num_features)  # type: ignore[arg-type]
         self.encoder = DatasetEncoder(feature_dim, config.encoder)
         self.diffusion = LatentDiffusion(
             layout.num_chunks, config.vae.latent, config.encoder.embedding, config.diffusion

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
 from pretrained_generators.attention import AttentionBlock
-
-if TYPE_CHECKING:
-    from diffusers import DPMSolverMultistepScheduler
 
 TRAIN_TIMESTEPS = 1000
 
@@ -28,6 +25,9 @@ class DiffusionConfig:
 
 
 class LatentDiffusion(nn.Module):
+    latent_mean: torch.Tensor  # [n, latent], over the zoo
+    latent_std: torch.Tensor  # [n, latent]
+
     def __init__(self, num_tokens: int, latent: int, condition: int, config: DiffusionConfig) -> None:
         super().__init__()
         width = config.width
@@ -85,7 +85,7 @@ class LatentDiffusion(nn.Module):
         return x * self.latent_std + self.latent_mean
 
 
-def noise_schedule() -> DPMSolverMultistepScheduler:
+def noise_schedule() -> Any:
     """Cosine noise, DPM-Solver++ (2M) in its clean-sample form; no clipping, for latents are unbounded."""
     from diffusers import DPMSolverMultistepScheduler
 

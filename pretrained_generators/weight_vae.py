@@ -24,6 +24,8 @@ class VAEConfig:
 
 
 class WeightVAE(nn.Module):
+    coefficient_std: torch.Tensor  # [num_chunks, latent]
+
     def __init__(self, num_chunks: int, chunk: int, config: VAEConfig) -> None:
         super().__init__()
         latent, width = config.latent, config.width

@@ -1,1 +1,1 @@
-"""Makes the training set of the generators: datasets -> fine-tuning tasks -> a store of weights. Knows nothing of generators."""
+"""Makes the training set of the generators: datasets -> tasks -> a store of weights. Knows no generator."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
@@ -52,7 +53,8 @@ def find_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
         ModelError: the model has none (a detector, a headless body, a convolutional classifier).
     """
     linears = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    head = model.get_classifier() if hasattr(model, "get_classifier") else next(reversed(linears), None)
+    get_classifier = getattr(model, "get_classifier", None)
+    head = get_classifier() if get_classifier is not None else next(reversed(linears), None)
     if not isinstance(head, nn.Linear) or head not in linears:
         raise ModelError(
             f"{type(model).__name__} has no linear classifier to solve for (found {type(head).__name__}). Expected an "
@@ -70,6 +72,12 @@ def body_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.state_dict().items() if not k.startswith(prefix)}
 
 
+def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pixels by channel, of images in [0, 1], that timm configures a model for."""
+    config = cast(dict[str, Any], model.pretrained_cfg)
+    return config["mean"], config["std"]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode and no gradients inside; every module's own mode is put back."""
@@ -84,7 +92,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """What goes into the classifier, [N, d] float32, in evaluation mode; `images` [N, C, H, W] as the model takes them."""
+    """What goes into the classifier, [N, d] float32, in evaluation mode, of images [N, C, H, W]."""
     _, head = find_classifier(model)
     caught: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0].float()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
+from zoo_builder.backbones import image_statistics
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
@@ -64,7 +65,8 @@ def domain_images(dataset: ImageDataset, domain: str, task: FineTuneTask) -> Dom
             keep = np.random.default_rng(_seed(task.seed, dataset.name)).choice(keep, TRAIN_IMAGES, replace=False)
         images = apply_domain(resize_images(x[keep], task.size), domain, _seed(task.seed, domain))
         parts += [images, torch.from_numpy(renumber[y[keep]])]
-    return DomainImages(*parts, num_classes=len(classes))
+    x_train, y_train, x_test, y_test = parts
+    return DomainImages(x_train, y_train, x_test, y_test, len(classes))
 
 
 def run_task(
@@ -84,7 +86,7 @@ def run_task(
     torch.manual_seed(_seed(task.seed, task.id))
     origin = {k: v.clone() for k, v in base.state_dict().items()}
     weights = {k: v.clone() for k, v in parameters_of(base).items()}
-    mean, std = base.pretrained_cfg["mean"], base.pretrained_cfg["std"]
+    mean, std = image_statistics(base)
     sources = {(n, d): domain_images(load(n), d, task) for n in (task.dataset, *task.related) for d in task.domains}
     own = sources[task.dataset, task.domains[0]]
 
@@ -122,7 +124,7 @@ def run_task(
 
 
 def set_parameters(
-    model: nn.Module, base: dict[str, torch.Tensor], delta: dict[str, torch.Tensor], strength: float
+    model: nn.Module, base: Mapping[str, torch.Tensor], delta: Mapping[str, torch.Tensor], strength: float
 ) -> None:
     """Parameters become base + strength * delta, in place."""
     with torch.no_grad():

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.resources
 import tomllib
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args, get_type_hints
 
 import pydantic
 
@@ -58,15 +58,9 @@ def parse_config(values: object, schema: type[T]) -> T:
         raise RecipeError(f"{where}: {first['msg']}, got {first['input']!r}") from None
 
 
-def _field_names(schema: type) -> set[str]:
+def _field_names(schema: object) -> set[str]:
     """The keys of a dataclass and of the dataclasses that it nests."""
-    names: set[str] = set()
-    todo = [schema]
-    while todo:
-        current = todo.pop()
-        if dataclasses.is_dataclass(current):
-            for f in dataclasses.fields(current):
-                names.add(f.name)
-        hints = getattr(current, "__annotations__", {})
-        todo += [h for h in hints.values() if dataclasses.is_dataclass(h)]
-    return names
+    if isinstance(schema, type) and dataclasses.is_dataclass(schema):
+        hints = get_type_hints(schema)
+        return set(hints).union(*map(_field_names, hints.values()))
+    return set().union(*map(_field_names, get_args(schema)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from zoo_builder.domains import DOMAINS
 from zoo_builder.errors import RecipeError, nearest_names
@@ -28,6 +28,10 @@ class Group:
     own_share: float = 0.5  # of a branch's episodes that come from its own dataset; the rest are the group's
     class_subset: int | None = None  # a branch on a dataset with more classes draws this many
     seeds: int = 1
+    trunk_domains: tuple[str, ...] | None = None  # those of the branches, where not given
+    learning_rate: float | None = (
+        None  # in place of the recipe's, for trunk and branches; gentle where the base is good
+    )
 
 
 @dataclass(frozen=True)
@@ -75,33 +79,35 @@ def plan_tasks(recipe: ZooRecipe) -> list[FineTuneTask]:
     others: list[FineTuneTask] = []
     for group in recipe.groups:
         _check_group(group, recipe.held_out)
-        shared = {
-            "group": group.name,
-            "class_subset": group.class_subset,
-            "size": recipe.size,
-            "support": recipe.support,
-            "own_share": group.own_share,
-        }
         trunk = FineTuneTask(
             kind="trunk",
+            group=group.name,
             dataset=group.datasets[0],
             related=group.datasets[1:],
-            domains=group.domains,
-            training=recipe.trunk,
+            domains=group.trunk_domains or group.domains,
+            training=_with_rate(recipe.trunk, group),
+            own_share=group.own_share,
+            class_subset=None,
+            size=recipe.size,
+            support=recipe.support,
             seed=recipe.seed,
-            **shared,
         )
         trunks.append(trunk)
         for dataset in group.datasets:
+            own = replace(trunk, dataset=dataset, class_subset=group.class_subset)
             related = tuple(d for d in group.datasets if d != dataset)
+            branch = replace(
+                own, kind="branch", related=related, training=_with_rate(recipe.branch, group), start=trunk.id
+            )
             for seed in range(recipe.seed, recipe.seed + group.seeds):
-                for domain in group.domains:
-                    one = {"dataset": dataset, "related": related, "domains": (domain,), "seed": seed, **shared}
-                    others.append(FineTuneTask(kind="branch", training=recipe.branch, start=trunk.id, **one))
+                others += [replace(branch, seed=seed, domains=(domain,)) for domain in group.domains]
             if recipe.finetune is not None:
-                one = {"dataset": dataset, "related": (), "domains": ("plain",), "seed": recipe.seed, **shared}
-                others.append(FineTuneTask(kind="finetune", training=recipe.finetune, **one))
+                others.append(replace(own, kind="finetune", related=(), domains=("plain",), training=recipe.finetune))
     return trunks + others
+
+
+def _with_rate(training: Training, group: Group) -> Training:
+    return training if group.learning_rate is None else replace(training, learning_rate=group.learning_rate)
 
 
 def _check_group(group: Group, held_out: tuple[str, ...]) -> None:

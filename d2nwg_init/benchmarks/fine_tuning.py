@@ -10,7 +10,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from zoo_builder.backbones import predict
+from zoo_builder.backbones import image_statistics, predict
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
 
@@ -26,8 +26,7 @@ class FineTuning:
 def as_tensors(dataset: ImageDataset, model: nn.Module, size: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float [N, 3, size, size], normalised as timm's model configuration says, and labels [N]."""
     x, y = (dataset.x_train, dataset.y_train) if part == "train" else (dataset.x_test, dataset.y_test)
-    config = model.pretrained_cfg
-    return normalize_images(resize_images(x, size), config["mean"], config["std"]), torch.from_numpy(y)
+    return normalize_images(resize_images(x, size), *image_statistics(model)), torch.from_numpy(y)
 
 
 def train_loader(dataset: ImageDataset, model: nn.Module, size: int, batch_size: int, seed: int) -> DataLoader:

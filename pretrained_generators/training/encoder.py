@@ -1,4 +1,4 @@
-"""Stage 2: dataset embeddings are aligned with weight latents, as CLIP aligns images with text (the paper, section 3)."""
+"""Stage 2: dataset embeddings are aligned with weight latents, as CLIP aligns images with text (as in the paper)."""
 
 from __future__ import annotations
 

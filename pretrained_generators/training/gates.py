@@ -12,6 +12,7 @@ import torch
 
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.zoo_data import target_delta
+from zoo_builder.backbones import image_statistics
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.finetune import set_parameters
@@ -58,7 +59,7 @@ def _gain_kept(
     entries: list[ZooEntry],
     reproduce: Callable[[ZooEntry, torch.Tensor, torch.Tensor], list[dict[str, torch.Tensor]]],
 ) -> GainKept:
-    mean, std = (generator.base.pretrained_cfg[k] for k in ("mean", "std"))
+    mean, std = image_statistics(generator.base)
     original, reproduced = [], []
     with progress_bar(title, total=len(entries)) as bar:
         for entry in entries:

@@ -8,6 +8,7 @@ import torch
 
 from pretrained_generators.generator import Generator
 from pretrained_generators.weight_layout import WeightLayout
+from zoo_builder.backbones import image_statistics
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ZooError
 from zoo_builder.store import Zoo, ZooEntry
@@ -40,7 +41,7 @@ def select_entries(zoo: Zoo, kinds: tuple[str, ...]) -> list[ZooEntry]:
 
 
 def read_zoo_data(entries: list[ZooEntry], layout: WeightLayout, generator: Generator) -> ZooData:
-    mean, std = (generator.base.pretrained_cfg[k] for k in ("mean", "std"))
+    mean, std = image_statistics(generator.base)
     chunks, features, labels = [], [], []
     for entry in entries:
         chunks.append(layout.to_chunks(target_delta(entry)))

@@ -1,4 +1,4 @@
-"""A folder with one folder of images a class, as torchvision's ImageFolder reads it; train/ and val/ or test/ if they exist."""
+"""A folder with one folder of images a class, as ImageFolder reads it; train/ and val/ or test/ where they exist."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def _read(path: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[str], str
     for i, (file, _) in enumerate(folder.samples):
         digest.update(Path(file).relative_to(path).as_posix().encode() + Path(file).read_bytes())
         try:
-            with Image.open(file) as image:
-                image = image.convert("RGB")
+            with Image.open(file) as opened:
+                image = opened.convert("RGB")
                 side = min(image.size)
                 left, top = (image.width - side) // 2, (image.height - side) // 2
                 box = (left, top, left + side, top + side)
