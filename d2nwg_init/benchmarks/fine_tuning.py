@@ -18,9 +18,10 @@ from zoo_builder.datasets.image_dataset import normalize_images, resize_images
 @dataclass(frozen=True)
 class FineTuning:
     steps: tuple[int, ...] = (0, 10, 30, 100)  # where test accuracy is measured; the last one ends it
-    learning_rate: float = 1e-3  # peak, AdamW
+    learning_rate: float = 1e-3  # peak of one cycle, AdamW
     weight_decay: float = 0.01
     batch_size: int = 64  # images
+    clip: float = 1.0  # norm of the gradient, at most
 
 
 def as_tensors(dataset: ImageDataset, model: nn.Module, size: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,6 +60,7 @@ def fine_tune(
             loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
             optimizer.zero_grad()
             loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             step += 1
             if step in recipe.steps:
