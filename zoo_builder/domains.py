@@ -1,7 +1,6 @@
 """Whole datasets seen through another eye: each gives a zoo a new domain at no cost in data.
 
-A domain is fixed by its name and a seed and is the same for every image, so that it is a dataset of its own and not
-an augmentation.
+A domain is fixed by its name and a seed, so that it is a dataset of its own and not an augmentation.
 """
 
 from __future__ import annotations
@@ -20,6 +19,14 @@ def _recolour(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     while (dark - light).abs().sum() < 0.9:  # keep the picture legible
         dark, light = (torch.rand(3, 1, 1, generator=generator) for _ in range(2))
     return dark + x * (light - dark)
+
+
+def _many_colours(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image takes two random colours of its own, and is a little blurred: as lettering in the street."""
+    dark, light = (torch.rand(len(x), 3, 1, 1, generator=generator) for _ in range(2))
+    faint = (dark - light).abs().sum(1, keepdim=True) < 0.6
+    light = torch.where(faint, (dark + 0.5) % 1, light)
+    return dark + _resample(x, 0.5, "bilinear") * (light - dark)
 
 
 def _rotate(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -46,6 +53,8 @@ DOMAINS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "rotate": _rotate,
     "blur": lambda x, _: _resample(x, 0.3, "bilinear"),
     "pixelate": lambda x, _: _resample(x, 0.25, "nearest"),
+    "coarse": lambda x, _: _resample(x, 0.125, "bilinear"),
+    "many_colours": _many_colours,
     "edges": _edges,
 }
 
@@ -59,6 +68,6 @@ def apply_domain(images: torch.Tensor, domain: str, seed: int) -> torch.Tensor:
     out = torch.empty_like(images)
     for start in range(0, len(images), 1024):
         part = images[start : start + 1024].float() / 255
-        part = DOMAINS[domain](part, torch.Generator().manual_seed(seed))
+        part = DOMAINS[domain](part, torch.Generator().manual_seed(seed))  # one look for all parts
         out[start : start + 1024] = (part * 255).round().clamp(0, 255).byte()
     return out

@@ -69,7 +69,8 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
     )
     x_train, y_train = resize_images(dataset.x_train, config.size), torch.from_numpy(dataset.y_train)
     x_test, y_test = resize_images(dataset.x_test, config.size), torch.from_numpy(dataset.y_test)
-    steps = len(x_train) // config.batch_size
+    batch_size = min(config.batch_size, len(x_train))
+    steps = len(x_train) // batch_size
     length = config.epochs * steps
     schedule = CosineLRScheduler(
         optimizer,
@@ -94,7 +95,7 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
             for step in range(steps):
                 now = epoch * steps + step
                 schedule.step_update(now)
-                index = order[step * config.batch_size : (step + 1) * config.batch_size]
+                index = order[step * batch_size : (step + 1) * batch_size]
                 images = normalize_images(x_train[index], mean, std)
                 images = random_resized_crop(images, config.crop_scale, generator)
                 images = images.contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch import nn
 
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, as_tensors, fine_tune, train_loader
 from d2nwg_init.benchmarks.results import Row
-from d2nwg_init.candidates import with_solved_head
+from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import initialize
 from pretrained_generators.bundle import Bundle
 from zoo_builder.datasets import ImageDataset
@@ -27,7 +27,6 @@ def run_demo(
     bundle: Bundle,
     recipe: FineTuning,
     *,
-    split: str,
     seeds: int,
     num_samples: int = 3,
     num_support: int = 1024,
@@ -46,7 +45,7 @@ def run_demo(
                 made = time.perf_counter()
                 accuracies = fine_tune(model, bench.loader(), bench.test, recipe)
                 seconds = {"initialise": made - began, "fine_tune": time.perf_counter() - made}
-                about = (bundle.config.name, dataset.name, split, method, seed)
+                about = (bundle.config.name, dataset.name, method, seed)
                 for step, value in accuracies.items():
                     rows.append(Row(*about, "test_accuracy", value, "%", step=step, sample=sample))
                 for stage, value in seconds.items():
@@ -96,7 +95,7 @@ class _Bench:
 
     def with_head(self, body: dict[str, torch.Tensor]) -> nn.Module:
         model = self.scratch()
-        with_solved_head("", "", model, body, self.support.images, self.support.labels)
+        set_body_and_solve(model, body, self.support.images, self.support.labels)
         return model
 
     def generated(self, sample: int) -> dict[str, torch.Tensor]:

@@ -23,7 +23,11 @@ def results_block(report: dict) -> str:
     for dataset in dict.fromkeys(r.dataset for r in rows):
         mine = [r for r in rows if r.dataset == dataset]
         steps = list(mean_accuracies(mine, METHODS[0]))
-        lines += ["", f"| {dataset} | " + " | ".join(f"step {s}" for s in steps) + " |", "|---" * (len(steps) + 1) + "|"]
+        lines += [
+            "",
+            f"| {dataset} | " + " | ".join(f"step {s}" for s in steps) + " |",
+            "|---" * (len(steps) + 1) + "|",
+        ]
         for method in METHODS:
             cells = " | ".join(f"{v:.1f}" for v in mean_accuracies(mine, method).values())
             lines.append(f"| `{method}` | {cells} |")

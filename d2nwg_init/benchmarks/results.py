@@ -23,12 +23,12 @@ class Row:
 
     bundle: str
     dataset: str
-    split: str  # "demo", "development", "held_out" or "other"
     method: str
     seed: int
     metric: str
     value: float
     unit: str
+    split: str | None = None  # "development" or "held_out"; None is neither
     step: int | None = None
     epoch: int | None = None
     condition: str | None = None

@@ -44,8 +44,7 @@ def demo(
     recipe = FineTuning()
     rows = []
     for dataset in datasets:
-        split = "demo" if dataset.name == "digits" else "other"
-        rows += run_demo(dataset, loaded, recipe, split=split, seeds=seeds)
+        rows += run_demo(dataset, loaded, recipe, seeds=seeds)
     report = results("demo", datasets, rows)
     draw_curves(rows, plot)
     if out:

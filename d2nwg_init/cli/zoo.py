@@ -50,6 +50,7 @@ def build(
     import os
     from importlib.metadata import version
 
+    from zoo_builder.backbones import create_backbone
     from zoo_builder.errors import ZooError
     from zoo_builder.executors import build as build_tasks
     from zoo_builder.recipe import read_recipe
@@ -63,6 +64,7 @@ def build(
             typer.echo(task.id)
         typer.echo(f"{len(tasks)} tasks")
         return
+    create_backbone(model, base)  # a base that does not fit is an error now, not in every task
     versions = {name: version(name) for name in ("d2nwg-init", "torch", "timm")}
     zoo = Zoo.create(out, model, base, parsed, versions)
     failed = build_tasks(zoo, tasks, data, workers or os.cpu_count() or 1)
