@@ -38,12 +38,15 @@ def set_body_and_solve(
     """Set `body` (parameters by name; the others stay), recalibrate BatchNorm and solve the head, all in place.
 
     Returns:
-        Logits [N, K] of each image from the head solved without it.
+        Logits [N, K] of each image from the head solved without it; NaN where the features are not finite.
     """
     model.load_state_dict(body, strict=False)
     recalibrate_batchnorm(model, images)
     _, head = find_classifier(model)
-    solved = solve_head(extract_features(model, images).cpu(), labels, head.out_features)
+    features = extract_features(model, images).cpu()
+    if not torch.isfinite(features).all():
+        return torch.full((len(labels), head.out_features), float("nan"))
+    solved = solve_head(features, labels, head.out_features)
     with torch.no_grad():
         head.weight.copy_(solved.weight)
         if head.bias is not None:

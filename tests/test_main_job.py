@@ -1,5 +1,6 @@
 """The promises of the main job, on the embedded bundle and real images: scikit-learn's digits."""
 
+import copy
 import random
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import d2nwg_init
 from d2nwg_init.benchmarks.fine_tuning import train_loader
-from pretrained_generators.bundle import load_bundle, save_bundle
+from d2nwg_init.candidates import Candidate
+from d2nwg_init.select import select
+from pretrained_generators.bundle import Bundle, load_bundle, save_bundle
 from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.datasets import load_dataset
 
@@ -156,6 +159,30 @@ def test_a_fault_at_any_stage_leaves_the_model(stage, model, loader, monkeypatch
         d2nwg_init.initialize(model, loader, num_candidates=1, num_support=64)
     assert same(state_of(model), before)
     assert random_states() == states
+
+
+def test_exploding_samples_are_discarded(model, loader, bundle):
+    generator = copy.deepcopy(bundle.generator)
+    generator.diffusion.latent_mean.fill_(1e30)
+    report = d2nwg_init.initialize(
+        model, loader, generator=Bundle(bundle.config, generator), num_candidates=2, num_support=128
+    )
+    assert not report.chosen.startswith("generated")
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
+def candidate(kind, losses, name=None):
+    return Candidate(kind, name or kind, {}, torch.tensor(losses), 0.0)
+
+
+def test_selection_prefers_the_simpler_kind_within_one_standard_error():
+    base, much_better = candidate("base", [1.0, 1.2, 0.8]), candidate("generated", [0.1, 0.3, 0.0])
+    hardly_better = candidate("generated", [1.0, 1.1, 0.89])
+    assert select([base, much_better]) is much_better
+    assert select([base, hardly_better]) is base
+    assert select([candidate("base", [float("nan")] * 3), hardly_better]) is hardly_better
+    with pytest.raises(d2nwg_init.ModelError, match="finite"):
+        select([candidate("base", [float("nan")])])
 
 
 def test_a_loaders_own_error_passes_untouched(model):

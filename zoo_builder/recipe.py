@@ -50,9 +50,10 @@ def parse_config(values: object, schema: type[T]) -> T:
     try:
         return adapter.validate_python(values)
     except pydantic.ValidationError as e:
-        first = e.errors()[0]
+        unknown = [x for x in e.errors() if x["type"] in ("extra_forbidden", "unexpected_keyword_argument")]
+        first = (unknown or e.errors())[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top level"
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if unknown:
             known = _field_names(schema)
             raise RecipeError(f"unknown key {where!r}; {nearest_names(str(first['loc'][-1]), known)}") from None
         raise RecipeError(f"{where}: {first['msg']}, got {first['input']!r}") from None
