@@ -1,6 +1,6 @@
 """A zoo on disk. One safetensors file an entry, moved into place when whole: it is there and right, or not there.
 
-ZOO/zoo.json                  the recipe, the base's hash, versions
+ZOO/zoo.json                  what all entries share: model, size, held-out sets, the base's hash, versions
 ZOO/base.safetensors          the body that all deltas refer to
 ZOO/entries/ID.safetensors    delta/* (fp16), support, support_labels; the task and its metrics in the header
 ZOO/failed/ID.json            why a task failed
@@ -73,8 +73,9 @@ class Zoo:
         about = {
             "format": 1,
             "model": model,
+            "size": recipe.size,
+            "held_out": recipe.held_out,
             "base_sha256": sha256,
-            "recipe": asdict(recipe),
             "versions": versions,
         }
         write_text_atomically(path / "zoo.json", json.dumps(about, indent=1))
@@ -90,8 +91,7 @@ class Zoo:
         path = Path(path)
         try:
             about = json.loads((path / "zoo.json").read_text())
-            recipe = about["recipe"]
-            return cls(path, about["model"], recipe["size"], tuple(recipe["held_out"]), about["base_sha256"])
+            return cls(path, about["model"], about["size"], tuple(about["held_out"]), about["base_sha256"])
         except (OSError, KeyError, TypeError, ValueError) as e:
             raise ZooError(
                 f"{path} is not a zoo: its zoo.json cannot be read ({e!r}). Make one with: d2nwg-init zoo build"
