@@ -12,6 +12,8 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, condition: int = 0) -> None:
         super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"A width of {width} cannot be split into {heads} heads.")
         self.heads = heads
         self.norm_x = nn.LayerNorm(width, elementwise_affine=not condition)
         self.norm_mlp = nn.LayerNorm(width, elementwise_affine=not condition)

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -20,6 +21,7 @@ from zoo_builder.recipe import parse_config
 
 FORMAT = 1
 MAX_BYTES = 2**31  # of the weights file; a generator is far smaller
+MAX_EXPONENT = 100  # of a block's scale; float32 goes little further
 EMBEDDED = Path(__file__).parent / "bundles"
 
 
@@ -81,10 +83,10 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
         raise BundleError(f"{path}: expected generator.safetensors of at most {MAX_BYTES} bytes. Get the bundle again.")
     if hashlib.sha256(weights.read_bytes()).hexdigest() != config.weights_sha256:
         raise BundleError(f"{weights} is not the file that config.json describes (SHA-256). Get the bundle again.")
-    with torch.device("meta"):  # shapes alone: nothing is allocated for a config that lies
-        generator = Generator(config.generator)
+    generator = _without_weights(config.generator, path / "config.json")
     _check_header(weights, generator.state_dict())
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in read_tensors(weights)[0].items()}
+    # A copy of its own for each: in the file they lie unaligned, and matrix products differ in the last bits for that.
+    tensors = {k: (v.float() if v.is_floating_point() else v).clone() for k, v in read_tensors(weights)[0].items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{weights}: {name} holds NaN or infinite values. Get the bundle again.")
@@ -101,6 +103,22 @@ def _read_config(path: Path) -> BundleConfig:
         return parse_config(values, BundleConfig)
     except (OSError, ValueError, D2NWGError) as e:
         raise e if isinstance(e, BundleError) else BundleError(f"{path} is not a bundle's config ({e}).") from e
+
+
+def _without_weights(config: GeneratorConfig, path: Path) -> Generator:
+    """The generator that a config describes, in shapes alone: nothing is allocated for a config that lies."""
+    if not timm.is_model(config.model):  # timm takes addresses on hubs for names too
+        raise BundleError(f"{path}: timm has no model {config.model!r}. Upgrade timm, or get the bundle again.")
+    try:
+        with torch.device("meta"):
+            generator = Generator(config)
+    except (RuntimeError, ValueError, ArithmeticError) as e:
+        raise BundleError(f"{path} describes no generator ({e}). Get the bundle again.") from e
+    body = {name: tuple(p.shape) for name, p in generator.base.named_parameters()}
+    for block in config.layout.blocks:
+        if body.pop(block.name, None) != block.shape or abs(block.exponent) > MAX_EXPONENT:
+            raise BundleError(f"{path}: {block} is no parameter of {config.model}, or there twice. Get the bundle again.")
+    return generator
 
 
 def _check_header(weights: Path, expected: dict[str, torch.Tensor]) -> None:

@@ -33,8 +33,10 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
     """Run the stages that are not finished and write a bundle to `out`; their state is kept in `out`/training.
 
     Raises:
-        RecipeError: `out` holds the begun training of another recipe or zoo.
+        RecipeError: `out` holds the begun training of another recipe or zoo, or the recipe holds nothing back.
     """
+    if recipe.held_back < 1:
+        raise RecipeError(f"held_back must be 1 or more, to measure reconstruction on; got {recipe.held_back}.")
     folder = out / "training"
     entries = select_entries(zoo, recipe.kinds)
     _same_work_as_before(folder, recipe, zoo, [e.id for e in entries])
