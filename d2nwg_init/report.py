@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -36,7 +37,11 @@ class InitReport:
     versions: dict[str, str]
 
     def to_json(self) -> str:
-        return json.dumps({"schema": 1, **dataclasses.asdict(self)}, indent=1)
+        """All fields and the schema's number; what is NaN here is null there, for JSON has no NaN."""
+        values = dataclasses.asdict(self)
+        for score in values["candidates"]:
+            score |= {k: None for k, v in score.items() if isinstance(v, float) and not math.isfinite(v)}
+        return json.dumps({"schema": 1, **values}, indent=1)
 
     def __rich__(self) -> Table:
         title = f"d2nwg-init: {self.chosen} (from {self.bundle or 'the model itself'})"

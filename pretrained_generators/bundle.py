@@ -39,6 +39,7 @@ class BundleConfig:
     trained_on: tuple[TrainedOn, ...]  # datasets of the zoo with the number of their entries
     held_out: tuple[str, ...]  # never trained on
     base_sha256: str  # of the base checkpoint that the zoo was built from
+    base_pretrained_on: str  # dataset
     measured: dict[str, float] = field(default_factory=dict)  # what training measured, see the card
     format: int = FORMAT
 
@@ -117,7 +118,9 @@ def _without_weights(config: GeneratorConfig, path: Path) -> Generator:
     body = {name: tuple(p.shape) for name, p in generator.base.named_parameters()}
     for block in config.layout.blocks:
         if body.pop(block.name, None) != block.shape or abs(block.exponent) > MAX_EXPONENT:
-            raise BundleError(f"{path}: {block} is no parameter of {config.model}, or there twice. Get the bundle again.")
+            raise BundleError(
+                f"{path}: {block} is no parameter of {config.model}, or there twice. Get the bundle again."
+            )
     return generator
 
 

@@ -25,7 +25,8 @@ report = d2nwg_init.initialize(model, train_loader, generator="{name}")
 
 ## What it was trained on
 
-A zoo of {entries} fine-tuned models, deltas to one base checkpoint (SHA-256 `{base}`), over
+A base checkpoint pretrained by this project on {pretrained_on} (SHA-256 `{base}`), and a zoo of {entries} models
+fine-tuned from it, over
 
 {datasets}
 
@@ -56,6 +57,7 @@ def write_card(config: BundleConfig, folder: Path) -> None:
         size=generator.size,
         entries=sum(t.entries for t in config.trained_on),
         base=config.base_sha256,
+        pretrained_on=config.base_pretrained_on,
         datasets="\n".join(f"- {t.name}: {t.entries} entries" for t in config.trained_on),
         held_out=", ".join(config.held_out),
         measured="\n".join(f"- `{k}`: {v:.3g}" for k, v in config.measured.items()),

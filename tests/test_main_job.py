@@ -82,7 +82,9 @@ def test_embedding_ignores_image_order_and_class_order(bundle, loader):
 
 
 def test_saved_and_reloaded_bundle_samples_equal_bits(bundle, tmp_path):
-    about = {k: getattr(bundle.config, k) for k in ("name", "trained_on", "held_out", "base_sha256")}
+    about = {
+        k: getattr(bundle.config, k) for k in ("name", "trained_on", "held_out", "base_sha256", "base_pretrained_on")
+    }
     save_bundle(bundle.generator, tmp_path, **about)
     again = load_bundle(tmp_path)
     embedding = torch.linspace(-1, 1, bundle.config.generator.encoder.embedding)

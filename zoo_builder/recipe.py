@@ -56,7 +56,8 @@ def parse_config(values: object, schema: type[T]) -> T:
         if unknown:
             known = _field_names(schema)
             raise RecipeError(f"unknown key {where!r}; {nearest_names(str(first['loc'][-1]), known)}") from None
-        raise RecipeError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+        came = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
+        raise RecipeError(f"{where}: {first['msg']}{came}") from None
 
 
 def _field_names(schema: object) -> set[str]:

@@ -100,6 +100,11 @@ class Zoo:
     def base(self) -> dict[str, torch.Tensor]:
         return {k: v.float() for k, v in read_tensors(self.path / "base.safetensors")[0].items()}
 
+    def base_pretrained_on(self) -> str:
+        """Name of the dataset that `zoo base` pretrained on, "unknown" for a base from elsewhere."""
+        about = read_tensors(self.path / "base.safetensors")[1].get("pretraining", "{}")
+        return json.loads(about).get("dataset", "unknown")
+
     def entry_path(self, task_id: str) -> Path:
         return self.path / "entries" / f"{task_id}.safetensors"
 

@@ -126,11 +126,13 @@ def draw_curves(rows: list[Row], path: Path) -> None:
         for method in METHODS:
             means = mean_accuracies([r for r in rows if r.dataset == dataset], method)
             axis.plot(list(means), list(means.values()), marker="o", label=method)
-        axis.set(xscale="symlog", xlabel="fine-tuning steps", ylabel="test accuracy (%)", title=dataset)
+        axis.set(xscale="symlog", xlabel="fine-tuning steps", ylabel="test accuracy (%)")
+        axis.set_title(dataset, parse_math=False)
         axis.set_xticks(list(means), labels=[str(s) for s in means])
         axis.grid(alpha=0.3)
     axes[0][0].legend()
     figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -41,6 +41,11 @@ def demo(
                 f"The bundle was trained on {dataset.name!r}: it would be measured on what it knows. Take a dataset "
                 f"that it never saw, such as one of {', '.join(loaded.config.held_out)}."
             )
+        if not len(dataset.x_test):
+            raise DataError(
+                f"Dataset {dataset.name!r} has no test images to measure on. Give 5 images a class or more, or a test/ "
+                "folder beside train/."
+            )
     recipe = FineTuning()
     rows = []
     for dataset in datasets:
@@ -60,12 +65,13 @@ def demo(
 
 
 def _table(dataset: str, model: str, rows: list) -> object:
+    from rich.markup import escape
     from rich.table import Table
 
     from d2nwg_init.benchmarks.demo import METHODS, mean_accuracies, mean_seconds
 
     steps = list(mean_accuracies(rows, METHODS[0]))
-    table = Table(title=f"{model} on {dataset}: test accuracy (%) after fine-tuning steps")
+    table = Table(title=f"{model} on {escape(dataset)}: test accuracy (%) after fine-tuning steps")
     table.add_column("method")
     for heading in (*(f"step {s}" for s in steps), "initialise (s)", "fine-tune (s)"):
         table.add_column(heading, justify="right")

@@ -77,6 +77,7 @@ def build(
 def list_entries(zoo: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
     """Print the entries with the accuracy (%) of a solved head on the base and on the entry."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from zoo_builder.store import Zoo
@@ -85,5 +86,5 @@ def list_entries(zoo: Annotated[Path, typer.Argument(help="Folder of the zoo.")]
     for e in Zoo.open(zoo).entries():
         m = e.metrics
         figures = (m["solved_accuracy"], m["accuracy"], m["best_accuracy"])
-        table.add_row(e.id, *(f"{v:.1f}" for v in figures), f"{m['best_strength']:.2f}", f"{m['seconds']:.0f}")
+        table.add_row(escape(e.id), *(f"{v:.1f}" for v in figures), f"{m['best_strength']:.2f}", f"{m['seconds']:.0f}")
     Console().print(table)

@@ -84,6 +84,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
         trained_on=tuple(TrainedOn(n, c) for n, c in sorted(counts.items())),
         held_out=zoo.held_out,
         base_sha256=zoo.base_sha256,
+        base_pretrained_on=zoo.base_pretrained_on(),
         measured=measured,
     )
     write_card(bundle, out)
