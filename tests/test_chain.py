@@ -1,6 +1,5 @@
 """The chain of the command line on tiny made-up datasets: zoo base -> zoo build -> generator train -> init."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -232,22 +231,6 @@ def test_init_writes_weights_that_timm_loads(work, bundle_path, tmp_path):
     assert all(torch.equal(v, written[k]) for k, v in model.state_dict().items())
 
 
-def test_demo_prints_every_method_in_the_results_schema(work, bundle_path, tmp_path):
-    plot = tmp_path / "curves.png"
-    printed = run("demo", "--data", work / "data" / "secret.npz", "--bundle", bundle_path, "--json", "--plot", plot)
-    report = json.loads(printed[printed.index("{") :])
-    assert {"schema", "name", "command", "commit", "date", "machine", "versions", "data", "rows"} <= report.keys()
-    steps = {(r["method"], r["step"]) for r in report["rows"] if r["metric"] == "test_accuracy"}
-    methods = ("scratch", "pretrained", "solved", "generated_mean", "initialize")
-    assert steps == {(m, s) for m in methods for s in (0, 10, 30, 100)}
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    trained = CliRunner().invoke(
-        app, ["demo", "--data", str(work / "data" / "blobs.npz"), "--bundle", str(bundle_path)]
-    )
-    assert trained.exit_code == 1
-    assert "trained on 'blobs'" in " ".join(trained.output.split())
-
-
 def test_pretraining_interrupted_after_an_epoch_resumes_to_equal_bits(work, tmp_path, monkeypatch):
     from zoo_builder.datasets import load_dataset
 
@@ -267,8 +250,3 @@ def test_pretraining_interrupted_after_an_epoch_resumes_to_equal_bits(work, tmp_
     pretrain.pretrain(dataset, config, tmp_path / "parts.safetensors")
     whole, parts = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
-
-
-@pytest.mark.parametrize("command", ["zoo base", "zoo build", "zoo list", "generator train", "init", "demo"])
-def test_help_has_an_example(command):
-    assert "Example: d2nwg-init" in run(*command.split(), "--help")

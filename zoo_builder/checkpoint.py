@@ -27,8 +27,11 @@ def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dic
 def write_text_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -62,15 +65,22 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, modules: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer
 ) -> dict[str, object]:
-    """Undo `save_checkpoint`: fill the modules and the optimizer in place and return `progress`."""
+    """Undo `save_checkpoint`: fill the modules and the optimizer in place and return `progress`.
+
+    Raises:
+        D2NWGError: missing, damaged, or not of these modules.
+    """
     tensors, metadata = read_tensors(path)
-    for name, module in modules.items():
-        prefix = f"{name}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    state: dict[int, dict[str, object]] = {int(i): dict(s) for i, s in json.loads(metadata["optimizer"]).items()}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, index, field = key.split("/")
-            state.setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads(metadata["progress"])
+    try:
+        for name, module in modules.items():
+            prefix = f"{name}/"
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        state: dict[int, dict[str, object]] = {int(i): dict(s) for i, s in json.loads(metadata["optimizer"]).items()}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, index, field = key.split("/")
+                state.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return json.loads(metadata["progress"])
+    except (KeyError, RuntimeError, ValueError) as e:
+        raise D2NWGError(f"{path} holds no state of this training ({e}). Remove it to begin anew.") from e

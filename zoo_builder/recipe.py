@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import json
 import tomllib
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
@@ -27,16 +28,16 @@ def read_recipe(recipe: str | Path, schema: type[T], package: str) -> T:
         if p.name.endswith(".toml")
     }
     if str(recipe) in shipped:
-        text = shipped[str(recipe)].read_text()
+        text = shipped[str(recipe)].read_bytes()
     elif Path(recipe).is_file():
-        text = Path(recipe).read_text()
+        text = Path(recipe).read_bytes()
     else:
         raise RecipeError(
             f"No recipe {str(recipe)!r}: expected a TOML file or a shipped name; {nearest_names(str(recipe), shipped)}"
         )
     try:
-        return parse_config(tomllib.loads(text), schema)
-    except (tomllib.TOMLDecodeError, RecipeError) as e:
+        return parse_config(tomllib.loads(text.decode()), schema)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecipeError) as e:
         raise RecipeError(f"Recipe {recipe}: {e}") from e
 
 
@@ -48,7 +49,8 @@ def parse_config(values: object, schema: type[T]) -> T:
     """
     adapter = pydantic.TypeAdapter(pydantic.with_config(pydantic.ConfigDict(extra="forbid"))(schema))
     try:
-        return adapter.validate_python(values)
+        # As JSON, where pydantic can be strict about numbers and still read an array as a tuple.
+        return adapter.validate_json(json.dumps(values, default=str), strict=True)
     except pydantic.ValidationError as e:
         unknown = [x for x in e.errors() if x["type"] in ("extra_forbidden", "unexpected_keyword_argument")]
         first = (unknown or e.errors())[0]

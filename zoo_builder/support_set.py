@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from zoo_builder.errors import DataError
 
@@ -38,6 +40,9 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int) 
     """
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
+    if isinstance(loader, DataLoader) and loader.persistent_workers:
+        loader = copy.copy(loader)
+        vars(loader)["_iterator"] = None  # the user's own workers stay as they are, or unborn
     with unchanged_random_state(loader):
         missing = num_support
         for batch in loader:
@@ -103,6 +108,7 @@ def unchanged_random_state(*owners: object) -> Iterator[None]:
     python, numpy_, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     parts = [p for o in owners for p in (o, getattr(o, "sampler", None), getattr(o, "batch_sampler", None))]
+    parts += [getattr(p, "sampler", None) for p in parts]  # a batch sampler has one too
     found = {id(g): g for p in parts if isinstance(g := getattr(p, "generator", None), torch.Generator)}
     states = {key: g.get_state() for key, g in found.items()}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from zoo_builder.domains import DOMAINS
@@ -29,9 +30,7 @@ class Group:
     class_subset: int | None = None  # a branch on a dataset with more classes draws this many
     seeds: int = 1
     trunk_domains: tuple[str, ...] | None = None  # those of the branches, where not given
-    learning_rate: float | None = (
-        None  # in place of the recipe's, for trunk and branches; gentle where the base is good
-    )
+    learning_rate: float | None = None  # in place of the recipe's, trunk and branches; gentle where the base is good
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,9 @@ def plan_tasks(recipe: ZooRecipe) -> list[FineTuneTask]:
     """All tasks of a recipe, trunks first.
 
     Raises:
-        RecipeError: a held-out dataset in a group, an unknown domain, an empty group.
+        RecipeError: a held-out dataset in a group, an unknown domain, an empty group, a name given twice.
     """
+    _check_unique("groups", [group.name for group in recipe.groups])
     trunks: list[FineTuneTask] = []
     others: list[FineTuneTask] = []
     for group in recipe.groups:
@@ -106,6 +106,12 @@ def plan_tasks(recipe: ZooRecipe) -> list[FineTuneTask]:
     return trunks + others
 
 
+def _check_unique(where: str, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RecipeError(f"{where}: {twice} given more than once.")
+
+
 def _with_rate(training: Training, group: Group) -> Training:
     return training if group.learning_rate is None else replace(training, learning_rate=group.learning_rate)
 
@@ -119,6 +125,7 @@ def _check_group(group: Group, held_out: tuple[str, ...]) -> None:
             f"group {group.name!r} uses {forbidden}, which the recipe holds out. A held-out dataset measures the "
             "result and must not train it: remove it from the group, or from held_out."
         )
-    for domain in group.domains:
+    _check_unique(f"group {group.name!r}", group.datasets)
+    for domain in (*group.domains, *(group.trunk_domains or ())):
         if domain not in DOMAINS:
             raise RecipeError(f"group {group.name!r}: unknown domain {domain!r}; {nearest_names(domain, DOMAINS)}")

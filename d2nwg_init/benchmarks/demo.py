@@ -28,7 +28,7 @@ def run_demo(
     recipe: FineTuning,
     *,
     seeds: int,
-    num_samples: int = 3,
+    num_samples: int = 2,
     num_support: int = 1024,
 ) -> list[Row]:
     """Rows of `test_accuracy` (%) by step and of `seconds` (to initialise; to fine-tune) for each method and seed.

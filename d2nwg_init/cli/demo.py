@@ -14,7 +14,7 @@ def demo(
         typer.Option(help="ImageFolder or .npz file, may be given several times; scikit-learn's digits if absent."),
     ] = None,
     bundle: Annotated[str, typer.Option(help="Embedded bundle name, or a bundle's folder.")] = "test_resnet-64",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other heads, images and orders.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other heads, images and orders.")] = 3,
     plot: Annotated[Path, typer.Option(help="PNG of the curves to write.")] = Path("demo_curves.png"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,

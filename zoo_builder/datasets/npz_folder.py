@@ -23,7 +23,7 @@ def load_npz(path: Path) -> ImageDataset:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as e:
         raise DataError(f"{path} is not a readable .npz file without pickled objects ({e}).") from e
     missing = {"y_train", "y_test"} - arrays.keys()
     if missing:
@@ -61,4 +61,7 @@ def _decode_jpegs(blob: bytes, offsets: np.ndarray, path: Path) -> np.ndarray:
             images.append(np.asarray(Image.open(io.BytesIO(blob[start:end])).convert("RGB")))
         except OSError as e:
             raise DataError(f"{path}: image {i} is not a readable JPEG ({e}).") from e
+    shapes = sorted({image.shape for image in images})
+    if len(shapes) > 1:
+        raise DataError(f"{path}: all images must have one size, got {shapes[:4]}. Resize them alike.")
     return np.stack(images)

@@ -1,0 +1,57 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from d2nwg_init.benchmarks import fine_tuning
+from d2nwg_init.benchmarks.demo import METHODS
+from tests.cli.conftest import succeed, write_image_folder
+
+STEPS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class ShortFineTuning(fine_tuning.FineTuning):
+    steps: tuple[int, ...] = STEPS
+
+
+@pytest.fixture(autouse=True)
+def short_fine_tuning(monkeypatch):
+    monkeypatch.setattr(fine_tuning, "FineTuning", ShortFineTuning)
+
+
+def demo(images, bundle_path, tmp_path, *more):
+    return succeed("demo", "--data", images, "--bundle", bundle_path, "--plot", tmp_path / "curves.png", *more)
+
+
+def test_json_holds_every_method_at_every_step(images, bundle_path, tmp_path):
+    report = json.loads(demo(images, bundle_path, tmp_path, "--json", "--seeds", 2))
+    assert report.keys() == {"schema", "name", "command", "commit", "date", "machine", "versions", "data", "rows"}
+    assert (report["schema"], report["name"]) == (1, "demo")
+    assert [d["name"] for d in report["data"]] == ["insects"]
+    assert len(report["data"][0]["sha256"]) == 64
+    measured = {(r["method"], r["step"], r["seed"]) for r in report["rows"] if r["metric"] == "test_accuracy"}
+    assert measured == {(m, step, seed) for m in METHODS for step in STEPS for seed in (0, 1)}
+    assert {r["bundle"] for r in report["rows"]} == {"tiny-random"}
+
+
+def test_curves_are_a_png(images, bundle_path, tmp_path):
+    demo(images, bundle_path, tmp_path, "--json")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_json_is_written_to_a_file_as_well(images, bundle_path, tmp_path):
+    out = tmp_path / "new" / "demo.json"
+    printed = demo(images, bundle_path, tmp_path, "--json", "--out", out)
+    assert json.loads(out.read_text()) == json.loads(printed)
+
+
+def test_table_has_every_method_for_every_dataset(images, bundle_path, tmp_path):
+    other = write_image_folder(tmp_path / "[red]birds", classes=("[dim]x", "y"), count=20)
+    text = demo(images, bundle_path, tmp_path, "--data", other)
+    assert "test_resnet on insects" in text
+    assert "on [red]birds" in text  # and not in red
+    for method in METHODS:
+        assert text.count(f" {method} ") == 2
+    assert "step 2" in text
+    assert "curves.png" in text.replace("\n", "")

@@ -1,0 +1,127 @@
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.conftest import fail, run, write_image_folder
+from tests.pretrained_generators.small import save_random_bundle
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "weights.safetensors"
+
+
+def init(data, out, *more, model="test_resnet"):
+    return fail("init", model, "--data", data, "--out", out, "--size", 32, *more)
+
+
+def test_unknown_bundle(images, out):
+    assert "no-such-bundle" in init(images, out, "--bundle", "no-such-bundle")
+    assert "no-such-bundle" in fail("demo", "--data", images, "--bundle", "no-such-bundle")
+    assert not out.exists()
+
+
+def test_unknown_model_names_the_nearest(images, out):
+    message = init(images, out, model="test_resnte")
+    assert "ModelError" in message
+    assert "'test_resnet'" in message
+
+
+def test_bundle_that_does_not_fit_the_model(images, out, bundle_path):
+    message = init(images, out, "--bundle", bundle_path, model="mobilenetv3_small_050")
+    assert "BundleError" in message
+    assert "tiny-random" in message
+
+
+def test_damaged_bundle(images, out, tmp_path):
+    save_random_bundle(tmp_path / "bundle")
+    with (tmp_path / "bundle" / "generator.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert "SHA-256" in init(images, out, "--bundle", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("command", ["init", "demo"])
+def test_unknown_dataset(command, out, bundle_path):
+    arguments = ("test_resnet", "--out", out) if command == "init" else ()
+    message = fail(command, *arguments, "--data", "digist", "--bundle", bundle_path)
+    assert "DataError" in message
+    assert "did you mean 'digits'" in message
+
+
+def test_unknown_dataset_of_a_folder_names_the_nearest(images, tmp_path):
+    arguments = ("--data", images.parent, "--out", tmp_path / "base.safetensors")
+    assert "did you mean 'insects'" in fail("zoo", "base", *arguments, "--dataset", "insect")
+
+
+def test_broken_image_is_named(out, tmp_path):
+    folder = write_image_folder(tmp_path / "broken", count=9)
+    (folder / "bee" / "zzz.png").write_bytes(b"not an image")
+    message = init(folder, out)
+    assert "DataError" in message
+    assert "zzz.png" in message.replace(" ", "")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", ["nothing", "files", "empty class", "one class"])
+def test_folder_without_classes_of_images(content, out, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    if content == "files":
+        (folder / "notes.txt").write_text("no images")
+    elif content == "empty class":
+        (folder / "ant").mkdir()
+    elif content == "one class":
+        write_image_folder(folder, classes=("ant",), count=4)
+    assert "DataError" in init(folder, out)
+
+
+def test_dataset_that_the_bundle_was_trained_on_is_refused(bundle_path, tmp_path):
+    message = fail("demo", "--data", write_image_folder(tmp_path / "stripes", count=9), "--bundle", bundle_path)
+    assert "trained on 'stripes'" in message
+
+
+def test_dataset_without_test_images_is_refused(bundle_path, tmp_path):
+    folder = write_image_folder(tmp_path / "few", count=12)  # four a class: a fifth of them is none
+    assert "no test images" in fail("demo", "--data", folder, "--bundle", bundle_path, "--plot", tmp_path / "c.png")
+
+
+def test_folder_that_is_no_zoo(tmp_path):
+    (tmp_path / "recipe.toml").write_text('name = "x"\n')
+    assert "ZooError" in fail("zoo", "list", tmp_path)
+    arguments = ("--zoo", tmp_path, "--recipe", "small", "--out", tmp_path / "out")
+    assert "ZooError" in fail("generator", "train", *arguments)
+
+
+def test_unknown_and_wrong_recipes(tmp_path):
+    arguments = ("generator", "train", "--zoo", tmp_path, "--out", tmp_path / "out", "--recipe")
+    assert "did you mean 'small'" in fail(*arguments, "smal")
+    recipe = tmp_path / "recipe.toml"
+    for text, words in (("name =", "RecipeError"), ("colour = 3", "unknown key 'colour'")):
+        recipe.write_text(text)
+        assert words in fail(*arguments, recipe)
+
+
+def test_message_prints_markup_as_it_is(out):
+    assert "[red]x" in init("[red]x", out)
+
+
+def test_interrupt_is_exit_code_130_without_a_traceback(monkeypatch, images, bundle_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo_builder.datasets.load_dataset", stop)
+    result = run("demo", "--data", images, "--bundle", bundle_path)
+    assert result.exit_code == 130
+    assert "goes on from there" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_error_of_the_installed_command_goes_to_stderr(tmp_path):
+    code = "from d2nwg_init.cli import app; app()"
+    arguments = [sys.executable, "-c", code, "zoo", "list", str(tmp_path)]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert process.stderr.startswith("Error (ZooError)")
+    assert "Traceback" not in process.stderr

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from d2nwg_init.benchmarks.fine_tuning import accuracy, as_tensors
+from tests.cli.conftest import run, succeed, write_image_folder
+from tests.pretrained_generators.small import same
+from zoo_builder.datasets import load_dataset
+
+
+def init(data, out, *more, model="test_resnet"):
+    return succeed("init", model, "--data", data, "--out", out, "--size", 32, *more)
+
+
+@pytest.fixture(scope="module")
+def weights(images, bundle_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("init") / "new" / "weights.safetensors"
+    init(images, out, "--bundle", bundle_path, "--candidates", 2)
+    return out
+
+
+def test_timm_loads_what_was_written(weights):
+    model = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(weights))
+    assert same(model.state_dict(), load_file(weights))
+
+
+def test_loaded_model_classifies_test_images(weights, images):
+    model = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(weights))
+    test = as_tensors(load_dataset(images), model, 32, "test")
+    assert len(test[1]) == 9
+    assert accuracy(model, *test) > 80
+
+
+def test_report_is_kept_in_the_file(weights):
+    with safe_open(str(weights), framework="pt") as file:
+        report = json.loads(file.metadata()["report"])
+    assert report["schema"] == 1
+    assert report["bundle"] == "tiny-random"
+    assert report["chosen"] in [c["name"] for c in report["candidates"]]
+    assert report["images_read"] == 36
+
+
+def test_report_and_classes_are_printed(images, bundle_path, tmp_path):
+    text = init(images, tmp_path / "w.safetensors", "--bundle", bundle_path, "--candidates", 1)
+    for words in ("as_passed", "own_body", "generated_0", "ant, bee, cat"):
+        assert words in text
+
+
+def test_number_of_candidates_and_images_is_as_asked(images, bundle_path, tmp_path):
+    out = tmp_path / "w.safetensors"
+    init(images, out, "--bundle", bundle_path, "--candidates", 3, "--images", 20)
+    with safe_open(str(out), framework="pt") as file:
+        report = json.loads(file.metadata()["report"])
+    assert report["images_read"] == 20
+    assert sum(c["kind"] == "generated" for c in report["candidates"]) == 3
+
+
+def test_model_without_a_bundle_gets_its_own_body_solved(images, tmp_path):
+    out = tmp_path / "w.safetensors"
+    text = init(images, out, model="mobilenetv3_small_050")
+    assert "no embedded bundle covers" in " ".join(text.split())
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3, checkpoint_path=str(out))
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
+def test_markup_in_class_names_is_printed_as_it_is(bundle_path, tmp_path):
+    folder = write_image_folder(tmp_path / "[bold]data", classes=("[red]x", "[dim]y"), count=12)
+    text = init(folder, tmp_path / "w.safetensors", "--bundle", bundle_path, "--candidates", 1)
+    assert "[dim]y, [red]x" in text
+
+
+def test_interrupted_writing_leaves_the_old_file(images, bundle_path, tmp_path, monkeypatch):
+    out = tmp_path / "w.safetensors"
+    out.write_bytes(b"old")
+
+    def write_half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo_builder.checkpoint.save_file", write_half)
+    arguments = ("--data", images, "--out", out, "--size", 32, "--bundle", bundle_path, "--candidates", 1)
+    assert run("init", "test_resnet", *arguments).exit_code == 130
+    assert out.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]

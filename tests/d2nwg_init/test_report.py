@@ -1,0 +1,94 @@
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from d2nwg_init import CandidateScore, InitReport, initialize
+
+NAN = float("nan")
+
+
+def report(**changes):
+    scores = (
+        CandidateScore("as_passed", "as_passed", 1.2345, 0.05, 33.3),
+        CandidateScore("generated_0", "generated", 0.4321, 0.02, 91.7),
+    )
+    made = InitReport(
+        chosen="generated_0",
+        candidates=scores,
+        bundle="some-bundle",
+        bundle_sha256="ab" * 32,
+        reason="its parameters match this model's",
+        images_read=512,
+        num_classes=10,
+        classes_seen=9,
+        seconds={"reading": 1.25, "bundle": 0.5},
+        seed=3,
+        versions={"torch": "2"},
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def strict(text):
+    """As every other JSON reader than Python's: NaN is no JSON."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_has_every_field_and_the_schema():
+    values = strict(report().to_json())
+    assert values.pop("schema") == 1
+    assert values == json.loads(json.dumps(dataclasses.asdict(report())))
+
+
+def test_json_of_a_real_run_has_the_documented_keys(model, loader, bundle):
+    values = strict(initialize(model, loader, generator=bundle, num_candidates=1).to_json())
+    assert values.keys() == {"schema"} | {f.name for f in dataclasses.fields(InitReport)}
+    assert [c["name"] for c in values["candidates"]] == ["as_passed", "own_body", "base", "generated_0"]
+    for candidate in values["candidates"]:
+        assert candidate.keys() == {"name", "kind", "loss", "loss_error", "accuracy"}
+        assert 0 <= candidate["accuracy"] <= 100
+        assert candidate["loss"] > 0
+    assert values["versions"].keys() == {"d2nwg-init", "torch", "timm"}
+
+
+def test_json_of_a_discarded_candidate_is_json():
+    broken = CandidateScore("generated_1", "generated", NAN, NAN, 0.0)
+    values = strict(report(candidates=(*report().candidates, broken)).to_json())
+    assert values["candidates"][2]["loss"] is None
+    assert values["candidates"][1]["loss"] == 0.4321
+
+
+def test_print_shows_what_was_tried_and_marks_the_chosen():
+    text = str(report())
+    table = [line for line in text.splitlines() if "│" in line]
+    (chosen,) = (line for line in table if "<-" in line)
+    for words in ("generated_0", "0.432", "0.020", "91.7"):
+        assert words in chosen
+    for words in ("1.234", "33.3", "512 images", "9 of 10 classes", "its parameters match", "seed 3", "some-bundle"):
+        assert words in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["[red]x", "[/]", "[link=http://x]y[/link]", "[bold]", "\\[red]z"])
+def test_markup_in_names_is_printed_as_it_is(name):
+    scores = (CandidateScore(name, "generated", 1.0, 0.1, 50.0),)
+    text = str(report(bundle=name, reason=f"because of {name}!", chosen=name, candidates=scores))
+    plain = " ".join(text.split())
+    assert f"from {name})" in plain
+    assert f"because of {name}!" in plain
+    assert f"│ {name} " in plain
+
+
+def test_rich_and_str_print_the_same():
+    console = Console(file=io.StringIO(), width=100)
+    console.print(report())
+    assert console.file.getvalue().rstrip() == str(report())
+
+
+def test_without_a_bundle_the_report_says_where_the_weights_are_from():
+    assert "from the model itself" in str(report(bundle=None, bundle_sha256=None, chosen="own_body"))

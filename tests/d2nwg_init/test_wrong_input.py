@@ -1,0 +1,119 @@
+"""Whatever cannot be used is named, and the model is as it was, bit for bit."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from d2nwg_init import hook, initialize
+from tests.d2nwg_init.conftest import new_model
+from tests.pretrained_generators.small import SIZE, copied, labelled_images, same
+from zoo_builder.errors import DataError
+
+
+def batch(count=12, channels=3, size=SIZE):
+    images = torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return images, torch.arange(count) % 3
+
+
+def with_pixel(value):
+    images, labels = batch()
+    images[3, 1, 2, 2] = value
+    return images, labels
+
+
+WRONG = {
+    "empty loader": ([], "no images"),
+    "batch without images": ([(torch.zeros(0, 3, SIZE, SIZE), torch.zeros(0, dtype=torch.long))], "no images"),
+    "one class": ([(batch()[0], torch.ones(12, dtype=torch.long))], "at least two classes"),
+    "label too large": ([(batch()[0], torch.arange(12) % 4)], r"0\.\.2"),
+    "negative label": ([(batch()[0], torch.arange(12) % 3 - 1)], r"0\.\.2"),
+    "gray images": ([batch(channels=1)], "1 channels"),
+    "six channels": ([batch(channels=6)], "6 channels"),
+    "NaN pixel": ([with_pixel(float("nan"))], "1 of 12 images"),
+    "infinite pixel": ([with_pixel(float("inf"))], "1 of 12 images"),
+    "uint8 images": ([(batch()[0].byte(), batch()[1])], "uint8"),
+    "flat images": ([(batch()[0].flatten(1), batch()[1])], "float tensor"),
+    "single images": ([(batch()[0][0], torch.tensor(1))], "float tensor"),
+    "soft labels": ([(batch()[0], torch.rand(12, 3))], "Mixup"),
+    "float labels": ([(batch()[0], torch.rand(12))], "Mixup"),
+    "fewer labels than images": ([(batch()[0], batch()[1][:5])], "one integer an image"),
+    "images alone": ([batch()[0]], "pair or in a dict"),
+    "dict without labels": ([{"image": batch()[0]}], "keys.*image"),
+    "arrays": ([tuple(t.numpy() for t in batch())], "ndarray"),
+    "numbers": ([3], "int"),
+    "images of two sizes": ([batch(), batch(size=48)], "one shape"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_named_and_leaves_the_model(case, model, bundle):
+    batches, words = WRONG[case]
+    before, modes = copied(model.state_dict()), [m.training for m in model.modules()]
+    with pytest.raises(DataError, match=words):
+        initialize(model, batches, generator=bundle, num_candidates=1)
+    assert same(model.state_dict(), before)
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_image_size_that_the_model_cannot_take_is_named():
+    vit = new_model("vit_tiny_patch16_224")
+    before = copied(vit.state_dict())
+    with pytest.raises(DataError, match=f"3x{SIZE}x{SIZE}"):
+        initialize(vit, [batch()])
+    assert same(vit.state_dict(), before)
+
+
+@pytest.mark.parametrize("stage", ["read_support_set", "_check_fit", "find_bundle", "propose", "select"])
+def test_a_fault_at_any_stage_leaves_the_model(stage, model, loader, bundle, monkeypatch):
+    def fault(*_):
+        torch.rand(3)
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(hook, stage, fault)
+    before, modes = copied(model.state_dict()), [m.training for m in model.modules()]
+    state, own = torch.get_rng_state(), loader.generator.get_state()
+    with pytest.raises(RuntimeError, match="injected"):
+        initialize(model, loader, generator=bundle, num_candidates=1)
+    assert same(model.state_dict(), before)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(loader.generator.get_state(), own)
+
+
+def test_a_fault_among_the_candidates_leaves_the_model(model, loader, bundle, monkeypatch):
+    """Ctrl-C after some of them were made."""
+
+    def fault(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(bundle.generator), "sample_deltas", fault)
+    before = copied(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        initialize(model, loader, generator=bundle, num_candidates=1)
+    assert same(model.state_dict(), before)
+
+
+class Failing(Dataset):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        if index == 13:
+            raise ZeroDivisionError("mine")
+        return torch.zeros(3, SIZE, SIZE), index % 2
+
+
+def test_a_loaders_own_error_passes_untouched(model, bundle):
+    before, state = copied(model.state_dict()), torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        initialize(model, DataLoader(Failing(), 5, shuffle=True), generator=bundle)
+    assert same(model.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dict_batches_give_the_same_model_as_pairs(model):
+    images, labels = labelled_images(24, 3)
+    other = new_model()
+    initialize(model, [(images, labels)], generator=None)
+    initialize(other, [{"pixel_values": images, "labels": labels}], generator=None)
+    assert same(model.state_dict(), other.state_dict())

@@ -1,0 +1,128 @@
+"""Small things to test with: a random generator, images whose classes are easy to tell apart, a made-up zoo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pretrained_generators.bundle import BundleConfig, TrainedOn, save_bundle
+from pretrained_generators.dataset_encoder import EncoderConfig
+from pretrained_generators.generator import Generator, GeneratorConfig
+from pretrained_generators.latent_diffusion import DiffusionConfig
+from pretrained_generators.training.recipe import DiffusionStage, EncoderStage, GeneratorRecipe, VAEStage
+from pretrained_generators.weight_layout import WeightLayout
+from pretrained_generators.weight_vae import VAEConfig
+from zoo_builder.backbones import create_backbone
+from zoo_builder.checkpoint import write_atomically
+from zoo_builder.finetune import FineTuneResult
+from zoo_builder.store import Zoo
+from zoo_builder.tasks import FineTuneTask, Training, ZooRecipe
+
+MODEL, SIZE, CHUNK = "test_resnet", 32, 16384
+VAE = VAEConfig(latent=4, width=16, depth=1, heads=2)
+ENCODER = EncoderConfig(width=16, inducing=4, heads=2, embedding=8)
+DIFFUSION = DiffusionConfig(width=16, depth=1, heads=2)
+RECIPE = GeneratorRecipe(
+    name="tiny",
+    vae_training=VAEStage(steps=6, batch_size=4),
+    encoder_training=EncoderStage(steps=6, batch_size=4, shots=4),
+    diffusion_training=DiffusionStage(steps=6, batch_size=4),
+    chunk=CHUNK,
+    held_back=2,
+    vae=VAE,
+    encoder=ENCODER,
+    diffusion=DIFFUSION,
+)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def shaken(module: torch.nn.Module, by: float, seed: int = 0) -> torch.nn.Module:
+    """Noise on every parameter: those that start at zero would hide what they are for."""
+    noise = seeded(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(by * torch.randn(parameter.shape, generator=noise))
+    return module
+
+
+def random_generator(model: str = MODEL, seed: int = 0) -> Generator:
+    """Untrained, but what it samples differs, depends on the condition, and is small against the base."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layout = WeightLayout.of(create_backbone(model), CHUNK)
+        generator = Generator(GeneratorConfig(model, SIZE, layout, VAE, ENCODER, DIFFUSION))
+    shaken(generator.diffusion, 0.2, seed)
+    with torch.no_grad():
+        generator.vae.basis.copy_(0.004 * torch.randn(generator.vae.basis.shape, generator=seeded(seed)))
+    return generator.requires_grad_(False).eval()
+
+
+def save_random_bundle(path: Path, **changes: object) -> BundleConfig:
+    generator = changes.pop("generator", None) or random_generator()
+    about = {
+        "name": "tiny-random",
+        "trained_on": (TrainedOn("stripes", 4),),
+        "held_out": ("secret",),
+        "base_sha256": "0" * 64,
+        "base_pretrained_on": "unknown",
+        "measured": {"compression": 4096.0},
+    }
+    return save_bundle(generator, path, **(about | changes))
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Equal names and equal bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in state.items()}
+
+
+def labelled_images(count: int, classes: int, seed: int = 0, size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float images [count, 3, size, size] in random order with a bright band at a place of its own for each class."""
+    noise = seeded(seed)
+    labels = torch.arange(count) % classes
+    labels = labels[torch.randperm(count, generator=noise)]
+    images = torch.randn(count, 3, size, size, generator=noise)
+    width = size // classes
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, label * width : (label + 1) * width] += 2
+        image[label % 3] += 0.5
+    return images, labels
+
+
+def small_zoo(path: Path, entries: int = 10, size: int = SIZE) -> Zoo:
+    """Branches of two datasets, whose deltas lie along a direction of their dataset's; three classes each."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = create_backbone(MODEL)
+    write_atomically(path / "given.safetensors", base.state_dict())
+    recipe = ZooRecipe(Training(1), Training(1), groups=(), held_out=("secret",), size=size, support=12)
+    zoo = Zoo.create(path / "zoo", MODEL, path / "given.safetensors", recipe, {})
+    for i in range(entries):
+        dataset, noise = ("stripes", "blobs")[i % 2], seeded(i)
+        direction = seeded(100 + i % 2)
+        delta = {
+            k: 0.01 * (torch.randn(p.shape, generator=direction) + 0.3 * torch.randn(p.shape, generator=noise))
+            for k, p in base.named_parameters()
+        }
+        images, labels = labelled_images(12, 3, seed=i, size=size)
+        pixels = (images * 40 + 100 + 50 * (i % 2)).clamp(0, 255).byte()
+        metrics = {
+            "solved_accuracy": 50.0,
+            "accuracy": 60.0,
+            "best_accuracy": 61.0,
+            "best_strength": (0.5, 1.0)[i % 3 == 0],
+            "last_loss": 1.0,
+            "seconds": 0.1,
+        }
+        task = FineTuneTask(
+            "branch", "all", dataset, (), ("plain",), Training(1), 0.5, None, size=size, support=12, seed=i
+        )
+        zoo.write(task, FineTuneResult(delta, pixels, labels, metrics))
+    return zoo

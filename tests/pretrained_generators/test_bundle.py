@@ -1,0 +1,230 @@
+import hashlib
+import json
+import socket
+import struct
+
+import pytest
+import torch
+
+from pretrained_generators import bundle as bundles
+from pretrained_generators.bundle import TrainedOn, load_bundle
+from tests.pretrained_generators.small import random_generator, same, save_random_bundle, seeded
+from zoo_builder.errors import BundleError
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_random_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def rewrite_config(path, change):
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def sampled(generator):
+    return generator.sample_deltas(torch.randn(8, generator=seeded(0)), 1, seed=3, steps=4)[0]
+
+
+def test_reloaded_bundle_samples_equal_bits(path):
+    assert same(sampled(load_bundle(path).generator), sampled(random_generator()))
+
+
+def test_reloaded_bundle_has_every_tensor(path):
+    assert same(load_bundle(path).generator.state_dict(), random_generator().state_dict())
+
+
+def test_reloaded_bundle_is_frozen_and_evaluates(path):
+    generator = load_bundle(path).generator
+    assert not any(p.requires_grad for p in generator.parameters())
+    assert not any(m.training for m in generator.modules())
+
+
+def test_saving_what_was_loaded_gives_equal_files(path, tmp_path):
+    loaded = load_bundle(path)
+    about = {
+        k: getattr(loaded.config, k)
+        for k in ("name", "trained_on", "held_out", "base_sha256", "base_pretrained_on", "measured")
+    }
+    save_random_bundle(tmp_path / "again", generator=loaded.generator, **about)
+    for file in ("config.json", "generator.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (path / file).read_bytes()
+
+
+def test_config_tells_what_was_given(path):
+    config = load_bundle(path).config
+    assert config.name == "tiny-random"
+    assert config.trained_on == (TrainedOn("stripes", 4),)
+    assert config.held_out == ("secret",)
+    assert config.measured == {"compression": 4096.0}
+    assert config.generator == random_generator().config
+
+
+def test_halves_are_stored_where_that_loses_nothing(tmp_path):
+    generator = random_generator()
+    whole = save_random_bundle(tmp_path / "whole", generator=generator)
+    with torch.no_grad():
+        for tensor in generator.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
+    half = save_random_bundle(tmp_path / "half", generator=generator)
+    sizes = [(tmp_path / n / "generator.safetensors").stat().st_size for n in ("whole", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert whole.weights_sha256 != half.weights_sha256
+    assert same(load_bundle(tmp_path / "half").generator.state_dict(), generator.state_dict())
+
+
+def test_embedded_bundle_is_found_by_name(tmp_path, monkeypatch):
+    save_random_bundle(tmp_path / "some-bundle")
+    monkeypatch.setattr(bundles, "EMBEDDED", tmp_path)
+    assert bundles.embedded_bundles() == ["some-bundle"]
+    assert load_bundle("some-bundle").config.name == "tiny-random"
+    with pytest.raises(BundleError, match="did you mean 'some-bundle'"):
+        load_bundle("some-bundel")
+
+
+def test_every_shipped_bundle_loads():
+    for name in bundles.embedded_bundles():
+        config = load_bundle(name).config
+        assert config.name == name
+        assert not {t.name for t in config.trained_on} & set(config.held_out)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(BundleError, match="nowhere"):
+        load_bundle(tmp_path / "nowhere")
+
+
+def test_missing_weights_are_named(path):
+    (path / "generator.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"generator\.safetensors"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("place", [3, 100, -1], ids=["length", "header", "data"])
+def test_damaged_weights_are_refused(path, place):
+    file = path / "generator.safetensors"
+    data = bytearray(file.read_bytes())
+    data[place] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(BundleError, match="SHA-256"):
+        load_bundle(path)
+
+
+def rewrite_weights(path, data):
+    """Other bytes, and the hash that belongs to them: as a hostile file would."""
+    (path / "generator.safetensors").write_bytes(data)
+    rewrite_config(path, lambda c: c.update(weights_sha256=hashlib.sha256(data).hexdigest()))
+
+
+HOSTILE = {
+    "empty": b"",
+    "not safetensors": b"\x80\x04pickle" * 100,
+    "header longer than the file": struct.pack("<Q", 2**60) + b"{}",
+    "header of another kind": struct.pack("<Q", 4) + b"[1]\n",
+    "no tensors": struct.pack("<Q", 2) + b"{}",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_bytes_with_the_right_hash_are_refused(path, case):
+    rewrite_weights(path, HOSTILE[case])
+    with pytest.raises(BundleError):
+        load_bundle(path)
+
+
+def test_truncated_weights_with_the_right_hash_are_refused(path):
+    rewrite_weights(path, (path / "generator.safetensors").read_bytes()[:-100])
+    with pytest.raises(BundleError):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    generator = random_generator()
+    generator.vae.mean[0, 0] = value
+    save_random_bundle(tmp_path / "bundle", generator=generator)
+    with pytest.raises(BundleError, match=r"vae\.mean"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_tensor_of_another_type_is_refused(tmp_path):
+    generator = random_generator().double()
+    generator.vae.mean.add_(1e-9)  # not a half
+    save_random_bundle(tmp_path / "bundle", generator=generator)
+    with pytest.raises(BundleError, match="type"):
+        load_bundle(tmp_path / "bundle")
+
+
+def set_block(field, value):
+    return lambda c: c["generator"]["layout"]["blocks"][0].update({field: value})
+
+
+def swap_shape(config):
+    block = config["generator"]["layout"]["blocks"][0]
+    block["shape"] = block["shape"][::-1]
+
+
+def set_in(*keys, value):
+    def change(config):
+        for key in keys[:-1]:
+            config = config[key]
+        config[keys[-1]] = value
+
+    return change
+
+
+LIES = {
+    "more weights than there are": set_block("shape", [10**6, 3, 3, 3]),
+    "a shape turned round": swap_shape,
+    "a negative shape": set_block("shape", [-16, -3, 3, 3]),
+    "a block of another name": set_block("name", "elsewhere.weight"),
+    "a block twice": lambda c: c["generator"]["layout"]["blocks"].append(c["generator"]["layout"]["blocks"][1]),
+    "a scale beyond all numbers": set_block("exponent", 5000),
+    "an empty chunk": set_in("generator", "layout", "chunk", value=0),
+    "a huge chunk": set_in("generator", "layout", "chunk", value=10**15),
+    "another latent": set_in("generator", "vae", "latent", value=5),
+    "a negative width": set_in("generator", "diffusion", "width", value=-16),
+    "more layers": set_in("generator", "diffusion", "depth", value=3),
+    "heads that do not divide": set_in("generator", "encoder", "heads", value=3),
+    "no heads": set_in("generator", "encoder", "heads", value=0),
+    "another model": set_in("generator", "model", value="test_vit"),
+    "an unknown model": set_in("generator", "model", value="no_such_model"),
+    "a model on a hub": set_in("generator", "model", value="hf-hub:some/model"),
+    "an unknown key": lambda c: c.update(colour="red"),
+    "an unknown key inside": lambda c: c["generator"]["vae"].update(colour="red"),
+    "a missing key": lambda c: c.pop("held_out"),
+    "a wrong type": lambda c: c.update(held_out=3),
+    "a newer format": lambda c: c.update(format=99),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_config_that_lies_is_refused_without_a_look_at_the_network(path, case, monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address) or [])
+    rewrite_config(path, LIES[case])
+    with pytest.raises(BundleError):
+        load_bundle(path)
+    assert not asked
+
+
+def test_newer_format_says_to_upgrade(path):
+    rewrite_config(path, lambda c: c.update(format=2, colour="red"))
+    with pytest.raises(BundleError, match="Upgrade"):
+        load_bundle(path)
+
+
+def test_unknown_key_is_named(path):
+    rewrite_config(path, lambda c: c.update(traned_on=[]))
+    with pytest.raises(BundleError, match=r"traned_on.*trained_on"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"text"', "\x00\xff"])
+def test_config_that_is_no_config_is_refused(path, text):
+    (path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError):
+        load_bundle(path)

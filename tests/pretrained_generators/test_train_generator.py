@@ -1,0 +1,151 @@
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+from pretrained_generators.bundle import load_bundle
+from pretrained_generators.training import loop
+from pretrained_generators.training.train import train_generator
+from tests.pretrained_generators.small import RECIPE, labelled_images, small_zoo
+from zoo_builder.errors import RecipeError, ZooError
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_come_often(monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 4)
+
+
+@pytest.fixture(scope="module")
+def path(zoo, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    train_generator(zoo, RECIPE, out)
+    return out
+
+
+def test_bundle_loads_and_generates_for_images(path):
+    generator = load_bundle(path).generator
+    images, labels = labelled_images(24, 3)
+    delta = generator.sample_deltas(generator.embed(images, labels, 3), 1, 0, steps=4)[0]
+    assert delta.keys() == dict(generator.base.named_parameters()).keys()
+    assert any(v.abs().max() > 0 for v in delta.values())
+
+
+def test_bundle_tells_what_it_was_made_of(path, zoo):
+    config = load_bundle(path).config
+    assert config.name == "tiny"
+    assert config.held_out == ("secret",)
+    assert config.base_sha256 == zoo.base_sha256
+    assert {t.name for t in config.trained_on} == {"stripes", "blobs"}
+    assert sum(t.entries for t in config.trained_on) == 10 - RECIPE.held_back
+    assert config.generator.vae == RECIPE.vae
+    assert config.generator.layout.chunk == RECIPE.chunk
+    assert config.measured["compression"] == RECIPE.chunk / RECIPE.vae.latent
+    assert config.measured.keys() >= {"reconstruction_gain_kept", "sampling_gain_kept"}
+
+
+def test_base_of_the_bundle_is_the_zoos(path, zoo):
+    state, base = load_bundle(path).generator.base.state_dict(), zoo.base()
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor.float(), base[name].half().float(), rtol=0, atol=0)
+
+
+def test_card_is_written_beside_it(path):
+    card = (path / "README.md").read_text()
+    assert card.startswith("---\n")
+    for words in (
+        "# tiny",
+        "`test_resnet`",
+        "32x32",
+        "stripes: 4 entries",
+        "blobs: 4 entries",
+        "secret",
+        "compression",
+    ):
+        assert words in card
+    assert "{" not in card
+
+
+def test_nothing_but_the_bundle_stays(path):
+    assert {p.name for p in path.iterdir()} == {"config.json", "generator.safetensors", "README.md"}
+
+
+def test_equal_recipes_give_equal_files(path, zoo, tmp_path):
+    train_generator(zoo, RECIPE, tmp_path)
+    for file in ("config.json", "generator.safetensors"):
+        assert (tmp_path / file).read_bytes() == (path / file).read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["vae", "encoder", "diffusion"])
+def test_interrupted_training_resumes_to_equal_files(stage, path, zoo, tmp_path, monkeypatch):
+    def interrupted(name, module, settings, loss, folder, seed):
+        calls = iter(range(5))
+
+        def until_fifth(generator):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return loss(generator)
+
+        loop.train_stage(name, module, settings, until_fifth, folder, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pretrained_generators.training.{stage}.train_stage", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_generator(zoo, RECIPE, tmp_path)
+    assert (tmp_path / "training" / f"{stage}.resume").exists()
+    train_generator(zoo, RECIPE, tmp_path)
+    for file in ("config.json", "generator.safetensors"):
+        assert (tmp_path / file).read_bytes() == (path / file).read_bytes()
+
+
+def begin(zoo, out, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pretrained_generators.training.train.train_vae", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_generator(zoo, RECIPE, out)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"chunk": 8192}, {"vae_training": RECIPE.encoder_training}])
+def test_begun_training_refuses_another_recipe(zoo, tmp_path, monkeypatch, change):
+    begin(zoo, tmp_path, monkeypatch)
+    with pytest.raises(RecipeError, match="another recipe"):
+        train_generator(zoo, dataclasses.replace(RECIPE, **change), tmp_path)
+
+
+def test_begun_training_refuses_a_zoo_that_has_grown(zoo, tmp_path, monkeypatch):
+    grown = small_zoo(tmp_path, 11)
+    begin(zoo, tmp_path / "out", monkeypatch)
+    with pytest.raises(RecipeError, match="another recipe or zoo"):
+        train_generator(grown, RECIPE, tmp_path / "out")
+
+
+def test_too_few_entries_are_an_error_before_any_work(tmp_path):
+    zoo = small_zoo(tmp_path, 7)
+    with pytest.raises(ZooError, match="at least 8"):
+        train_generator(zoo, RECIPE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_held_back_is_an_error_before_any_work(zoo, tmp_path):
+    with pytest.raises(RecipeError, match="held_back"):
+        train_generator(zoo, dataclasses.replace(RECIPE, held_back=0), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_held_back_entries_have_no_influence_on_the_weights(path, zoo, tmp_path):
+    """Entries 0 and 5 of ten are held back: what they hold changes what is measured, and nothing else."""
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo.path, copy)
+    entries = sorted((copy / "entries").iterdir())
+    for kept_out, other in ((0, 1), (5, 6)):
+        renamed = entries[other].read_bytes()
+        entries[kept_out].write_bytes(renamed)
+    train_generator(type(zoo).open(copy), RECIPE, tmp_path / "out")
+    weights = "generator.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (path / weights).read_bytes()
+    configs = [json.loads((p / "config.json").read_text()) for p in (path, tmp_path / "out")]
+    assert configs[0]["trained_on"] == configs[1]["trained_on"]

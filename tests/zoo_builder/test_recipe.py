@@ -1,0 +1,113 @@
+"""Recipes: what ships parses, and mistakes are named."""
+
+import dataclasses
+import re
+
+import pytest
+
+from zoo_builder.errors import RecipeError
+from zoo_builder.recipe import parse_config, read_recipe
+from zoo_builder.tasks import Training, ZooRecipe, plan_tasks
+
+MINIMAL = {
+    "trunk": {"steps": 2},
+    "branch": {"steps": 3, "learning_rate": 1},
+    "held_out": ["secret"],
+    "groups": [{"name": "g", "datasets": ["a", "b"]}],
+}
+TOML = """
+held_out = ["secret"]
+[trunk]
+steps = 2
+[branch]
+steps = 3
+learning_rate = 1
+[[groups]]
+name = "g"
+datasets = ["a", "b"]
+"""
+
+
+def test_values_and_defaults_land_in_frozen_dataclasses():
+    recipe = parse_config(MINIMAL, ZooRecipe)
+    assert recipe.trunk == Training(steps=2)
+    assert recipe.branch == Training(steps=3, learning_rate=1.0)
+    assert recipe.groups[0].datasets == ("a", "b")
+    assert (recipe.size, recipe.finetune) == (64, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.size = 32
+
+
+def test_a_file_reads_as_its_values(tmp_path):
+    (tmp_path / "zoo.toml").write_text(TOML)
+    for path in (tmp_path / "zoo.toml", str(tmp_path / "zoo.toml")):
+        assert read_recipe(path, ZooRecipe, "zoo_builder") == parse_config(MINIMAL, ZooRecipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sizes": 32}, "unknown key 'sizes'; did you mean 'size'"),
+        ({"trunk": {"step": 3}}, "unknown key 'trunk.step'; did you mean 'steps'"),
+        ({"groups": [{"name": "g", "datasets": ["a"], "seed": 2}]}, "groups.0.seed'; did you mean 'seed' or 'seeds'"),
+        ({"finetune": {"steps": 1, "learning_rates": 0.1}}, "'learning_rate'"),
+    ],
+)
+def test_unknown_key_is_placed_and_the_nearest_named(changes, words):
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        parse_config(MINIMAL | changes, ZooRecipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": "large"}, r"^size: .* got 'large'"),
+        ({"size": 64.5}, r"^size: .* got 64.5"),
+        ({"trunk": {}}, r"^trunk\.steps: "),
+        ({"trunk": 5}, r"^trunk: .* got 5"),
+        ({"held_out": "secret"}, r"^held_out: .* got 'secret'"),
+        ({"groups": [{"name": "g", "datasets": [3]}]}, r"^groups\.0\.datasets\.0: .* got 3"),
+        ({"groups": {"name": "g"}}, r"^groups: "),
+    ],
+)
+def test_wrong_or_missing_value_is_placed(changes, words):
+    with pytest.raises(RecipeError, match=words):
+        parse_config(MINIMAL | changes, ZooRecipe)
+
+
+def test_something_else_than_a_table_is_refused():
+    with pytest.raises(RecipeError, match="top level"):
+        parse_config([1, 2], ZooRecipe)
+
+
+@pytest.mark.parametrize("changes", [{"size": "64"}, {"seed": True}, {"support": 2.0}])
+def test_value_that_could_be_converted_is_a_wrong_type_all_the_same(changes):
+    with pytest.raises(RecipeError, match=r"size|seed|support"):
+        parse_config(MINIMAL | changes, ZooRecipe)
+
+
+def test_unknown_recipe_names_the_nearest_that_ships():
+    with pytest.raises(RecipeError, match=r"'smal'.* did you mean 'small'"):
+        read_recipe("smal", ZooRecipe, "zoo_builder")
+
+
+@pytest.mark.parametrize("text", ["size = ", "[trunk]\nsteps = 1\n[trunk]", "sizes = 3"])
+def test_file_that_cannot_be_used_is_named(tmp_path, text):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(RecipeError, match=r"mine\.toml: "):
+        read_recipe(tmp_path / "mine.toml", ZooRecipe, "zoo_builder")
+
+
+def test_file_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"mine\.toml: "):
+        read_recipe(tmp_path / "mine.toml", ZooRecipe, "zoo_builder")
+
+
+def test_shipped_small_plans_at_least_a_hundred_tasks_and_none_touches_a_held_out_dataset():
+    recipe = read_recipe("small", ZooRecipe, "zoo_builder")
+    tasks = plan_tasks(recipe)
+    assert len(tasks) >= 100
+    assert len({t.id for t in tasks}) == len(tasks)
+    assert "digits" in recipe.held_out
+    assert not {n for t in tasks for n in (t.dataset, *t.related)} & set(recipe.held_out)
