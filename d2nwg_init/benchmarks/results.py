@@ -41,7 +41,7 @@ def results(name: str, datasets: Sequence[ImageDataset], rows: Sequence[Row]) ->
     return {
         "schema": 1,
         "name": name,
-        "command": " ".join(["d2nwg-init", *sys.argv[1:]]),
+        "command": _command(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -53,6 +53,13 @@ def results(name: str, datasets: Sequence[ImageDataset], rows: Sequence[Row]) ->
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in datasets],
         "rows": [asdict(r) for r in rows],
     }
+
+
+def _command() -> str:
+    """As it was typed, with the data folder of the environment variable D2NWG_DATA by that name."""
+    command = " ".join(["d2nwg-init", *sys.argv[1:]])
+    data = os.environ.get("D2NWG_DATA")
+    return command.replace(data, "$D2NWG_DATA") if data else command
 
 
 def _commit() -> str | None:

@@ -120,3 +120,11 @@ def test_readme_table_has_a_line_for_each_method():
     new = replace_block(text, block)
     assert new == f"before\n{START}\n{block}\n{END}\nafter\n"
     assert replace_block(new, block) == new
+
+
+def test_command_names_the_data_folder_by_its_variable(dataset, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["d2nwg-init", "demo", "--data", "/mine/images/a.npz"])
+    monkeypatch.setenv("D2NWG_DATA", "/mine/images")
+    assert results("demo", [dataset], [])["command"] == "d2nwg-init demo --data $D2NWG_DATA/a.npz"
+    monkeypatch.delenv("D2NWG_DATA")
+    assert results("demo", [dataset], [])["command"].endswith("/mine/images/a.npz")
