@@ -72,8 +72,8 @@ def _table(dataset: str, model: str, rows: list) -> object:
 
     steps = list(mean_accuracies(rows, METHODS[0]))
     table = Table(title=f"{model} on {escape(dataset)}: test accuracy (%) after fine-tuning steps")
-    table.add_column("method")
-    for heading in (*(f"step {s}" for s in steps), "initialise (s)", "fine-tune (s)"):
+    table.add_column("method", no_wrap=True)
+    for heading in (*(f"step {s}" for s in steps), "init (s)", "train (s)"):
         table.add_column(heading, justify="right")
     for method in METHODS:
         accuracies = (f"{v:.1f}" for v in mean_accuracies(rows, method).values())
