@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from pretrained_generators.bundle import BundleConfig, TrainedOn, save_bundle
+from pretrained_generators.bundle import BundleConfig, TrainedOn, load_bundle, save_bundle
 from pretrained_generators.card import write_card
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.training.diffusion import train_diffusion
@@ -32,14 +34,23 @@ MEASURED_SAMPLES = 2  # samples for each
 def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfig:
     """Run the stages that are not finished and write a bundle to `out`; their state is kept in `out`/training.
 
+    A bundle of the same recipe, base and entries that is there already is returned as it is.
+
     Raises:
-        RecipeError: `out` holds the begun training of another recipe or zoo, or the recipe holds nothing back.
+        RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe holds nothing back.
     """
     if recipe.held_back < 1:
         raise RecipeError(f"held_back must be 1 or more, to measure reconstruction on; got {recipe.held_back}.")
     folder = out / "training"
     entries = select_entries(zoo, recipe.kinds)
-    _same_work_as_before(folder, recipe, zoo, [e.id for e in entries])
+    work = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": [e.id for e in entries]}
+    trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
+    if (out / "config.json").exists():
+        before = load_bundle(out).config
+        if before.trained_with == trained_with:
+            return before
+        raise RecipeError(f"{out} holds a bundle of another recipe or zoo. Remove it, or take another --out.")
+    _same_work_as_before(folder, trained_with)
     held_back = entries[:: max(2, len(entries) // max(recipe.held_back, 1))][: recipe.held_back]
     learnt = [e for e in entries if e not in held_back]
 
@@ -85,22 +96,22 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
         held_out=zoo.held_out,
         base_sha256=zoo.base_sha256,
         base_pretrained_on=zoo.base_pretrained_on(),
-        measured=measured,
+        measured={k: v for k, v in measured.items() if math.isfinite(v)},  # JSON has no NaN; absent: no gain to keep
+        trained_with=trained_with,
     )
     write_card(bundle, out)
     shutil.rmtree(folder)
     return bundle
 
 
-def _same_work_as_before(folder: Path, recipe: GeneratorRecipe, zoo: Zoo, entries: list[str]) -> None:
+def _same_work_as_before(folder: Path, trained_with: str) -> None:
     """A begun training goes on only with what it was begun with."""
-    now = json.dumps({"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": entries}, indent=1)
-    record = folder / "begun_with.json"
-    if record.exists() and record.read_text() != now:
+    record = folder / "begun_with"
+    if record.exists() and record.read_text() != trained_with:
         raise RecipeError(
             f"{folder} holds a training begun with another recipe or zoo. Remove it, or take another --out."
         )
-    write_text_atomically(record, now)
+    write_text_atomically(record, trained_with)
 
 
 def _round_to_half(generator: Generator) -> None:

@@ -42,7 +42,7 @@ def test_bundle_tells_what_it_was_made_of(path, zoo):
     assert config.generator.vae == RECIPE.vae
     assert config.generator.layout.chunk == RECIPE.chunk
     assert config.measured["compression"] == RECIPE.chunk / RECIPE.vae.latent
-    assert config.measured.keys() >= {"reconstruction_gain_kept", "sampling_gain_kept"}
+    assert config.measured.keys() >= {"reconstruction_gain_original", "sampling_gain_original"}
 
 
 def test_base_of_the_bundle_is_the_zoos(path, zoo):
@@ -69,6 +69,15 @@ def test_card_is_written_beside_it(path):
 
 def test_nothing_but_the_bundle_stays(path):
     assert {p.name for p in path.iterdir()} == {"config.json", "generator.safetensors", "README.md"}
+
+
+def test_finished_training_is_not_run_again(path, zoo):
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in path.iterdir()}
+    assert train_generator(zoo, RECIPE, path) == load_bundle(path).config
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in path.iterdir()} == before
+    with pytest.raises(RecipeError, match="another recipe"):
+        train_generator(zoo, dataclasses.replace(RECIPE, seed=RECIPE.seed + 1), path)
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in path.iterdir()} == before
 
 
 def test_equal_recipes_give_equal_files(path, zoo, tmp_path):
