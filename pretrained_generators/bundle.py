@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pretrained_generators.generator import Generator, GeneratorConfig
-from zoo_builder.checkpoint import read_tensors, write_atomically, write_text_atomically
+from zoo_builder.checkpoint import halved_if_exact, read_tensors, write_atomically, write_text_atomically
 from zoo_builder.errors import BundleError, D2NWGError, nearest_names
 from zoo_builder.recipe import parse_config
 
@@ -53,7 +53,7 @@ class Bundle:
 
 def save_bundle(generator: Generator, path: Path, **about: object) -> BundleConfig:
     """Write a generator; `about` holds the other fields of BundleConfig. Halves are stored where that loses nothing."""
-    tensors = {k: _halved(v) for k, v in generator.state_dict().items()}
+    tensors = {k: halved_if_exact(v) for k, v in generator.state_dict().items()}
     weights = path / "generator.safetensors"
     write_atomically(weights, tensors)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -140,9 +140,3 @@ def _check_header(weights: Path, expected: dict[str, torch.Tensor]) -> None:
         floating = expected[key].is_floating_point()
         if kinds[key] not in (("F16", "F32") if floating else ("I64",)):
             raise BundleError(f"{weights}: {key} has the type {kinds[key]}. Get the bundle again.")
-
-
-def _halved(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_floating_point() and torch.equal(tensor.half().float(), tensor.float()):
-        return tensor.half()
-    return tensor

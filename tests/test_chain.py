@@ -14,27 +14,26 @@ from pretrained_generators.bundle import load_bundle
 from pretrained_generators.training import train as training
 from pretrained_generators.training.recipe import GeneratorRecipe
 from zoo_builder import pretrain
-from zoo_builder.errors import ZooError
 from zoo_builder.recipe import read_recipe
 from zoo_builder.store import Zoo
 
 ZOO_RECIPE = """
 size = 32
 support = 24
+leakage = "off"
 held_out = ["secret"]
-[trunk]
-steps = 2
-batch_size = 16
-[branch]
-steps = 2
-batch_size = 16
-[finetune]
-steps = 1
-batch_size = 16
-[[groups]]
-name = "all"
-datasets = ["stripes", "blobs"]
+[[plans]]
+name = "trunk"
+kind = "episodic"
+over = "cluster"
+training = { steps = 2, batch_size = 16, learning_rates = [0.02] }
+[[plans]]
+name = "branch"
+kind = "episodic"
+start = "trunk"
+own_share = 0.5
 domains = ["plain", "invert", "gray", "rotate"]
+training = { steps = 2, batch_size = 16, rate_of_start = 0.5 }
 """
 GENERATOR_RECIPE = """
 name = "tiny"
@@ -108,44 +107,13 @@ def bundle_path(work, zoo) -> Path:
     return out
 
 
-def test_a_lost_entry_comes_back_with_equal_bits_and_the_rest_is_kept(work, zoo):
-    entries = list(zoo.entries())
-    assert len(entries) == 1 + 2 * (4 + 1)
-    lost = next(e for e in entries if e.task["kind"] == "branch")
-    before, times = load_file(lost.path), {e.id: e.path.stat().st_mtime_ns for e in entries}
-    lost.path.unlink()
-    build(work)
-    after = load_file(lost.path)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    assert {e.id: e.path.stat().st_mtime_ns for e in entries if e.id != lost.id} == {
-        k: v for k, v in times.items() if k != lost.id
-    }
-    assert any(before[k].abs().max() > 0 for k in before if k.startswith("delta/"))
-
-
-def test_a_failing_task_is_recorded_and_the_others_go_on(work, tmp_path):
-    """A dataset whose test images are gone cannot be scored."""
-    data = tmp_path / "data"
-    data.mkdir()
-    write_dataset(data / "stripes.npz", 0)
-    arrays = dict(np.load(data / "stripes.npz"))
-    arrays |= {"x_train": arrays["x_train"][:1], "y_train": arrays["y_train"][:1]}
-    np.savez(data / "blobs.npz", **arrays)
-    recipe = tmp_path / "zoo.toml"
-    groups = ZOO_RECIPE.replace('["stripes", "blobs"]', '["stripes"]').replace('"all"', '"good"')
-    recipe.write_text(groups + '[[groups]]\nname = "bad"\ndatasets = ["blobs"]\n')
-    args = ("--recipe", recipe, "--data", data, "--base", work / "base.safetensors", "--out", tmp_path / "zoo")
-    result = CliRunner().invoke(app, [str(a) for a in ("zoo", "build", *args)])
-    assert result.exit_code == 1
-    zoo = Zoo.open(tmp_path / "zoo")
-    assert any("bad" in task for task in zoo.failures())
-    assert any(e.task["group"] == "good" for e in zoo.entries())
+def test_every_task_is_an_entry(zoo):
+    assert [e.task.plan for e in zoo.entries()] == ["branch"] * 8 + ["trunk"]
 
 
 def test_held_out_dataset_is_refused(work, tmp_path):
     recipe = tmp_path / "leak.toml"
-    recipe.write_text(ZOO_RECIPE.replace('"blobs"]', '"secret"]'))
+    recipe.write_text('datasets = ["blobs", "secret"]\n' + ZOO_RECIPE)
     args = ("--recipe", recipe, "--data", work / "data", "--base", work / "base.safetensors", "--out", tmp_path / "z")
     result = CliRunner().invoke(app, [str(a) for a in ("zoo", "build", *args)])
     assert result.exit_code == 1
@@ -153,24 +121,13 @@ def test_held_out_dataset_is_refused(work, tmp_path):
     assert not (tmp_path / "z").exists()
 
 
-def test_a_zoo_of_another_base_is_not_mixed_in(work, zoo):
-    other = work / "other.safetensors"
-    data = work / "data"
-    run("zoo", "base", "--data", data, "--dataset", "blobs", "--epochs", 1, "--size", 32, "--out", other, "--seed", 1)
-    args = ("--recipe", work / "zoo.toml", "--data", data, "--base", other, "--out", zoo.path)
-    result = CliRunner().invoke(app, [str(a) for a in ("zoo", "build", *args)])
-    assert result.exit_code == 1
-    assert "another base" in result.output
-
-
-def test_damaged_entry_is_named(zoo, tmp_path):
-    entry = next(zoo.entries())
-    broken = tmp_path / "entries"
-    broken.mkdir()
-    (tmp_path / "zoo.json").write_bytes((zoo.path / "zoo.json").read_bytes())
-    (broken / entry.path.name).write_bytes(entry.path.read_bytes()[:1000])
-    with pytest.raises(ZooError, match=entry.id):
-        list(Zoo.open(tmp_path).entries())
+def test_dry_run_names_the_tasks_and_makes_none(work, zoo):
+    args = ("--recipe", work / "zoo.toml", "--data", work / "data", "--base", work / "base.safetensors")
+    before = sorted(zoo.path.rglob("*"))
+    output = run("zoo", "build", *args, "--out", zoo.path, "--dry-run")
+    assert all(e.id in output for e in zoo.entries())
+    assert "9 tasks, 9 of them done" in output
+    assert sorted(zoo.path.rglob("*")) == before
 
 
 def test_trained_bundle_loads_and_says_what_it_was_trained_on(bundle_path):

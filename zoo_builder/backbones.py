@@ -2,42 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from zoo_builder.checkpoint import read_tensors
+from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ModelError, nearest_names
+
+TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How a body is made; the head is always left out.
+
+    A stem of other than 3 channels is by timm's policy (the weights of the three are summed or repeated); a model built
+    for one image size is built for `img_size`.
+    """
+
+    model: str  # timm's name, or "torchvision:NAME"
+    in_chans: int = 3
+    img_size: int | None = None  # pixels; None leaves the library's
+    args: dict[str, str | int | float | bool] = field(default_factory=dict)  # more arguments of the library's factory
+
+    def create(self, checkpoint: str | Path | None = None, num_classes: int = 0) -> nn.Module:
+        """The model in float32. With `num_classes=0` it gives pooled features [N, d].
+
+        `checkpoint` is a safetensors file of the body (a classifier in it is left out), or "pretrained" for the
+        library's own weights, which it may download.
+
+        Raises:
+            ModelError: unknown name, no image classifier, or a checkpoint of another architecture.
+        """
+        make = self._torchvision if self.model.startswith(TORCHVISION) else self._timm
+        model = make(checkpoint == "pretrained", num_classes)
+        if checkpoint is not None and checkpoint != "pretrained":
+            load_body(model, read_tensors(Path(checkpoint))[0], str(checkpoint))
+        return model
+
+    def _timm(self, pretrained: bool, num_classes: int) -> nn.Module:
+        if not timm.is_model(self.model):
+            known = [*timm.list_models(), *(TORCHVISION + n for n in torchvision_classifiers())]
+            raise ModelError(f"timm has no model {self.model!r}; {nearest_names(self.model, known)}")
+        args: dict[str, Any] = dict(self.args)
+        config = timm.get_pretrained_cfg(self.model)
+        if self.img_size is not None and config is not None and config.fixed_input_size:
+            args["img_size"] = self.img_size
+        try:
+            return timm.create_model(
+                self.model, pretrained=pretrained, num_classes=num_classes, in_chans=self.in_chans, **args
+            )
+        except (TypeError, ValueError, AssertionError) as e:
+            raise ModelError(f"timm cannot make {self.model} with {args} for {self.in_chans} channels ({e}).") from e
+
+    def _torchvision(self, pretrained: bool, num_classes: int) -> nn.Module:
+        import torchvision
+
+        name = self.model.removeprefix(TORCHVISION)
+        if name not in torchvision_classifiers():
+            if name in torchvision.models.list_models():
+                raise ModelError(f"{self.model} does not classify images: detection, segmentation, video, flow and "
+                                 "quantized models have no pooled features to solve a head on.")  # fmt: skip
+            raise ModelError(f"torchvision has no {name!r}; {nearest_names(name, torchvision_classifiers())}")
+        if self.in_chans != 3:
+            raise ModelError(f"{self.model} takes 3 channels, not {self.in_chans}; models of timm adapt their stem.")
+        args: dict[str, Any] = dict(self.args)
+        if self.img_size is not None and name.startswith("vit_"):
+            args["image_size"] = self.img_size
+        if name in ("googlenet", "inception_v3"):
+            args["aux_logits"] = False  # in training mode they would give more than the features
+        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
+        # Every classifier of torchvision ends in a linear layer or (squeezenet) a 1x1 convolution before the pooling.
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        where, last = layers[-1]
+        head: nn.Module = nn.Identity()
+        if num_classes and isinstance(last, nn.Linear):
+            head = nn.Linear(last.in_features, num_classes)
+        elif num_classes and isinstance(last, nn.Conv2d):
+            head = nn.Conv2d(last.in_channels, num_classes, 1)
+        model.set_submodule(where, head)
+        return model
+
+
+def torchvision_classifiers() -> list[str]:
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
 
 
 def create_backbone(name: str, checkpoint: str | Path | None = None, num_classes: int = 0) -> nn.Module:
-    """A timm model by name; with `num_classes=0` its output is the pooled feature vector [N, d].
-
-    `checkpoint` is a safetensors file of the body (keys without the classifier).
-
-    Raises:
-        ModelError: unknown name, or a checkpoint of another architecture.
-    """
-    if not timm.is_model(name):
-        raise ModelError(f"timm has no model {name!r}; {nearest_names(name, timm.list_models())}")
-    model = timm.create_model(name, pretrained=False, num_classes=num_classes)
-    if checkpoint is not None:
-        load_body(model, read_tensors(Path(checkpoint))[0], str(checkpoint))
-    return model
+    """`BackboneSpec(name).create(...)`."""
+    return BackboneSpec(name).create(checkpoint, num_classes)
 
 
-def load_body(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+def load_body(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Fill all of `model` but its classifier from `tensors`, which must fit exactly.
 
     Raises:
         ModelError: names or shapes differ; the first difference is named.
     """
     expected = body_state(model)
+    heads = tuple(f"{name}." for name in _classifier_names(model))
+    tensors = {k: v for k, v in tensors.items() if k in expected or not k.startswith(heads)}
     for key in sorted(expected.keys() | tensors.keys()):
         want = tuple(expected[key].shape) if key in expected else None
         have = tuple(tensors[key].shape) if key in tensors else None
@@ -63,6 +137,14 @@ def find_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
     return linears[head], head
 
 
+def _classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Where the classifier is, or was before it was left out."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    if named:
+        return (named,) if isinstance(named, str) else tuple(named)
+    return tuple(name for name, module in model.named_modules() if isinstance(module, nn.Identity))
+
+
 def body_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict without the classifier's tensors (all of it where there is no classifier)."""
     try:
@@ -73,9 +155,47 @@ def body_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the pixels by channel, of images in [0, 1], that timm configures a model for."""
-    config = cast(dict[str, Any], model.pretrained_cfg)
-    return config["mean"], config["std"]
+    """Mean and deviation of the pixels by channel, of images in [0, 1]: timm's of the model, else ImageNet's."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return tuple(config.get("mean", IMAGENET_DEFAULT_MEAN)), tuple(config.get("std", IMAGENET_DEFAULT_STD))
+
+
+def prepare_images(body: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, 3, H, W] -> what `body` takes: normalised float32, channels last; gray for a stem of one channel,
+    red, green, blue, red, ... for one of more than three."""
+    out = normalize_images(images, *image_statistics(body))
+    stem = next((m for m in body.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if stem is None else stem.in_channels
+    if channels == 1:
+        out = out.mean(1, keepdim=True)
+    elif channels > 3:
+        out = out[:, [c % 3 for c in range(channels)]]
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """A normalisation layer of any kind, torch's or timm's, by its class's name."""
+    return "Norm" in type(module).__name__
+
+
+def check_body(body: nn.Module, size: int, in_chans: int = 3) -> int:
+    """The number of features d that a body gives for images of `size` pixels.
+
+    Raises:
+        ModelError: it cannot take them, or does not give one vector [d] an image.
+    """
+    with evaluating(body):
+        try:
+            features = body(torch.zeros(2, in_chans, size, size))
+        except (RuntimeError, AssertionError, ValueError) as e:
+            raise ModelError(f"{type(body).__name__} cannot take images of {size}x{size} pixels ({e}).") from e
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        came = f"{list(features.shape)}" if isinstance(features, torch.Tensor) else type(features).__name__
+        raise ModelError(
+            f"{type(body).__name__} gives {came} for two images, expected one vector of features each: it is no image "
+            "classifier (a detector, a segmenter, a feature pyramid?)."
+        )
+    return features.shape[1]
 
 
 @contextmanager

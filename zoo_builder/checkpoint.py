@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from zoo_builder.errors import D2NWGError
+from zoo_builder.files import write_bytes
 
 
 def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -25,13 +26,14 @@ def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dic
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, text.encode())
+
+
+def halved_if_exact(tensor: torch.Tensor) -> torch.Tensor:
+    """In half precision where that loses nothing."""
+    if tensor.is_floating_point() and torch.equal(tensor.half().float(), tensor.float()):
+        return tensor.half()
+    return tensor
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

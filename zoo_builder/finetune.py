@@ -1,253 +1,194 @@
-"""One task -> one entry: the body's delta to the base, and what it is worth."""
+"""One task -> one entry: what the body became, and what it is worth."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from zoo_builder.backbones import image_statistics
+from zoo_builder.backbones import is_norm, prepare_images
 from zoo_builder.batchnorm import recalibrate_batchnorm
-from zoo_builder.datasets import ImageDataset
-from zoo_builder.datasets.image_dataset import normalize_images, resize_images
-from zoo_builder.domains import apply_domain
+from zoo_builder.clusters import embed_dataset
+from zoo_builder.domain_images import SharedImages, stable_seed
 from zoo_builder.errors import ZooError
-from zoo_builder.solved_head import ridge_query_logits, solve_head
-from zoo_builder.tasks import FineTuneTask, Training
+from zoo_builder.objectives import Classification, Episodic, Objective, Sources
+from zoo_builder.scoring import Probe, best_strength, mean_solved_accuracy, set_parameters
+from zoo_builder.solved_head import solve_head
+from zoo_builder.tasks import FineTuneTask
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-QUERY_IMAGES = 1000  # test images that score an entry, at most
-TRAIN_IMAGES = 4000  # train images of each dataset in a task's memory, at most
+QUERIES, MIN_QUERIES = 1000, 200  # test images that score an entry: over all datasets, and of each at least
+CURVE_POINTS = 20  # of the loss of a training
+HALF_LOSES = 0.1  # points of accuracy that half precision may cost an entry; else it is kept in single precision
 
 
 @dataclass(frozen=True)
-class DomainImages:
-    """One dataset as one domain sees it, at the size of the model."""
+class Start:
+    """What a task goes on from: another entry, at the strength that served its datasets best."""
 
-    x_train: torch.Tensor  # uint8 [N, 3, S, S]
-    y_train: torch.Tensor  # int64 [N]
-    x_test: torch.Tensor  # uint8 [M, 3, S, S]
-    y_test: torch.Tensor  # int64 [M]
-    num_classes: int
+    delta: Mapping[str, torch.Tensor]
+    learning_rate: float  # that it was kept at
 
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    delta: dict[str, torch.Tensor]  # float tensors of the body's parameters minus the base's
-    support: torch.Tensor  # uint8 [n, 3, S, S], a sample of the train images, for the dataset embedding
+    delta: dict[str, torch.Tensor]  # the body's trained parameters minus the base's, float16 or float32
+    heads: dict[str, torch.Tensor]  # DATASET/weight [K, d] and DATASET/bias [K] of trained heads; empty for episodic
+    support: torch.Tensor  # uint8 [n, 3, S, S], a sample of the first dataset's train images
     support_labels: torch.Tensor  # int64 [n]
-    metrics: dict[str, float]  # accuracies in percent, the best strength, seconds
+    embedding: torch.Tensor  # [2 d] float32, of the support
+    metrics: dict[str, float]  # accuracies in percent, the best strength, the learning rate, seconds
+    curve: list[tuple[int, float]]  # (step, mean loss since the point before)
 
 
-def parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {k: v.detach() for k, v in model.named_parameters()}
-
-
-def domain_images(dataset: ImageDataset, domain: str, task: FineTuneTask) -> DomainImages:
-    """Resize, draw the task's class subset, and look through `domain`."""
-    classes = np.arange(dataset.num_classes)
-    if task.class_subset is not None and dataset.num_classes > task.class_subset:
-        rng = np.random.default_rng(_seed(task.seed, dataset.name, domain))
-        classes = np.sort(rng.choice(classes, task.class_subset, replace=False))
-    renumber = np.full(dataset.num_classes, -1)
-    renumber[classes] = np.arange(len(classes))
-    parts = []
-    for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)):
-        keep = np.flatnonzero(renumber[y] >= 0)
-        if len(keep) > TRAIN_IMAGES:
-            keep = np.random.default_rng(_seed(task.seed, dataset.name)).choice(keep, TRAIN_IMAGES, replace=False)
-        images = apply_domain(resize_images(x[keep], task.size), domain, _seed(task.seed, domain))
-        parts += [images, torch.from_numpy(renumber[y[keep]])]
-    x_train, y_train, x_test, y_test = parts
-    return DomainImages(x_train, y_train, x_test, y_test, len(classes))
-
-
-def run_task(
-    task: FineTuneTask,
-    base: nn.Module,
-    start: dict[str, torch.Tensor] | None,
-    load: Callable[[str], ImageDataset],
-) -> FineTuneResult:
-    """Train `base` (a headless timm body; changed in place) from base + `start` and return its delta to the base.
+def run_task(task: FineTuneTask, base: nn.Module, start: Start | None, shared: SharedImages) -> FineTuneResult:
+    """Fine-tune `base` (a headless body; it comes back as it was) at each learning rate and keep the best.
 
     Deterministic in (task, base, start) on one machine.
 
     Raises:
-        ZooError: the training diverged.
+        ZooError: the training diverged at every learning rate.
     """
     began = time.perf_counter()
-    torch.manual_seed(_seed(task.seed, task.id))
+    sources = {(n, d): shared.view(n, d, task) for n in (*task.datasets, *task.related) for d in task.domains}
     origin = {k: v.clone() for k, v in base.state_dict().items()}
-    weights = {k: v.clone() for k, v in parameters_of(base).items()}
-    mean, std = image_statistics(base)
-    sources = {(n, d): domain_images(load(n), d, task) for n in (task.dataset, *task.related) for d in task.domains}
-    own = sources[task.dataset, task.domains[0]]
-
-    if start is not None:
-        set_parameters(base, weights, start, 1.0)
-    recalibrate_batchnorm(base, normalize_images(_sample(own.x_train, task.support, task.seed)[0], mean, std))
-    if task.kind == "finetune":
-        loss = _plain_loss(base, own, task, mean, std)
-    else:
-        loss = _episodic_loss(base, sources, task, mean, std)
-    delta = {k: v - weights[k] for k, v in parameters_of(base).items()}
-    if not all(torch.isfinite(d).all() for d in delta.values()):
-        raise ZooError(f"{task.id} diverged (its last loss is {loss}). Lower its learning_rate.")
-
-    support, index = _sample(own.x_train, task.support, task.seed)
-    labels = own.y_train[index]
-    query, query_index = _sample(own.x_test, QUERY_IMAGES, task.seed)
-    scores = {}
-    for strength in STRENGTHS:
+    probes = task_probes(task, base, sources)
+    rates = task.training.learning_rates
+    if start is not None and task.training.rate_of_start is not None:
+        rates = (task.training.rate_of_start * start.learning_rate,)
+    floor = mean_solved_accuracy(base, probes)
+    tried = []
+    for rate in rates:
         base.load_state_dict(origin)
-        set_parameters(base, weights, delta, strength)
-        images = normalize_images(torch.cat([support, query]), mean, std)
-        scores[strength] = solved_accuracy(base, images, labels, own.y_test[query_index], own.num_classes)
+        result = _train(task, base, start, sources, probes, floor, rate)
+        if result is not None:
+            tried.append(result)
     base.load_state_dict(origin)
-    best = max(STRENGTHS, key=lambda s: (scores[s], s))
-    metrics = {
-        "solved_accuracy": scores[0.0],
-        "accuracy": scores[1.0],
-        "best_accuracy": scores[best],
-        "best_strength": best,
-        "last_loss": loss,
-        "seconds": time.perf_counter() - began,
-    }
-    return FineTuneResult(delta, support, labels, metrics)
+    if not tried:
+        raise ZooError(f"{task.id} diverged at the learning rates {list(rates)}. Lower them.")
+    best = max(tried, key=lambda r: r.metrics["best_accuracy"])
+    return replace(best, metrics={**best.metrics, "seconds": time.perf_counter() - began})
 
 
-def set_parameters(
-    model: nn.Module, base: Mapping[str, torch.Tensor], delta: Mapping[str, torch.Tensor], strength: float
-) -> None:
-    """Parameters become base + strength * delta, in place."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(base[name] + strength * delta[name])
+def task_probes(task: FineTuneTask, base: nn.Module, sources: Sources) -> list[Probe]:
+    """What a task is scored on: each of its datasets, in the first of its domains."""
+    queries = max(MIN_QUERIES, QUERIES // len(task.datasets))
+    return [Probe.of(base, sources[n, task.domains[0]], task.support, queries, task.seed) for n in task.datasets]
 
 
-def solved_accuracy(
-    body: nn.Module, images: torch.Tensor, support_labels: torch.Tensor, query_labels: torch.Tensor, num_classes: int
-) -> float:
-    """Test accuracy in percent of a solved head after BatchNorm recalibration; the first images are the support."""
-    n = len(support_labels)
-    recalibrate_batchnorm(body, images[:n])
-    body.eval()
-    with torch.no_grad():
-        features = torch.cat([body(batch) for batch in images.split(256)])
-    head = solve_head(features[:n], support_labels, num_classes)
-    logits = features[n:] @ head.weight.T + head.bias
-    return 100 * (logits.argmax(1) == query_labels).float().mean().item()
-
-
-def _episodic_loss(
-    body: nn.Module,
-    sources: dict[tuple[str, str], DomainImages],
+def _train(
     task: FineTuneTask,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> float:
-    """Train in place. Each step draws a dataset and a few classes, solves a head on half of a batch and takes the
-    cross-entropy of the other half through the solve (R2-D2, Bertinetto et al., ICLR 2019)."""
-    rng = np.random.default_rng(_seed(task.seed, task.id, "episodes"))
-    others = [key for key in sources if key[0] != task.dataset]
-    mine = [key for key in sources if key[0] == task.dataset]
-    log_ridge = nn.Parameter(torch.tensor(-2.3))
-    log_scale = nn.Parameter(torch.tensor(2.0))
-    steps = _Steps(task, [*body.parameters(), log_ridge, log_scale])
-    value = 0.0
-    for step in range(task.training.steps):
-        if task.kind == "trunk":
-            key = list(sources)[rng.integers(len(sources))]
-        else:
-            pool = mine if not others or rng.random() < task.own_share else others
-            key = pool[rng.integers(len(pool))]
-        source = sources[key]
-        index, labels, classes = _episode(source.y_train.numpy(), source.num_classes, task.training, rng)
-        body.train()
-        features = body(normalize_images(source.x_train[index], mean, std))
-        half = len(labels) // 2
-        ridge, scale = log_ridge.exp(), log_scale.exp()
-        logits = ridge_query_logits(features[:half], labels[:half], features[half:], classes, ridge, scale)
-        value = steps.take(step, F.cross_entropy(logits, labels[half:]))
-    return value
+    body: nn.Module,
+    start: Start | None,
+    sources: Sources,
+    probes: list[Probe],
+    floor: float,
+    rate: float,
+) -> FineTuneResult | None:
+    """One training from base + start at one learning rate; None where it diverged. `body` is left as it became."""
+    torch.manual_seed(stable_seed(task.seed, task.id))
+    origin = {k: v.clone() for k, v in body.state_dict().items()}
+    weights = {k: origin[k] for k, _ in body.named_parameters()}
+    first = probes[0]
+    embedding = embed_dataset(body.eval(), first.images[: len(first.labels)], first.labels)
+    if start is not None:
+        set_parameters(body, weights, start.delta, 1.0)
+    recalibrate_batchnorm(body, first.images[: len(first.labels)])
+    heads = {} if task.kind == "episodic" else _solved_heads(body, task, probes)
+    objective = Episodic(task, sources) if task.kind == "episodic" else Classification(task, sources, heads)
+    curve = _fit(body, objective, task, rate)
+    trained = _trained(body, task.scope)
+    delta = {k: p.detach() - weights[k] for k, p in trained.items()}
+    tensors = [*delta.values(), *(p.detach() for p in objective.parameters())]
+    if not all(torch.isfinite(t).all() for t in tensors):
+        return None
+
+    half = {k: v.half() for k, v in delta.items()}
+    scores = best_strength(body, origin, half, probes, floor)
+    set_parameters(body, weights, delta, 1.0)
+    whole = mean_solved_accuracy(body, probes)
+    loses = whole - scores.accuracies[1.0]
+    kept_half = loses < HALF_LOSES and all(torch.isfinite(t).all() for t in half.values())
+    metrics = {
+        "solved_accuracy": floor,
+        "accuracy": scores.accuracies[1.0] if kept_half else whole,
+        "best_accuracy": scores.best_accuracy,
+        "best_strength": scores.best,
+        "gain": scores.best_accuracy - floor,
+        "half_precision_loses": loses,
+        "learning_rate": rate,
+        "last_loss": curve[-1][1],
+    }
+    if heads:
+        own = [p.head_accuracy(body, heads[n]) for n, p in zip(task.datasets, probes, strict=True)]
+        metrics["head_accuracy"] = sum(own) / len(own)
+    return FineTuneResult(
+        delta=half if kept_half else delta,
+        heads={f"{n}/{k}": v.detach().clone() for n, head in heads.items() for k, v in head.state_dict().items()},
+        support=first.support,
+        support_labels=first.labels,
+        embedding=embedding,
+        metrics=metrics,
+        curve=curve,
+    )
 
 
-def _episode(
-    y: np.ndarray, num_classes: int, training: Training, rng: np.random.Generator
-) -> tuple[np.ndarray, torch.Tensor, int]:
-    """Indices of a balanced batch over a few random classes, shuffled; labels renumbered from 0; the class count."""
-    count = min(training.classes, num_classes)
-    classes = rng.choice(num_classes, count, replace=False)
-    quota = -(-training.batch_size // count)
-    index, labels = [], []
-    for i, c in enumerate(classes):
-        members = np.flatnonzero(y == c)
-        # Never an image twice: it would stand on both sides of the support and query split.
-        index.append(rng.choice(members, min(quota, len(members)), replace=False))
-        labels.append(np.full(len(index[-1]), i))
-    order = rng.permutation(sum(map(len, index)))[: training.batch_size]
-    return np.concatenate(index)[order], torch.from_numpy(np.concatenate(labels)[order]), count
-
-
-def _plain_loss(
-    body: nn.Module, own: DomainImages, task: FineTuneTask, mean: tuple[float, ...], std: tuple[float, ...]
-) -> float:
-    """Ordinary fine-tuning in place, from a solved head: what the paper's zoos are made of."""
-    support, index = _sample(own.x_train, task.support, task.seed)
-    body.eval()
-    with torch.no_grad():
-        features = torch.cat([body(b) for b in normalize_images(support, mean, std).split(256)])
-    solved = solve_head(features, own.y_train[index], own.num_classes)
-    head = nn.Linear(features.shape[1], own.num_classes)
-    head.load_state_dict({"weight": solved.weight, "bias": solved.bias})
-    steps = _Steps(task, [*body.parameters(), *head.parameters()])
-    rng = np.random.default_rng(_seed(task.seed, task.id, "batches"))
-    value = 0.0
-    for step in range(task.training.steps):
-        batch = rng.integers(len(own.y_train), size=task.training.batch_size)
-        body.train()
-        logits = head(body(normalize_images(own.x_train[batch], mean, std)))
-        value = steps.take(step, F.cross_entropy(logits, own.y_train[batch]))
-    return value
-
-
-class _Steps:
-    """SGD with momentum under one cycle, gradients clipped; the same for every kind of task."""
-
-    def __init__(self, task: FineTuneTask, parameters: list[nn.Parameter]) -> None:
-        t = task.training
-        self.parameters = parameters
-        self.optimizer = torch.optim.SGD(parameters, lr=t.learning_rate, momentum=0.9)
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            t_initial=t.steps,
-            warmup_t=max(1, t.steps // 10),
-            warmup_lr_init=t.learning_rate / 20,
-            t_in_epochs=False,
-        )
-
-    def take(self, step: int, loss: torch.Tensor) -> float:
-        self.schedule.step_update(step)
-        self.optimizer.zero_grad()
+def _fit(body: nn.Module, objective: Objective, task: FineTuneTask, rate: float) -> list[tuple[int, float]]:
+    """SGD with momentum under one cycle, gradients clipped, in place; the curve of the loss."""
+    training = task.training
+    trained = _trained(body, task.scope)
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name in trained)
+    parameters = [*trained.values(), *objective.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9)
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=training.steps,
+        warmup_t=max(1, training.steps // 10),
+        warmup_lr_init=rate / 20,
+        t_in_epochs=False,
+    )
+    rng = np.random.default_rng(stable_seed(task.seed, task.id, "batches"))
+    body.train(task.scope != "head")
+    device = next(body.parameters()).device
+    curve: list[tuple[int, float]] = []
+    since, every = torch.zeros((), device=device), max(1, training.steps // CURVE_POINTS)
+    for step in range(training.steps):
+        schedule.step_update(step)
+        batch = objective.draw(rng)
+        batch = batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
+        loss = objective.loss(body(prepare_images(body, batch.images)), batch)
+        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        self.optimizer.step()
-        return loss.item()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        since += loss.detach()  # read at the points of the curve alone: on a GPU each reading waits for it
+        if (step + 1) % every == 0 or step + 1 == training.steps:
+            curve.append((step + 1, since.item() / (step + 1 - (curve[-1][0] if curve else 0))))
+            since.zero_()
+    for parameter in body.parameters():
+        parameter.requires_grad_(True)
+    return curve
 
 
-def _sample(images: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most `count` images without replacement, with their indices."""
-    index = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
-    return images[index], index
+def _trained(body: nn.Module, scope: str) -> dict[str, nn.Parameter]:
+    """The body's parameters that a scope trains."""
+    if scope == "all":
+        return dict(body.named_parameters())
+    norms = [name for name, module in body.named_modules() if is_norm(module)] if scope == "head+norm" else []
+    return {n: p for n, p in body.named_parameters() if n.rpartition(".")[0] in norms}
 
 
-def _seed(*parts: object) -> int:
-    """A stable 31-bit seed from any values (Python's hash() differs from run to run)."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little") >> 1
+def _solved_heads(body: nn.Module, task: FineTuneTask, probes: list[Probe]) -> dict[str, nn.Linear]:
+    """A head for each dataset, started where the closed form puts it."""
+    heads = {}
+    for name, probe in zip(task.datasets, probes, strict=True):
+        features = probe.features(body)[: len(probe.labels)]
+        solved = solve_head(features, probe.labels, probe.num_classes)
+        heads[name] = nn.Linear(features.shape[1], probe.num_classes)
+        heads[name].load_state_dict({"weight": solved.weight, "bias": solved.bias})
+    return heads

@@ -33,9 +33,8 @@ def solve_head(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -
     x, y = features.double(), F.one_hot(labels, num_classes).double()
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
-    values, vectors = torch.linalg.eigh(x @ x.T)
-    values = values.clamp_min(0)
-    unit = float(values.mean().clamp_min(1e-12))
+    values, vectors = _left_singular(x)
+    unit = float(values.sum().clamp_min(1e-12)) / len(x)
     projected, squares = vectors.T @ y, vectors.square()
     best = (float("inf"), RIDGES[0], SCALES[0], y)
     for ridge in RIDGES:
@@ -48,10 +47,20 @@ def solve_head(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -
             if loss < best[0]:
                 best = (loss, ridge, scale, left_out)
     _, ridge, scale, left_out = best
-    dual = vectors @ (projected / (values + ridge * unit)[:, None])
-    weight = scale * (x.T @ dual).T
+    weight = scale * (x.T @ (vectors @ (projected / (values + ridge * unit)[:, None]))).T
     bias = scale * mean_y - weight @ mean_x
     return SolvedHead(weight.float(), bias.float(), (scale * left_out).float(), ridge, scale)
+
+
+def _left_singular(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared singular values and left singular vectors [N, r] of x [N, d], from the smaller of its Gram matrices."""
+    if len(x) <= x.shape[1]:
+        values, vectors = torch.linalg.eigh(x @ x.T)
+        return values.clamp_min(0), vectors
+    values, right = torch.linalg.eigh(x.T @ x)
+    singular = values.clamp_min(0).sqrt()
+    # Directions in which the features do not vary have no left vector: theirs becomes zero.
+    return singular.square(), x @ right / singular.clamp_min(max(float(singular.max()) * 1e-7, 1e-12))
 
 
 def ridge_query_logits(

@@ -1,141 +1,258 @@
-"""A zoo on disk. One safetensors file an entry, moved into place when whole: it is there and right, or not there.
+"""A zoo on disk, or on any fsspec path. An entry is there and right, or not there.
 
-ZOO/zoo.json                  what all entries share: model, size, held-out sets, the base's hash, versions
+ZOO/zoo.json                  what all entries share: backbone, size, held-out sets, the base's hash
 ZOO/base.safetensors          the body that all deltas refer to
-ZOO/entries/ID.safetensors    delta/* (fp16), support, support_labels; the task and its metrics in the header
-ZOO/failed/ID.json            why a task failed
+ZOO/clusters.json             which datasets are related, as it was found at the first build
+ZOO/entries/ID.safetensors    delta/* or weights/*, heads/*, support, support_labels, embedding
+ZOO/rows/ID.parquet           one row: the task, what it is worth, the file's hash; or why it failed
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from zoo_builder.checkpoint import read_tensors, write_atomically, write_text_atomically
-from zoo_builder.errors import ZooError
+from zoo_builder.backbones import BackboneSpec
+from zoo_builder.checkpoint import halved_if_exact
+from zoo_builder.errors import RecipeError, ZooError
+from zoo_builder.files import as_path, is_local, write_bytes
 from zoo_builder.finetune import FineTuneResult
+from zoo_builder.recipe import parse_config
+from zoo_builder.rows import read_rows, write_row
 from zoo_builder.tasks import FineTuneTask, ZooRecipe
+
+if TYPE_CHECKING:
+    import pyarrow
+
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """An entry's header; the tensors are read when asked for."""
+    """One row; the tensors are read when asked for."""
 
     id: str
-    path: Path
-    task: dict[str, object]
-    metrics: dict[str, float]
+    zoo: Zoo
+    task: FineTuneTask
+    metrics: dict[str, float]  # accuracies in percent, see FineTuneResult
+    curve: list[tuple[int, float]]  # (step, mean training loss since the point before)
+    sha256: str  # of the file
+    seconds: float
+    about: dict[str, Any]  # versions, licences and hashes of the datasets, the machine
+
+    @property
+    def path(self) -> Path:
+        return self.zoo.entry_path(self.id)
 
     def delta(self) -> dict[str, torch.Tensor]:
-        """float32 tensors by parameter name, fine-tuned minus base."""
-        with safe_open(str(self.path), framework="pt") as file:
-            names = [k for k in file.keys() if k.startswith("delta/")]  # noqa: SIM118
-            return {k.removeprefix("delta/"): file.get_tensor(k).float() for k in names}
+        """float32 tensors by parameter name, fine-tuned minus base; what was not trained is not there."""
+        tensors = self._tensors("delta/", "weights/")
+        base = self.zoo.base() if any(k.startswith("weights/") for k in tensors) else {}
+        names = {k: k.partition("/")[2] for k in tensors}
+        return {n: tensors[k].float() - (base[n] if k.startswith("weights/") else 0) for k, n in names.items()}
+
+    def heads(self) -> dict[str, torch.Tensor]:
+        """DATASET/weight and DATASET/bias of trained heads; none of an episodic entry."""
+        return {k.removeprefix("heads/"): v for k, v in self._tensors("heads/").items()}
 
     def support(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Images uint8 [n, 3, S, S] and labels int64 [n]."""
-        with safe_open(str(self.path), framework="pt") as file:
-            return file.get_tensor("support"), file.get_tensor("support_labels")
+        tensors = self._tensors("support")
+        return tensors["support"], tensors["support_labels"]
+
+    def embedding(self) -> torch.Tensor:
+        """[2 d] float32, of the support."""
+        return self._tensors("embedding")["embedding"]
+
+    def _tensors(self, *prefixes: str) -> dict[str, torch.Tensor]:
+        """Mapped from a local file, so that only what is asked for is read."""
+        try:
+            if is_local(self.path):
+                with safe_open(str(self.path), framework="pt") as file:
+                    return {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefixes)}  # noqa: SIM118
+            whole = safetensors.torch.load(self.path.read_bytes())
+            return {k: v for k, v in whole.items() if k.startswith(prefixes)}
+        except (OSError, SafetensorError) as e:
+            raise ZooError(f"{self.path} is not a readable zoo entry ({e!r}). Remove it and build again.") from e
 
 
 @dataclass(frozen=True)
 class Zoo:
     path: Path
-    model: str  # timm name of the body
+    backbone: BackboneSpec
     size: int  # pixels
     held_out: tuple[str, ...]
     base_sha256: str
+    keep: str = "delta"  # or "full"
+
+    @property
+    def model(self) -> str:
+        return self.backbone.model
 
     @classmethod
-    def create(cls, path: Path, model: str, base: Path, recipe: ZooRecipe, versions: dict[str, str]) -> Zoo:
+    def create(cls, path: str | Path, backbone: BackboneSpec, base: dict[str, torch.Tensor], recipe: ZooRecipe,
+               pretraining: str = "{}") -> Zoo:  # fmt: skip
         """Make the folder, or open one that was begun with the same base and held-out sets.
 
         Raises:
             ZooError: the folder holds a zoo of another base or another split.
         """
-        sha256 = hashlib.sha256(base.read_bytes()).hexdigest()
+        path = as_path(path)
+        stored = {k: halved_if_exact(v).contiguous() for k, v in sorted(base.items())}
+        contents = safetensors.torch.save(stored, {"pretraining": pretraining})
+        sha256 = hashlib.sha256(contents).hexdigest()
+        zoo = cls(path, backbone, recipe.size, recipe.held_out, sha256, recipe.keep)
         if (path / "zoo.json").exists():
-            zoo = cls.open(path)
-            if (zoo.base_sha256, zoo.model, zoo.size, zoo.held_out) != (sha256, model, recipe.size, recipe.held_out):
+            before = cls.open(path)
+            differing = [k for k, v in asdict(zoo).items() if k != "path" and asdict(before)[k] != v]
+            if differing:
                 raise ZooError(
-                    f"{path} already holds a zoo of another base, size or held-out list (base {zoo.base_sha256[:12]}, "
-                    f"now {sha256[:12]}). Take another --out, or the same base and recipe as before."
+                    f"{path} already holds a zoo with another {', '.join(differing)}. Take another --out, or the same "
+                    "base and recipe as before."
                 )
-            return zoo
-        tensors, metadata = read_tensors(base)
-        write_atomically(path / "base.safetensors", tensors, metadata)
-        about = {
-            "format": 1,
-            "model": model,
-            "size": recipe.size,
-            "held_out": recipe.held_out,
-            "base_sha256": sha256,
-            "versions": versions,
-        }
-        write_text_atomically(path / "zoo.json", json.dumps(about, indent=1))
-        return cls.open(path)
+            return before
+        write_bytes(path / "base.safetensors", contents)
+        about = {"format": FORMAT, **{k: v for k, v in asdict(zoo).items() if k != "path"}}
+        write_bytes(path / "zoo.json", json.dumps(about, indent=1).encode())
+        return zoo
 
     @classmethod
     def open(cls, path: str | Path) -> Zoo:
-        """Open a zoo for reading.
+        """Open a zoo for reading; `path` may be a URL that fsspec knows.
 
         Raises:
             ZooError: not a zoo.
         """
-        path = Path(path)
+        path = as_path(path)
         try:
             about = json.loads((path / "zoo.json").read_text())
-            return cls(path, about["model"], about["size"], tuple(about["held_out"]), about["base_sha256"])
-        except (OSError, KeyError, TypeError, ValueError) as e:
+            found = about.pop("format")
+            if found != FORMAT:
+                raise ZooError(f"{path} has zoo format {found}; this version reads {FORMAT}. Build it again.")
+            backbone = parse_config(about.pop("backbone"), BackboneSpec)
+            return cls(path, backbone, **{**about, "held_out": tuple(about["held_out"])})
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecipeError) as e:
             raise ZooError(
                 f"{path} is not a zoo: its zoo.json cannot be read ({e!r}). Make one with: d2nwg-init zoo build"
             ) from e
 
     def base(self) -> dict[str, torch.Tensor]:
-        return {k: v.float() for k, v in read_tensors(self.path / "base.safetensors")[0].items()}
+        """The body's state dict in float32 (whole numbers stay)."""
+        tensors = safetensors.torch.load((self.path / "base.safetensors").read_bytes())
+        return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
     def base_pretrained_on(self) -> str:
         """Name of the dataset that `zoo base` pretrained on, "unknown" for a base from elsewhere."""
-        about = read_tensors(self.path / "base.safetensors")[1].get("pretraining", "{}")
-        return json.loads(about).get("dataset", "unknown")
+        header = io.BytesIO((self.path / "base.safetensors").read_bytes())
+        length = int.from_bytes(header.read(8), "little")
+        metadata = json.loads(header.read(length)).get("__metadata__", {})
+        return json.loads(metadata.get("pretraining", "{}")).get("dataset", "unknown")
 
     def entry_path(self, task_id: str) -> Path:
         return self.path / "entries" / f"{task_id}.safetensors"
 
+    def row_path(self, task_id: str) -> Path:
+        return self.path / "rows" / f"{task_id}.parquet"
+
     def __contains__(self, task_id: str) -> bool:
-        return self.entry_path(task_id).exists()
+        """The row is written last: where it is, the entry is whole."""
+        return self.row_path(task_id).exists() and self.entry_path(task_id).exists()
+
+    def table(self) -> pyarrow.Table:
+        """All rows, entries and failures, in the order of their ids; for pyarrow, DuckDB, pandas."""
+        return read_rows(sorted((self.path / "rows").glob("*.parquet")))
+
+    def entries(
+        self,
+        plans: Sequence[str] = (),
+        kinds: Sequence[str] = (),
+        datasets: Sequence[str] = (),
+        min_gain: float = float("-inf"),
+    ) -> Iterator[ZooEntry]:
+        """Entries in the order of their ids; of the given plans, kinds and datasets (of all, where none is given), that
+        gain at least `min_gain` points over the solved base."""
+        for row in self.table().to_pylist():
+            if (
+                row["error"] is None
+                and (not plans or row["plan"] in plans)
+                and (not kinds or row["kind"] in kinds)
+                and (not datasets or set(datasets) & set(row["datasets"]))
+                and row["gain"] >= min_gain
+            ):
+                yield self._entry(row)
 
     def entry(self, task_id: str) -> ZooEntry:
-        path = self.entry_path(task_id)
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata()
-            return ZooEntry(task_id, path, json.loads(header["task"]), json.loads(header["metrics"]))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-            raise ZooError(f"{path} is not a readable zoo entry ({e!r}). Remove it and build again.") from e
-
-    def entries(self, *kinds: str) -> Iterator[ZooEntry]:
-        """Entries in the order of their ids, of the given kinds (all, where none is given)."""
-        for path in sorted((self.path / "entries").glob("*.safetensors")):
-            entry = self.entry(path.stem)
-            if not kinds or entry.task["kind"] in kinds:
-                yield entry
+        """
+        Raises:
+            ZooError: not there.
+        """
+        if task_id not in self:
+            raise ZooError(f"{self.path} has no entry {task_id!r}; d2nwg-init zoo list names them.")
+        return self._entry(read_rows([self.row_path(task_id)]).to_pylist()[0])
 
     def failures(self) -> dict[str, str]:
         """Why tasks failed, by task id."""
-        return {p.stem: json.loads(p.read_text())["error"] for p in sorted((self.path / "failed").glob("*.json"))}
+        return {r["id"]: r["error"] for r in self.table().to_pylist() if r["error"] is not None}
 
-    def write(self, task: FineTuneTask, result: FineTuneResult) -> None:
-        tensors = {f"delta/{k}": v.half() for k, v in result.delta.items()}
-        tensors |= {"support": result.support, "support_labels": result.support_labels}
-        header = {"task": json.dumps(asdict(task)), "metrics": json.dumps(result.metrics)}
-        write_atomically(self.entry_path(task.id), tensors, header)
+    def stack(self, entries: Iterable[ZooEntry], out: Path) -> torch.Tensor:
+        """float16 [n, parameters]: the entries' deltas, flattened in the order of the body's parameters, zero where
+        nothing was trained. The tensor lies in the file `out` and is mapped: memory does not grow with the zoo."""
+        entries = list(entries)
+        parameters = dict(self.backbone.create().named_parameters())
+        width = sum(p.numel() for p in parameters.values())
+        stacked = torch.from_file(str(out), shared=True, size=len(entries) * width, dtype=torch.half)
+        stacked = stacked.view(len(entries), width)
+        for row, entry in zip(stacked, entries, strict=True):
+            delta = entry.delta()
+            row.copy_(torch.cat([delta.get(k, torch.zeros_like(p)).flatten() for k, p in parameters.items()]))
+        return stacked
+
+    def write(self, task: FineTuneTask, result: FineTuneResult, about: dict[str, Any] | None = None) -> None:
+        """The tensors first, then the row."""
+        if self.keep == "full":
+            base = self.base()
+            body = {f"weights/{k}": base[k] + v.float() for k, v in result.delta.items()}
+        else:
+            body = {f"delta/{k}": v for k, v in result.delta.items()}
+        tensors = body | {f"heads/{k}": v for k, v in result.heads.items()}
+        tensors |= {
+            "support": result.support, "support_labels": result.support_labels, "embedding": result.embedding,
+        }  # fmt: skip
+        contents = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())})
+        write_bytes(self.entry_path(task.id), contents)
+        write_row(
+            self.row_path(task.id),
+            task,
+            metrics=json.dumps(result.metrics),
+            curve=json.dumps(result.curve),
+            gain=result.metrics["gain"],
+            seconds=result.metrics["seconds"],
+            sha256=hashlib.sha256(contents).hexdigest(),
+            bytes=len(contents),
+            about=json.dumps(about or {}),
+        )
 
     def write_failure(self, task: FineTuneTask, error: str) -> None:
-        write_text_atomically(self.path / "failed" / f"{task.id}.json", json.dumps({"error": error}))
+        write_row(self.row_path(task.id), task, error=error)
+
+    def _entry(self, row: dict[str, Any]) -> ZooEntry:
+        curve = [(int(step), float(loss)) for step, loss in json.loads(row["curve"])]
+        return ZooEntry(
+            id=row["id"],
+            zoo=self,
+            task=parse_config(json.loads(row["task"]), FineTuneTask),
+            metrics=json.loads(row["metrics"]),
+            curve=curve,
+            sha256=row["sha256"],
+            seconds=row["seconds"],
+            about=json.loads(row["about"]),
+        )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from zoo_builder.domains import DOMAINS
 from zoo_builder.errors import RecipeError, nearest_names
@@ -14,32 +15,38 @@ from zoo_builder.errors import RecipeError, nearest_names
 @dataclass(frozen=True)
 class Training:
     steps: int
-    learning_rate: float = 0.02  # peak of one cycle; SGD, momentum 0.9
-    batch_size: int = 128  # images; half of them are the support of an episode
-    classes: int = 10  # classes in an episode at most
+    learning_rates: tuple[float, ...] = (0.02,)  # peaks of one cycle, SGD, momentum 0.9; each is tried, the best kept
+    rate_of_start: float | None = None  # in place of learning_rates: this times the rate that the start was kept at
+    batch_size: int = 128  # images; half of an episode's are its support
+    classes: int = 10  # in an episode, at most
 
 
 @dataclass(frozen=True)
-class Group:
-    """Related datasets. A trunk is trained over all of them; each dataset then branches off in several domains."""
+class Plan:
+    """One kind of task, over each dataset, over each cluster of related datasets, or over all at once."""
 
     name: str
-    datasets: tuple[str, ...]
+    kind: Literal["finetune", "mixture", "episodic"]
+    training: Training
+    over: Literal["dataset", "cluster", "all"] = "dataset"
+    datasets: tuple[str, ...] = ()  # of the recipe's; empty takes all
     domains: tuple[str, ...] = ("plain",)
-    own_share: float = 0.5  # of a branch's episodes that come from its own dataset; the rest are the group's
-    class_subset: int | None = None  # a branch on a dataset with more classes draws this many
+    pool_domains: bool = False  # one task draws from all domains, in place of a task for each
+    scope: Literal["all", "head", "head+norm"] = "all"  # parameters that are trained
+    own_share: float = 1.0  # of a dataset's episodes that are its own; the rest are its cluster's
+    class_subset: int | None = None  # a dataset with more classes than this gives a random subset of so many
+    start: str | None = None  # a plan before this one, from whose task over the same dataset this one goes on
     seeds: int = 1
-    trunk_domains: tuple[str, ...] | None = None  # those of the branches, where not given
-    learning_rate: float | None = None  # in place of the recipe's, trunk and branches; gentle where the base is good
 
 
 @dataclass(frozen=True)
 class ZooRecipe:
-    trunk: Training
-    branch: Training
-    groups: tuple[Group, ...]
+    plans: tuple[Plan, ...]
     held_out: tuple[str, ...]  # names that no task may touch
-    finetune: Training | None = None  # plain fine-tuning of each dataset too, the paper's kind of entry
+    datasets: tuple[str, ...] = ()  # empty takes all of the data folder but the held-out ones
+    max_clusters: int = 6
+    leakage: Literal["refuse", "report", "off"] = "refuse"  # what to do about held-out images found in zoo sets
+    keep: Literal["delta", "full"] = "delta"  # what an entry holds of the body
     size: int = 64  # pixels
     support: int = 512  # images kept with an entry and used to solve the head of its score
     seed: int = 0
@@ -47,85 +54,132 @@ class ZooRecipe:
 
 @dataclass(frozen=True)
 class FineTuneTask:
-    kind: str  # "trunk", "branch" (both episodic) or "finetune"
-    group: str
-    dataset: str  # what a branch belongs to and is scored on; of a trunk, the first of the group
-    related: tuple[str, ...]  # the other datasets of its episodes
-    domains: tuple[str, ...]  # of a trunk: one drawn for each episode; else exactly one
+    plan: str
+    kind: str  # "finetune", "mixture" or "episodic"
+    datasets: tuple[str, ...]  # trained on, drawn alike, and scored on
+    related: tuple[str, ...]  # what the share of episodes that is not its own is drawn from
+    domains: tuple[str, ...]  # of each dataset; one drawn for each step
+    scope: str
     training: Training
     own_share: float
     class_subset: int | None
     size: int
     support: int
     seed: int
-    start: str | None = None  # the id of the trunk that a branch goes on from; None is the base
+    start: str | None = None  # the id of the task that this one goes on from; None is the base
 
     @property
     def id(self) -> str:
         """A readable name with a digest of all fields: another setting is another entry."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        where = self.group if self.kind == "trunk" else f"{self.dataset}-{self.domains[0]}"
-        return f"{self.kind}-{where}-{self.seed}-{digest}"
+        what = self.datasets[0] + ("" if len(self.datasets) == 1 else f"+{len(self.datasets) - 1}")
+        look = self.domains[0] if len(self.domains) == 1 else "pooled"
+        # "torchvision:X" and "hf:org/name" are dataset names too, and an id is a file's name.
+        readable = "".join(c if c.isalnum() or c in "_+." else "_" for c in what)
+        return f"{self.plan}-{readable}-{look}-{self.seed}-{digest}"
 
 
-def plan_tasks(recipe: ZooRecipe) -> list[FineTuneTask]:
-    """All tasks of a recipe, trunks first.
+def choose_datasets(recipe: ZooRecipe, available: Sequence[str]) -> tuple[str, ...]:
+    """The recipe's datasets, or all that are available but the held-out ones.
 
     Raises:
-        RecipeError: a held-out dataset in a group, an unknown domain, an empty group, a name given twice.
+        RecipeError: a held-out or unknown dataset, or none.
     """
-    _check_unique("groups", [group.name for group in recipe.groups])
-    trunks: list[FineTuneTask] = []
-    others: list[FineTuneTask] = []
-    for group in recipe.groups:
-        _check_group(group, recipe.held_out)
-        trunk = FineTuneTask(
-            kind="trunk",
-            group=group.name,
-            dataset=group.datasets[0],
-            related=group.datasets[1:],
-            domains=group.trunk_domains or group.domains,
-            training=_with_rate(recipe.trunk, group),
-            own_share=group.own_share,
-            class_subset=None,
-            size=recipe.size,
-            support=recipe.support,
-            seed=recipe.seed,
+    _check_unique("datasets", recipe.datasets)
+    named = sorted({*recipe.datasets, *(d for plan in recipe.plans for d in plan.datasets)})
+    forbidden = sorted(set(named) & set(recipe.held_out))
+    if forbidden:
+        raise RecipeError(
+            f"The recipe uses {forbidden}, which it holds out. A held-out dataset measures the result and must not "
+            "train it: remove it from datasets, or from held_out."
         )
-        trunks.append(trunk)
-        for dataset in group.datasets:
-            own = replace(trunk, dataset=dataset, class_subset=group.class_subset)
-            related = tuple(d for d in group.datasets if d != dataset)
-            branch = replace(
-                own, kind="branch", related=related, training=_with_rate(recipe.branch, group), start=trunk.id
-            )
-            for seed in range(recipe.seed, recipe.seed + group.seeds):
-                others += [replace(branch, seed=seed, domains=(domain,)) for domain in group.domains]
-            if recipe.finetune is not None:
-                others.append(replace(own, kind="finetune", related=(), domains=("plain",), training=recipe.finetune))
-    return trunks + others
+    # A name with a colon is of another source than the folder.
+    for name in (n for n in named if ":" not in n and n not in available):
+        raise RecipeError(f"The recipe uses the dataset {name!r}, which is not there; {nearest_names(name, available)}")
+    chosen = recipe.datasets or tuple(sorted(set(available) - set(recipe.held_out)))
+    if not chosen:
+        raise RecipeError("No dataset is left for the zoo: all that there are are held out.")
+    return chosen
+
+
+def plan_tasks(recipe: ZooRecipe, clusters: Sequence[Sequence[str]]) -> list[FineTuneTask]:
+    """All tasks of a recipe over `clusters`, which part its datasets; a task comes after the one that it goes on from.
+
+    Raises:
+        RecipeError: an unknown domain or plan, or a name given twice.
+    """
+    _check_unique("plans", [plan.name for plan in recipe.plans])
+    tasks: list[FineTuneTask] = []
+    for plan in recipe.plans:
+        _check_plan(plan, [p.name for p in recipe.plans[: recipe.plans.index(plan)]])
+        for datasets, related in _targets(plan, clusters):
+            for domains in [plan.domains] if plan.pool_domains else [(domain,) for domain in plan.domains]:
+                for seed in range(recipe.seed, recipe.seed + plan.seeds):
+                    tasks.append(
+                        FineTuneTask(
+                            plan=plan.name,
+                            kind=plan.kind,
+                            datasets=datasets,
+                            related=related,
+                            domains=domains,
+                            scope=plan.scope,
+                            training=plan.training,
+                            own_share=plan.own_share,
+                            class_subset=plan.class_subset,
+                            size=recipe.size,
+                            support=recipe.support,
+                            seed=seed,
+                            start=_start(plan, datasets, tasks),
+                        )
+                    )
+    return tasks
+
+
+def _targets(plan: Plan, clusters: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What each task is trained on, with what is related to it."""
+    wanted = set(plan.datasets) or {d for cluster in clusters for d in cluster}
+    chosen = [tuple(d for d in cluster if d in wanted) for cluster in clusters]
+    chosen = [cluster for cluster in chosen if cluster]
+    if plan.over == "all":
+        return [(tuple(d for cluster in chosen for d in cluster), ())]
+    if plan.over == "cluster":
+        return [(cluster, ()) for cluster in chosen]
+    related = {
+        d: tuple(o for o in cluster if o != d) if plan.own_share < 1 else () for cluster in chosen for d in cluster
+    }
+    return [((d,), others) for d, others in related.items()]
+
+
+def _start(plan: Plan, datasets: tuple[str, ...], tasks: list[FineTuneTask]) -> str | None:
+    """The first task of the plan that this one goes on from which covers its datasets."""
+    if plan.start is None:
+        return None
+    for task in tasks:
+        if task.plan == plan.start and set(datasets) <= set(task.datasets):
+            return task.id
+    raise RecipeError(f"plan {plan.name!r}: no task of its start {plan.start!r} is over {list(datasets)}.")
+
+
+def _check_plan(plan: Plan, earlier: list[str]) -> None:
+    where = f"plan {plan.name!r}"
+    _check_unique(where, plan.datasets)
+    _check_unique(where, plan.domains)
+    if not plan.domains or not plan.training.learning_rates or plan.training.steps < 1:
+        raise RecipeError(f"{where} needs at least one domain, one learning rate and one step.")
+    for domain in plan.domains:
+        if domain not in DOMAINS:
+            raise RecipeError(f"{where}: unknown domain {domain!r}; {nearest_names(domain, DOMAINS)}")
+    if plan.start is not None and plan.start not in earlier:
+        raise RecipeError(
+            f"{where}: its start must be a plan before it, got {plan.start!r}; {nearest_names(plan.start, earlier)}"
+        )
+    if plan.kind == "episodic" and plan.scope == "head":
+        raise RecipeError(f"{where}: an episodic task solves its head; its scope is 'all' or 'head+norm'.")
+    if plan.training.rate_of_start is not None and plan.start is None:
+        raise RecipeError(f"{where}: rate_of_start needs a start.")
 
 
 def _check_unique(where: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise RecipeError(f"{where}: {twice} given more than once.")
-
-
-def _with_rate(training: Training, group: Group) -> Training:
-    return training if group.learning_rate is None else replace(training, learning_rate=group.learning_rate)
-
-
-def _check_group(group: Group, held_out: tuple[str, ...]) -> None:
-    if not group.datasets or not group.domains:
-        raise RecipeError(f"group {group.name!r} needs at least one dataset and one domain.")
-    forbidden = sorted(set(group.datasets) & set(held_out))
-    if forbidden:
-        raise RecipeError(
-            f"group {group.name!r} uses {forbidden}, which the recipe holds out. A held-out dataset measures the "
-            "result and must not train it: remove it from the group, or from held_out."
-        )
-    _check_unique(f"group {group.name!r}", group.datasets)
-    for domain in (*group.domains, *(group.trunk_domains or ())):
-        if domain not in DOMAINS:
-            raise RecipeError(f"group {group.name!r}: unknown domain {domain!r}; {nearest_names(domain, DOMAINS)}")

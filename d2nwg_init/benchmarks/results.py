@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,9 +34,10 @@ class Row:
     condition: str | None = None
     shots: int | None = None
     sample: int | None = None
+    device: str | None = None  # "cpu" or "cuda", where it matters
 
 
-def results(name: str, datasets: Sequence[ImageDataset], rows: Sequence[Row]) -> dict[str, object]:
+def results(name: str, datasets: Iterable[ImageDataset], rows: Sequence[Row]) -> dict[str, object]:
     """The object that `--json` prints and docs/results/NAME.json holds."""
     return {
         "schema": 1,

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from d2nwg_init.cli import demo, generator, init, zoo
+from d2nwg_init.cli import bench, demo, generator, init, zoo
 from zoo_builder.errors import D2NWGError
 
 
@@ -40,5 +40,6 @@ app = typer.Typer(
 )
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(generator.app, name="generator")
+app.add_typer(bench.app, name="bench")
 app.command("init", epilog="Example: d2nwg-init init test_resnet --data photos/ --out weights.safetensors")(init.init)
 app.command("demo", epilog="Example: d2nwg-init demo --data photos/ --seeds 3")(demo.demo)

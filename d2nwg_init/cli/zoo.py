@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Executors(StrEnum):
+    processes = "processes"
+    ray = "ray"
+
 
 app = typer.Typer(help="Build the training set of a generator.", no_args_is_help=True)
 
@@ -40,37 +48,74 @@ def base(
 def build(
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
-    out: Annotated[Path, typer.Option(help="Folder of the zoo; one that was begun is completed.")],
-    base: Annotated[Path, typer.Option(help="Base checkpoint, as `zoo base` writes it.")],
-    model: Annotated[str, typer.Option(help="timm model name of the base.")] = "test_resnet",
+    out: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo; one that was begun is completed.")],
+    base: Annotated[
+        str, typer.Option(help="Base checkpoint (safetensors), or 'pretrained' for the library's own weights.")
+    ],
+    model: Annotated[str, typer.Option(help="timm model name, or torchvision:NAME.")] = "test_resnet",
+    model_arg: Annotated[list[str] | None, typer.Option(help="More arguments of the model, as NAME=VALUE.")] = None,
+    in_chans: Annotated[int, typer.Option(min=1, help="Channels of the model's stem.")] = 3,
+    executor: Annotated[Executors, typer.Option(help="Where tasks run.")] = Executors.processes,
     workers: Annotated[int, typer.Option(help="Processes of one thread each; 0 takes one a core.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the tasks and stop.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster, as `ray start` prints it; else a new one.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run tasks again that failed before.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch datasets that lack.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the tasks with an estimate, and stop.")] = False,
 ) -> None:
     """Fine-tune the base on every task of a recipe. Resumable: entries that exist are kept."""
     import os
-    from importlib.metadata import version
 
-    from zoo_builder.backbones import create_backbone
+    from zoo_builder.backbones import BackboneSpec
+    from zoo_builder.build import begin_zoo
+    from zoo_builder.build import build as build_tasks
     from zoo_builder.errors import ZooError
-    from zoo_builder.executors import build as build_tasks
+    from zoo_builder.estimate import estimate
     from zoo_builder.recipe import read_recipe
-    from zoo_builder.store import Zoo
-    from zoo_builder.tasks import ZooRecipe, plan_tasks
+    from zoo_builder.tasks import ZooRecipe
 
     parsed = read_recipe(recipe, ZooRecipe, "zoo_builder")
-    tasks = plan_tasks(parsed)
+    spec = BackboneSpec(model, in_chans, parsed.size, _model_args(model_arg or []))
+    zoo, tasks, sources = begin_zoo(out, spec, base, parsed, data, download)
+    cores = workers or os.cpu_count() or 1
     if dry_run:
         for task in tasks:
             typer.echo(task.id)
-        typer.echo(f"{len(tasks)} tasks")
+        typer.echo(estimate(zoo, tasks, cores))
         return
-    create_backbone(model, base)  # a base that does not fit is an error now, not in every task
-    versions = {name: version(name) for name in ("d2nwg-init", "torch", "timm")}
-    zoo = Zoo.create(out, model, base, parsed, versions)
-    failed = build_tasks(zoo, tasks, data, workers or os.cpu_count() or 1)
+    failed = build_tasks(zoo, tasks, sources, data, _executor(executor, cores, address), retry_failed=retry_failed)
     if failed:
-        raise ZooError(f"{len(failed)} of {len(tasks)} tasks failed; see {out}/failed. The rest is in the zoo.")
+        first = next(iter(failed))
+        raise ZooError(
+            f"{len(failed)} of {len(tasks)} tasks failed, the first {first}: {failed[first].strip().splitlines()[-1]}. "
+            "The others are in the zoo; --retry-failed runs them again."
+        )
     typer.echo(f"{len(tasks)} entries in {out}.")
+
+
+def _executor(kind: Executors, workers: int, address: str | None) -> Executor:
+    if kind is Executors.ray:
+        from zoo_builder.executors.ray import RayExecutor
+
+        return RayExecutor(address)
+    from zoo_builder.executors.processes import process_executor
+
+    return process_executor(workers)
+
+
+def _model_args(given: list[str]) -> dict[str, str | int | float | bool]:
+    """NAME=VALUE, the value as TOML where it is, else as text."""
+    import tomllib
+
+    args = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--model-arg")
+        try:
+            args[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            args[name] = value
+    return args
 
 
 @app.command("list", epilog="Example: d2nwg-init zoo list runs/zoo")
@@ -86,5 +131,5 @@ def list_entries(zoo: Annotated[Path, typer.Argument(help="Folder of the zoo.")]
     for e in Zoo.open(zoo).entries():
         m = e.metrics
         figures = (m["solved_accuracy"], m["accuracy"], m["best_accuracy"])
-        table.add_row(escape(e.id), *(f"{v:.1f}" for v in figures), f"{m['best_strength']:.2f}", f"{m['seconds']:.0f}")
+        table.add_row(escape(e.id), *(f"{v:.1f}" for v in figures), f"{m['best_strength']:.2f}", f"{e.seconds:.0f}")
     Console().print(table)

@@ -15,8 +15,8 @@ from pretrained_generators.training.zoo_data import target_delta
 from zoo_builder.backbones import image_statistics
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import normalize_images
-from zoo_builder.finetune import set_parameters
 from zoo_builder.progress import progress_bar
+from zoo_builder.scoring import set_parameters
 from zoo_builder.solved_head import solve_head
 from zoo_builder.store import ZooEntry
 

@@ -43,7 +43,7 @@ class GeneratorRecipe:
     encoder_training: EncoderStage
     diffusion_training: DiffusionStage
     chunk: int = 1024  # weights in a chunk
-    kinds: tuple[str, ...] = ("branch",)  # kinds of zoo entries to learn from
+    plans: tuple[str, ...] = ("branch",)  # of the zoo recipe, whose entries to learn from
     held_back: int = 8  # entries kept out of training, to measure reconstruction on
     seed: int = 0
     vae: VAEConfig = field(default_factory=VAEConfig)

@@ -42,7 +42,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
     if recipe.held_back < 1:
         raise RecipeError(f"held_back must be 1 or more, to measure reconstruction on; got {recipe.held_back}.")
     folder = out / "training"
-    entries = select_entries(zoo, recipe.kinds)
+    entries = select_entries(zoo, recipe.plans)
     work = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": [e.id for e in entries]}
     trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
     if (out / "config.json").exists():
@@ -87,7 +87,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
         "sampling_gain_original": sampled.original,
         "compression": layout.chunk / recipe.vae.latent,
     }
-    counts = Counter(str(e.task["dataset"]) for e in learnt)
+    counts = Counter(name for e in learnt for name in e.task.datasets)
     bundle = save_bundle(
         generator,
         out,

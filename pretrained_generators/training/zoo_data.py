@@ -28,15 +28,15 @@ def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
     return {k: v * strength for k, v in entry.delta().items()}
 
 
-def select_entries(zoo: Zoo, kinds: tuple[str, ...]) -> list[ZooEntry]:
-    """Entries of the given kinds.
+def select_entries(zoo: Zoo, plans: tuple[str, ...]) -> list[ZooEntry]:
+    """Entries of the given plans.
 
     Raises:
         ZooError: fewer than eight.
     """
-    entries = list(zoo.entries(*kinds))
+    entries = list(zoo.entries(plans))
     if len(entries) < 8:
-        raise ZooError(f"{zoo.path} holds {len(entries)} entries of {kinds}; a generator needs at least 8.")
+        raise ZooError(f"{zoo.path} holds {len(entries)} entries of {list(plans)}; a generator needs at least 8.")
     return entries
 
 

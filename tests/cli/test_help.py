@@ -19,7 +19,7 @@ COMMANDS = sorted(commands(typer.main.get_command(app)))
 
 
 def test_commands_are_the_documented_ones():
-    documented = {("zoo", "base"), ("zoo", "build"), ("generator", "train"), ("init",), ("demo",)}
+    documented = {("zoo", "base"), ("zoo", "build"), ("generator", "train"), ("init",), ("demo",), ("bench", "zoo")}
     assert documented <= set(COMMANDS)
 
 
@@ -39,7 +39,7 @@ def test_every_option_is_explained(words):
             assert getattr(parameter, "help", None), parameter.name
 
 
-@pytest.mark.parametrize("words", [(), ("zoo",), ("generator",)], ids=" ".join)
+@pytest.mark.parametrize("words", [(), ("zoo",), ("generator",), ("bench",)], ids=" ".join)
 def test_group_without_a_command_shows_its_commands(words):
     text = run(*words).output
     assert "Usage" in text

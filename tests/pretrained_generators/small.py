@@ -13,8 +13,7 @@ from pretrained_generators.latent_diffusion import DiffusionConfig
 from pretrained_generators.training.recipe import DiffusionStage, EncoderStage, GeneratorRecipe, VAEStage
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig
-from zoo_builder.backbones import create_backbone
-from zoo_builder.checkpoint import write_atomically
+from zoo_builder.backbones import BackboneSpec, create_backbone
 from zoo_builder.finetune import FineTuneResult
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask, Training, ZooRecipe
@@ -101,9 +100,8 @@ def small_zoo(path: Path, entries: int = 10, size: int = SIZE) -> Zoo:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = create_backbone(MODEL)
-    write_atomically(path / "given.safetensors", base.state_dict())
-    recipe = ZooRecipe(Training(1), Training(1), groups=(), held_out=("secret",), size=size, support=12)
-    zoo = Zoo.create(path / "zoo", MODEL, path / "given.safetensors", recipe, {})
+    recipe = ZooRecipe(plans=(), held_out=("secret",), size=size, support=12)
+    zoo = Zoo.create(path / "zoo", BackboneSpec(MODEL), base.state_dict(), recipe)
     for i in range(entries):
         dataset, noise = ("stripes", "blobs")[i % 2], seeded(i)
         direction = seeded(100 + i % 2)
@@ -118,11 +116,25 @@ def small_zoo(path: Path, entries: int = 10, size: int = SIZE) -> Zoo:
             "accuracy": 60.0,
             "best_accuracy": 61.0,
             "best_strength": (0.5, 1.0)[i % 3 == 0],
+            "gain": 11.0,
+            "learning_rate": 0.02,
             "last_loss": 1.0,
             "seconds": 0.1,
         }
         task = FineTuneTask(
-            "branch", "all", dataset, (), ("plain",), Training(1), 0.5, None, size=size, support=12, seed=i
+            "branch",
+            "episodic",
+            (dataset,),
+            (),
+            ("plain",),
+            "all",
+            Training(1),
+            1.0,
+            None,
+            size=size,
+            support=12,
+            seed=i,
         )
-        zoo.write(task, FineTuneResult(delta, pixels, labels, metrics))
+        halved = {k: v.half() for k, v in delta.items()}
+        zoo.write(task, FineTuneResult(halved, {}, pixels, labels, torch.zeros(4), metrics, [(1, 1.0)]))
     return zoo

@@ -55,14 +55,15 @@ def random_body(seed: int = 0) -> torch.nn.Module:
         return create_backbone(MODEL)
 
 
-def tiny_task(kind: str = "branch", **changes: object) -> FineTuneTask:
+def tiny_task(kind: str = "episodic", **changes: object) -> FineTuneTask:
     fields = {
+        "plan": "branch",
         "kind": kind,
-        "group": "all",
-        "dataset": "stripes",
+        "datasets": ("stripes",),
         "related": (),
         "domains": ("plain",),
-        "training": Training(steps=2, learning_rate=0.02, batch_size=16),
+        "scope": "all",
+        "training": Training(steps=2, learning_rates=(0.02,), batch_size=16),
         "own_share": 0.5,
         "class_subset": None,
         "size": SIZE,

@@ -7,89 +7,82 @@ import pytest
 from tests.zoo_builder.synthetic import tiny_task
 from zoo_builder.domains import DOMAINS
 from zoo_builder.errors import RecipeError
-from zoo_builder.tasks import Group, Training, ZooRecipe, plan_tasks
+from zoo_builder.tasks import Plan, Training, ZooRecipe, choose_datasets, plan_tasks
 
-LETTERS = Group("letters", ("latin", "greek", "thai"), ("plain", "invert"), seeds=2)
-PHOTOS = Group("photos", ("cats",), ("plain", "gray", "edges"), trunk_domains=("plain",), learning_rate=0.5)
-
-
-def recipe(*groups: Group, **changes: object) -> ZooRecipe:
-    return replace(ZooRecipe(Training(4), Training(2), groups or (LETTERS, PHOTOS), held_out=("secret",)), **changes)
-
-
-def of_kind(tasks, kind):
-    return [t for t in tasks if t.kind == kind]
-
-
-def test_each_group_has_a_trunk_and_each_dataset_a_branch_for_every_domain_and_seed():
-    tasks = plan_tasks(recipe())
-    assert [(t.group, t.dataset, t.related) for t in of_kind(tasks, "trunk")] == [
-        ("letters", "latin", ("greek", "thai")),
-        ("photos", "cats", ()),
-    ]
-    branches = [(t.dataset, t.domains[0], t.seed) for t in of_kind(tasks, "branch")]
-    letters = {(n, d, s) for n in LETTERS.datasets for d in LETTERS.domains for s in (0, 1)}
-    assert set(branches) == letters | {("cats", d, 0) for d in PHOTOS.domains}
-    assert len(branches) == len(set(branches))
-    assert not of_kind(tasks, "finetune")
+CLUSTERS = [["greek", "latin", "thai"], ["cats"]]
+TRUNK = Plan("trunk", "episodic", Training(4), over="cluster", domains=("plain", "invert"), pool_domains=True)
+BRANCH = Plan(
+    "branch",
+    "episodic",
+    Training(2, rate_of_start=0.5),
+    own_share=0.5,
+    domains=("plain", "invert"),
+    start="trunk",
+    seeds=2,
+)
 
 
-def test_each_dataset_is_fine_tuned_plainly_where_the_recipe_says_so():
-    tasks = of_kind(plan_tasks(recipe(finetune=Training(7))), "finetune")
-    assert [t.dataset for t in tasks] == [*LETTERS.datasets, "cats"]
-    assert {(t.domains, t.related, t.start, t.training.steps) for t in tasks} == {(("plain",), (), None, 7)}
+def recipe(*plans: Plan, **changes: object) -> ZooRecipe:
+    return replace(ZooRecipe(plans or (TRUNK, BRANCH), held_out=("secret",)), **changes)
 
 
-def test_trunks_come_before_the_branches_that_go_on_from_them():
-    done, groups = set(), {}
-    for task in plan_tasks(recipe(finetune=Training(1))):
-        if task.kind == "branch":
-            assert task.start in done
-            assert groups[task.start] == task.group
-        else:
-            assert task.start is None
-        done.add(task.id)
-        groups[task.id] = task.group
+def of_plan(tasks, name):
+    return [t for t in tasks if t.plan == name]
 
 
-def test_branches_relate_to_the_other_datasets_of_their_group():
-    for task in of_kind(plan_tasks(recipe()), "branch"):
-        group = LETTERS if task.group == "letters" else PHOTOS
-        assert task.dataset not in task.related
-        assert {task.dataset, *task.related} == set(group.datasets)
+def test_a_plan_over_clusters_has_a_task_for_each():
+    trunks = of_plan(plan_tasks(recipe(), CLUSTERS), "trunk")
+    assert [t.datasets for t in trunks] == [("greek", "latin", "thai"), ("cats",)]
+    assert {(t.domains, t.related, t.start) for t in trunks} == {(("plain", "invert"), (), None)}
 
 
-def test_trunk_sees_all_domains_unless_its_own_are_given():
-    letters, photos = of_kind(plan_tasks(recipe()), "trunk")
-    assert letters.domains == LETTERS.domains
-    assert photos.domains == ("plain",)
+def test_a_plan_over_datasets_has_a_task_for_each_domain_and_seed():
+    branches = of_plan(plan_tasks(recipe(), CLUSTERS), "branch")
+    found = [(t.datasets, t.domains, t.seed) for t in branches]
+    names = [n for cluster in CLUSTERS for n in cluster]
+    assert sorted(found) == sorted(((n,), (d,), s) for n in names for d in BRANCH.domains for s in (0, 1))
 
 
-def test_group_learning_rate_holds_for_its_trunk_and_branches():
-    tasks = plan_tasks(recipe(finetune=Training(1, learning_rate=0.1)))
-    rates = {(t.group, t.kind): t.training.learning_rate for t in tasks}
-    assert rates["photos", "trunk"] == rates["photos", "branch"] == 0.5
-    assert rates["photos", "finetune"] == rates["letters", "finetune"] == 0.1
-    assert rates["letters", "trunk"] == Training(4).learning_rate
+def test_a_plan_over_all_has_one_task():
+    (task,) = plan_tasks(recipe(replace(TRUNK, over="all")), CLUSTERS)
+    assert task.datasets == ("greek", "latin", "thai", "cats")
 
 
-def test_class_subset_is_for_what_is_scored_and_not_for_trunks():
-    tasks = plan_tasks(recipe(replace(PHOTOS, class_subset=5), finetune=Training(1)))
-    assert {t.kind: t.class_subset for t in tasks} == {"trunk": None, "branch": 5, "finetune": 5}
+def test_a_plan_of_some_datasets_leaves_the_others_out():
+    plan = replace(TRUNK, datasets=("latin", "cats"))
+    assert [t.datasets for t in plan_tasks(recipe(plan), CLUSTERS)] == [("latin",), ("cats",)]
+
+
+def test_a_task_comes_after_the_one_over_its_dataset_that_it_goes_on_from():
+    done = {}
+    for task in plan_tasks(recipe(), CLUSTERS):
+        if task.plan == "branch":
+            assert set(task.datasets) <= set(done[task.start].datasets)
+        done[task.id] = task
+
+
+def test_branches_relate_to_the_rest_of_their_cluster_where_they_draw_from_it():
+    for task in of_plan(plan_tasks(recipe(), CLUSTERS), "branch"):
+        cluster = next(c for c in CLUSTERS if task.datasets[0] in c)
+        assert sorted([*task.datasets, *task.related]) == cluster
+    alone = plan_tasks(recipe(TRUNK, replace(BRANCH, own_share=1.0)), CLUSTERS)
+    assert {t.related for t in alone} == {()}
 
 
 def test_ids_are_unique_and_are_file_names():
-    ids = [t.id for t in plan_tasks(recipe(finetune=Training(1)))]
+    tasks = plan_tasks(recipe(), [*CLUSTERS, ["torchvision:MNIST", "hf:org/name@0a1b"]])
+    ids = [t.id for t in tasks]
     assert len(set(ids)) == len(ids)
-    assert all(set(i) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for i in ids)
+    assert all(set(i) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+.") for i in ids)
 
 
 OTHER = {
+    "plan": "other",
     "kind": "finetune",
-    "group": "other",
-    "dataset": "blobs",
+    "datasets": ("blobs",),
     "related": ("blobs",),
     "domains": ("invert",),
+    "scope": "head+norm",
     "training": Training(3),
     "own_share": 0.6,
     "class_subset": 2,
@@ -110,30 +103,54 @@ def test_id_is_the_same_for_the_same_settings_and_another_for_any_other():
 
 
 def test_another_trunk_means_other_branches():
-    short, long = plan_tasks(recipe()), plan_tasks(recipe(trunk=Training(5)))
+    short = plan_tasks(recipe(), CLUSTERS)
+    long = plan_tasks(recipe(replace(TRUNK, training=Training(5)), BRANCH), CLUSTERS)
     assert not {t.id for t in short} & {t.id for t in long}
 
 
 @pytest.mark.parametrize(
-    ("group", "words"),
+    ("changes", "words"),
     [
-        (Group("g", ("a", "secret")), r"'g' uses \['secret'\], which the recipe holds out"),
-        (Group("g", ()), "'g' needs at least one dataset"),
-        (Group("g", ("a",), ()), "at least one dataset and one domain"),
-        (Group("g", ("a",), ("plain", "rotat")), "unknown domain 'rotat'; did you mean 'rotate'"),
-        (Group("g", ("a",), trunk_domains=("rotat",)), "did you mean 'rotate'"),
-        (Group("g", ("a", "a")), "'a'"),
+        ({"domains": ()}, "at least one domain"),
+        ({"training": Training(4, learning_rates=())}, "one learning rate"),
+        ({"training": Training(0)}, "one step"),
+        ({"domains": ("plain", "rotat")}, "unknown domain 'rotat'; did you mean 'rotate'"),
+        ({"domains": ("plain", "plain")}, r"\['plain'\] given more than once"),
+        ({"datasets": ("cats", "cats")}, r"\['cats'\] given more than once"),
+        ({"start": "trnk"}, "'trnk'; did you mean 'trunk'"),
+        ({"start": "mine"}, "a plan before it, got 'mine'"),
+        ({"start": "trunk", "over": "all"}, "no task of its start 'trunk' is over"),
+        ({"training": Training(4, rate_of_start=1.0)}, "rate_of_start needs a start"),
+        ({"scope": "head"}, "an episodic task solves its head"),
+        ({"name": "trunk"}, r"plans: \['trunk'\] given more than once"),
     ],
 )
-def test_group_that_cannot_be_built_is_refused(group, words):
+def test_plan_that_cannot_be_built_is_refused(changes, words):
+    plan = replace(Plan("mine", "episodic", Training(1)), **changes)
     with pytest.raises(RecipeError, match=words):
-        plan_tasks(recipe(LETTERS, group))
-
-
-def test_two_groups_of_one_name_are_refused():
-    with pytest.raises(RecipeError, match="letters"):
-        plan_tasks(recipe(LETTERS, LETTERS))
+        plan_tasks(recipe(TRUNK, plan), CLUSTERS)
 
 
 def test_all_domains_can_be_planned():
-    assert len(plan_tasks(recipe(Group("g", ("a",), tuple(DOMAINS))))) == 1 + len(DOMAINS)
+    plan = Plan("p", "episodic", Training(1), domains=tuple(DOMAINS))
+    assert len(plan_tasks(recipe(plan), [["a"]])) == len(DOMAINS)
+
+
+def test_all_datasets_but_the_held_out_are_taken_where_none_is_named():
+    assert choose_datasets(recipe(), ["b", "secret", "a"]) == ("a", "b")
+    assert choose_datasets(recipe(datasets=("b", "torchvision:MNIST")), ["a", "b"]) == ("b", "torchvision:MNIST")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"datasets": ("a", "secret")}, r"\['secret'\], which it holds out"),
+        ({"plans": (replace(TRUNK, datasets=("secret",)),)}, r"\['secret'\], which it holds out"),
+        ({"datasets": ("a", "lettrs")}, "'lettrs', which is not there; did you mean 'letters'"),
+        ({"datasets": ("a", "a")}, "given more than once"),
+        ({"held_out": ("a", "letters")}, "No dataset is left"),
+    ],
+)
+def test_datasets_that_cannot_be_used_are_refused(changes, words):
+    with pytest.raises(RecipeError, match=words):
+        choose_datasets(recipe(**changes), ["a", "letters"])

@@ -1,0 +1,129 @@
+"""How many zoo entries an hour: the builder against the loop that a practitioner would write, on the same tasks.
+
+Not timed: the survey of the datasets before a build; the plain loop's folders of PNG files and its start, which is the
+builder's own (the base with a solved head). Timed for the builder: the start of its processes, reading and resizing the
+datasets, and an entry's score at several strengths. The plain loop has only its own test accuracy to take.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import nn
+
+from d2nwg_init.benchmarks.plain_loop import plain_loop, write_folders
+from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.candidates import set_body_and_solve
+from zoo_builder.backbones import BackboneSpec, prepare_images
+from zoo_builder.build import begin_zoo, build
+from zoo_builder.datasets import load_dataset
+from zoo_builder.domain_images import DomainImages, SharedImages, sample_images
+from zoo_builder.errors import ZooError
+from zoo_builder.executors.processes import process_executor
+from zoo_builder.progress import progress_bar
+from zoo_builder.store import Zoo
+from zoo_builder.tasks import FineTuneTask, Plan, Training, ZooRecipe
+
+METHODS = ("builder", "plain_loop")
+LEARNING_RATE, CLASSES = 0.01, 20  # of plain fine-tuning in the shipped recipes
+ALL = "all"  # in place of a dataset's name: a figure of all tasks together
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one method made of the tasks."""
+
+    seconds: float  # for all of them
+    accuracies: list[float]  # test accuracy in percent, a task each
+
+
+def bench_recipe(recipe: ZooRecipe, names: Sequence[str], count: int, steps: int) -> ZooRecipe:
+    """Plain fine-tuning on up to `count` of the datasets `names`, spread evenly; on more seeds where they do not
+    suffice."""
+    chosen = tuple(names[i * len(names) // count] for i in range(count)) if count < len(names) else tuple(names)
+    training = Training(steps, learning_rates=(LEARNING_RATE,))
+    plan = Plan("bench", "finetune", training, class_subset=CLASSES, seeds=-(-count // len(chosen)))
+    return ZooRecipe((plan,), recipe.held_out, chosen, size=recipe.size, support=recipe.support, leakage="off")
+
+
+def run_zoo_benchmark(
+    recipe: ZooRecipe, count: int, backbone: BackboneSpec, base: str | Path, data: Path, workers: int
+) -> list[Row]:
+    """Rows of `entries_per_hour` over the first `count` tasks of `recipe` (see bench_recipe), and of `test_accuracy`
+    (%) for each task and, with the dataset "all", in the mean; on the CPU. The methods run one after the other.
+
+    Raises:
+        DataError: a dataset cannot be read or has no test images. ModelError: the base does not fit.
+        ZooError: the builder failed on a task.
+    """
+    with tempfile.TemporaryDirectory(prefix="d2nwg-bench-") as folder:
+        zoo, tasks, sources = begin_zoo(Path(folder) / "zoo", backbone, base, recipe, data)
+        tasks = sorted(tasks, key=lambda t: t.seed)[:count]  # every dataset before one comes again
+        began = time.perf_counter()
+        failed = build(zoo, tasks, sources, data, process_executor(workers))
+        seconds = time.perf_counter() - began
+        if failed:
+            raise ZooError(f"The builder failed on {len(failed)} of {count} tasks: {next(iter(failed.values()))}")
+        made = {
+            "builder": Made(seconds, [zoo.entry(t.id).metrics["head_accuracy"] for t in tasks]),
+            "plain_loop": run_plain_loops(zoo, tasks, data, Path(folder)),
+        }
+    conditions = {
+        "builder": f"{workers} processes of 1 thread; its time includes the score of every entry",
+        "plain_loop": f"1 process of {torch.get_num_threads()} threads, 2 loader workers",
+    }
+    rows = []
+    for method, result in made.items():
+        row = functools.partial(
+            Row, bundle="", method=method, device="cpu", step=tasks[0].training.steps, condition=conditions[method]
+        )
+        seed = tasks[0].seed
+        per_hour, average = 3600 * count / result.seconds, mean(result.accuracies)
+        rows.append(row(dataset=ALL, seed=seed, metric="entries_per_hour", value=per_hour, unit="1/h"))
+        rows.append(row(dataset=ALL, seed=seed, metric="test_accuracy", value=average, unit="%"))
+        for task, value in zip(tasks, result.accuracies, strict=True):
+            rows.append(row(dataset=task.datasets[0], seed=task.seed, metric="test_accuracy", value=value, unit="%"))
+    return rows
+
+
+def run_plain_loops(zoo: Zoo, tasks: list[FineTuneTask], data: Path, folder: Path) -> Made:
+    """Every task by the plain loop, in turn; its images and its start are made before the clock runs."""
+    shared = SharedImages(folder / "arrays", zoo.size, functools.partial(load_dataset, data_dir=data))
+    seconds, accuracies = 0.0, []
+    with progress_bar("plain loop", total=len(tasks)) as bar:
+        for task in tasks:
+            images = shared.view(task.datasets[0], task.domains[0], task)
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                write_folders(images, task, Path(place))
+                model = start_model(zoo, images, task)
+                began = time.perf_counter()
+                accuracies.append(plain_loop(model, Path(place), task))
+                seconds += time.perf_counter() - began
+            bar.advance()
+            bar.note(f"{task.id}: {accuracies[-1]:.1f} %")
+    return Made(seconds, accuracies)
+
+
+def start_model(zoo: Zoo, images: DomainImages, task: FineTuneTask) -> nn.Module:
+    """The zoo's base with the head that the builder begins this task with."""
+    model = zoo.backbone.create(num_classes=images.num_classes)
+    support, index = sample_images(images.x_train, task.support, task.seed)
+    set_body_and_solve(model, zoo.base(), prepare_images(model, support), images.y_train[index])
+    return model
+
+
+def figure(rows: Sequence[Row], method: str, metric: str) -> float:
+    """Of all tasks together."""
+    return next(r.value for r in rows if (r.dataset, r.method, r.metric) == (ALL, method, metric))
+
+
+def accuracies(rows: Sequence[Row], method: str) -> list[float]:
+    """Test accuracy in percent, a task each, in the order of the tasks."""
+    return [r.value for r in rows if r.method == method and r.metric == "test_accuracy" and r.dataset != ALL]

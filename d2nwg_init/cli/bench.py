@@ -1,0 +1,88 @@
+"""d2nwg-init bench: measure this project against what one would do without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from d2nwg_init.benchmarks.results import Row
+
+app = typer.Typer(help="Measure this project against the plain way.", no_args_is_help=True)
+
+
+@app.command(epilog="Example: d2nwg-init bench zoo --data DIR --base runs/base.safetensors --out zoo.json")
+def zoo(
+    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    base: Annotated[
+        str, typer.Option(help="Base checkpoint (safetensors), or 'pretrained' for the library's own weights.")
+    ],
+    recipe: Annotated[
+        str, typer.Option(help="Recipe, by name or TOML file: its datasets, held-out ones and image size are taken.")
+    ] = "small",
+    model: Annotated[str, typer.Option(help="timm model name, or torchvision:NAME.")] = "test_resnet",
+    tasks: Annotated[int, typer.Option(min=1, help="Fine-tuning tasks, the same for both methods.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a task, of 128 images each.")] = 120,
+    workers: Annotated[int, typer.Option(help="The builder's processes of one thread; 0 takes one a core.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+) -> None:
+    """Entries per hour of the zoo builder and of a plain loop over the same fine-tuning tasks, one after the other."""
+    import json
+    import os
+
+    from rich.console import Console
+
+    from d2nwg_init.benchmarks.results import results
+    from d2nwg_init.benchmarks.zoo import bench_recipe, run_zoo_benchmark
+    from zoo_builder.backbones import BackboneSpec
+    from zoo_builder.checkpoint import write_text_atomically
+    from zoo_builder.datasets import dataset_names, load_dataset
+    from zoo_builder.recipe import read_recipe
+    from zoo_builder.tasks import ZooRecipe, choose_datasets
+
+    given = read_recipe(recipe, ZooRecipe, "zoo_builder")
+    measured = bench_recipe(given, choose_datasets(given, dataset_names(data)), tasks, steps)
+    spec = BackboneSpec(model, img_size=measured.size)
+    rows = run_zoo_benchmark(measured, tasks, spec, base, data, workers or os.cpu_count() or 1)
+    report = results("zoo", (load_dataset(name, data) for name in measured.datasets), rows)
+    if out:
+        write_text_atomically(out, json.dumps(report, indent=1) + "\n")
+    if json_:
+        typer.echo(json.dumps(report))
+        return
+    Console().print(_table(rows, f"{model}: {tasks} fine-tuning tasks of {steps} steps"))
+    typer.echo(_comparison(rows))
+
+
+def _table(rows: list[Row], title: str) -> Table:
+    from rich.table import Table
+
+    from d2nwg_init.benchmarks.zoo import METHODS, figure
+
+    table = Table("method", "device", title=title)
+    for heading in ("entries an hour", "test accuracy (%)"):
+        table.add_column(heading, justify="right")
+    for method in METHODS:
+        accuracy = figure(rows, method, "test_accuracy")
+        table.add_row(method, "cpu", f"{figure(rows, method, 'entries_per_hour'):.0f}", f"{accuracy:.1f}")
+    table.add_row("builder", "cuda", "not measured", "not measured")
+    return table
+
+
+def _comparison(rows: list[Row]) -> str:
+    """The builder over the plain loop, with the standard error over tasks where there are several."""
+    from statistics import mean, stdev
+
+    from d2nwg_init.benchmarks.zoo import METHODS, accuracies, figure
+
+    fast, plain = (figure(rows, m, "entries_per_hour") for m in METHODS)
+    pairs = zip(*(accuracies(rows, m) for m in METHODS), strict=True)
+    apart = [a - b for a, b in pairs]
+    error = f" ± {stdev(apart) / len(apart) ** 0.5:.1f}" if len(apart) > 1 else ""
+    points = f"{mean(apart):+.1f}{error}"
+    return f"The builder makes {fast / plain:.2f} times as many entries; its test accuracy is {points} points apart."

@@ -1,0 +1,261 @@
+"""A build that is killed, crowded out, out of disk or met by bad data: nothing is lost and nothing is half there."""
+
+import contextlib
+import functools
+import os
+import random
+import resource
+import signal
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.zoo_builder.synthetic import random_body, striped_dataset, write_npz
+from zoo_builder.backbones import BackboneSpec
+from zoo_builder.build import begin_zoo, build
+from zoo_builder.checkpoint import write_atomically
+from zoo_builder.errors import ZooError
+from zoo_builder.executors.processes import process_executor
+from zoo_builder.store import Zoo
+from zoo_builder.tasks import Plan, Training, ZooRecipe
+
+TRUNK = Plan("trunk", "episodic", Training(2, batch_size=16), over="cluster")
+BRANCH = Plan(
+    "branch",
+    "episodic",
+    Training(2, batch_size=16, rate_of_start=0.5),
+    domains=("plain", "invert", "gray"),
+    start="trunk",
+)
+PLAIN = Plan("finetune", "finetune", Training(2, batch_size=16))
+RECIPE = ZooRecipe((TRUNK, BRANCH, PLAIN), held_out=("secret",), leakage="off", size=32, support=24)
+TASKS = 1 + 2 * (3 + 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_base(root)
+    for seed, name in enumerate(("stripes", "bands", "secret")):
+        write_npz(root / f"{name}.npz", striped_dataset(name, seed=100 * seed))
+    return root
+
+
+def write_base(root: Path) -> None:
+    write_atomically(root / "base.safetensors", random_body().state_dict())
+
+
+def run_build(data: Path, out: Path, recipe: ZooRecipe = RECIPE, executor=None, **options) -> dict[str, str]:
+    zoo, tasks, sources = begin_zoo(out, BackboneSpec("test_resnet"), data / "base.safetensors", recipe, data)
+    return build(zoo, tasks, sources, data, executor or ThreadPoolExecutor(1), **options)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The zoo of a build that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "zoo"
+    assert run_build(data, out) == {}
+    return Zoo.open(out)
+
+
+def bits(zoo: Zoo) -> dict[str, str]:
+    """Every entry by the hash of its file, which is read and found to be that."""
+    found = {}
+    for entry in zoo.entries():
+        assert load_file(entry.path)
+        found[entry.id] = entry.sha256
+    return found
+
+
+@contextlib.contextmanager
+def child(work):
+    """A forked process that does `work`; its id. Killed at the end, if it is still there."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    try:
+        yield pid
+    finally:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_every_task_is_there_and_its_hash_is_its_files(whole):
+    assert len(bits(whole)) == TASKS
+    assert whole.failures() == {}
+    plans = [e.task.plan for e in whole.entries()]
+    assert (plans.count("trunk"), plans.count("branch"), plans.count("finetune")) == (1, 6, 2)
+    about = next(whole.entries()).about
+    assert about["sources"].keys() >= {"bands"}
+    assert about["versions"].keys() == {"d2nwg-init", "torch", "timm"}
+
+
+def test_killed_twenty_times_it_is_the_zoo_of_an_uninterrupted_build(data, whole, tmp_path):
+    """SIGKILL at random moments, from before the first file to after the last."""
+    rng = random.Random(0)
+    out = tmp_path / "zoo"
+    began = time.monotonic()
+    with child(functools.partial(run_build, data, tmp_path / "timed")) as pid:
+        os.waitpid(pid, 0)
+    length = time.monotonic() - began
+    seen = set()
+    for _ in range(20):
+        with child(functools.partial(run_build, data, out)):
+            time.sleep(rng.uniform(0, length / 3))
+        if (out / "zoo.json").exists():
+            zoo = Zoo.open(out)
+            found = bits(zoo)
+            assert found.items() <= bits(whole).items()
+            assert seen <= found.keys()  # nothing that was there is lost
+            seen = set(found)
+    assert seen
+    assert run_build(data, out) == {}
+    assert bits(Zoo.open(out)) == bits(whole)
+
+
+def test_killed_with_its_worker_processes_it_goes_on(data, whole, tmp_path):
+    out = tmp_path / "zoo"
+
+    def work():
+        os.setsid()
+        run_build(data, out, executor=process_executor(2))
+
+    with child(work) as pid:
+        while not list((out / "rows").glob("*.parquet")):
+            time.sleep(0.05)
+        os.killpg(pid, signal.SIGKILL)
+    assert 0 < len(bits(Zoo.open(out))) < TASKS
+    assert run_build(data, out, executor=process_executor(2)) == {}
+    assert bits(Zoo.open(out)) == bits(whole)
+
+
+def test_two_builders_on_one_store_give_the_same_zoo(data, whole, tmp_path):
+    work = functools.partial(run_build, data, tmp_path / "zoo")
+    with child(work) as first, child(work) as second:
+        assert [os.waitpid(pid, 0)[1] for pid in (first, second)] == [0, 0]
+    assert bits(Zoo.open(tmp_path / "zoo")) == bits(whole)
+
+
+def test_a_full_disk_stops_the_build_and_is_no_failure_of_a_task(data, whole, tmp_path):
+    out = tmp_path / "zoo"
+    entry = next(whole.entries())
+    with pytest.raises(KeyboardInterrupt):
+        run_build(data, out, executor=StopAfter(2))
+
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is an OSError then, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (entry.path.stat().st_size // 2,) * 2)
+        with pytest.raises(ZooError, match="free space, then run again"):
+            run_build(data, out)
+
+    before = bits(Zoo.open(out))
+    with child(work) as pid:
+        assert os.waitpid(pid, 0)[1] == 0
+    assert bits(Zoo.open(out)) == before
+    assert Zoo.open(out).failures() == {}
+    assert not list(out.rglob(".*"))  # no temporary file stays
+    assert run_build(data, out) == {}
+    assert bits(Zoo.open(out)) == bits(whole)
+
+
+class StopAfter(ThreadPoolExecutor):
+    """Ctrl-C once `count` tasks are done."""
+
+    def __init__(self, count):
+        super().__init__(1)
+        self.left = count
+
+    def submit(self, fn, *args):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().submit(fn, *args)
+
+
+def test_ctrl_c_keeps_what_is_done(data, whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_build(data, tmp_path, executor=StopAfter(3))
+    assert 1 <= len(bits(Zoo.open(tmp_path))) <= 3  # what ran is finished, what waited is given up
+    assert run_build(data, tmp_path) == {}
+    assert bits(Zoo.open(tmp_path)) == bits(whole)
+
+
+def spoiled(data: Path, root: Path) -> Path:
+    """A data folder whose bands have no test images to be scored on."""
+    root.mkdir()
+    for path in data.iterdir():
+        (root / path.name).write_bytes(path.read_bytes())
+    arrays = dict(np.load(data / "bands.npz"))
+    np.savez(root / "bands.npz", **arrays | {"x_test": arrays["x_test"][:0], "y_test": arrays["y_test"][:0]})
+    return root
+
+
+def test_a_failing_task_is_recorded_and_the_others_go_on(data, tmp_path):
+    bad, out = spoiled(data, tmp_path / "data"), tmp_path / "zoo"
+    alone = ZooRecipe((PLAIN,), held_out=("secret",), leakage="off", size=32, support=24)
+    failed = run_build(bad, out, alone)
+    assert [key.split("-")[1] for key in failed] == ["bands"]
+    assert "without test images" in next(iter(failed.values()))
+    zoo = Zoo.open(out)
+    assert "Traceback" in zoo.failures()[next(iter(failed))]
+    assert [e.task.datasets for e in zoo.entries()] == [("stripes",)]
+
+
+def test_what_goes_on_from_a_failed_task_fails_with_it(data, tmp_path):
+    bad, out = spoiled(data, tmp_path / "data"), tmp_path / "zoo"
+    failed = run_build(bad, out)
+    assert len(failed) == 1 + 6 + 1  # the trunk over both, its branches, and the plain task of the bad one
+    assert sum("that it goes on from failed" in error for error in failed.values()) == 6
+
+
+def test_a_failed_task_is_run_again_only_when_asked(data, tmp_path):
+    bad, out = spoiled(data, tmp_path / "data"), tmp_path / "zoo"
+    alone = ZooRecipe((PLAIN,), held_out=("secret",), leakage="off", size=32, support=24)
+    (failed,) = run_build(bad, out, alone)
+    row = Zoo.open(out).row_path(failed)
+    before = row.stat().st_mtime_ns
+    assert run_build(bad, out, alone).keys() == {failed}
+    assert row.stat().st_mtime_ns == before
+    assert run_build(bad, out, alone, retry_failed=True).keys() == {failed}
+    assert row.stat().st_mtime_ns > before
+
+
+def test_a_dataset_that_changed_is_refused(data, tmp_path):
+    changed, out = spoiled(data, tmp_path / "data"), tmp_path / "zoo"
+    with pytest.raises(KeyboardInterrupt):
+        run_build(data, out, executor=StopAfter(0))
+    failed = run_build(changed, out)
+    assert all("'bands' has changed" in e or "goes on from" in e for e in failed.values())
+
+
+def test_lost_entry_comes_back_with_equal_bits(data, whole, tmp_path):
+    out = tmp_path / "zoo"
+    assert run_build(data, out) == {}
+    zoo = Zoo.open(out)
+    lost = [zoo.entry_path(i) for i in bits(zoo)][::3]
+    for path in lost:
+        path.unlink()
+    assert run_build(data, out) == {}
+    assert bits(zoo) == bits(whole)
+
+
+def test_workers_share_the_decoded_images(data, whole, tmp_path, monkeypatch):
+    """Each dataset is read once to look at it and once for all tasks together."""
+    from zoo_builder import build as building
+
+    read, load = [], building.load_dataset
+    monkeypatch.setattr(building, "load_dataset", lambda name, *a, **k: read.append(name) or load(name, *a, **k))
+    assert run_build(data, tmp_path) == {}
+    assert sorted(read) == ["bands", "bands", "stripes", "stripes"]
+    assert bits(Zoo.open(tmp_path)) == bits(whole)

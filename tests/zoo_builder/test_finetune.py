@@ -1,0 +1,143 @@
+"""One task: what is trained, what is kept of it, and what it is said to be worth."""
+
+import functools
+
+import pytest
+import torch
+
+from tests.zoo_builder.synthetic import SIZE, copied, random_body, same, striped_dataset, tiny_task
+from zoo_builder import finetune
+from zoo_builder.backbones import is_norm
+from zoo_builder.domain_images import SharedImages
+from zoo_builder.errors import ZooError
+from zoo_builder.finetune import Start, run_task
+from zoo_builder.tasks import Training
+
+SEEDS = {"stripes": 0, "bands": 5}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return SharedImages(tmp_path_factory.mktemp("images"), SIZE, lambda n: striped_dataset(n, seed=SEEDS[n]))
+
+
+@pytest.fixture
+def run(shared):
+    return functools.partial(lambda task, start=None: run_task(task, random_body(), start, shared))
+
+
+def training(steps=2, *rates, **more):
+    return Training(steps, rates or (0.02,), batch_size=16, **more)
+
+
+@pytest.mark.parametrize("kind", ["episodic", "finetune", "mixture"])
+def test_same_task_gives_equal_bits_and_another_seed_others(run, kind):
+    first, again, other = run(tiny_task(kind)), run(tiny_task(kind)), run(tiny_task(kind, seed=1))
+    assert same(first.delta, again.delta)
+    assert same(first.heads, again.heads)
+    assert not same(first.delta, other.delta)
+    assert {k: v for k, v in first.metrics.items() if k != "seconds"} == {
+        k: v for k, v in again.metrics.items() if k != "seconds"
+    }
+
+
+def test_global_random_state_has_no_influence(run):
+    torch.manual_seed(1)
+    first = run(tiny_task("finetune"))
+    torch.manual_seed(2)
+    assert same(first.delta, run(tiny_task("finetune")).delta)
+
+
+@pytest.mark.parametrize("kind", ["episodic", "finetune"])
+def test_the_base_comes_back_as_it_was(shared, kind):
+    body = random_body()
+    before = copied(body.state_dict())
+    run_task(tiny_task(kind), body, None, shared)
+    assert same(copied(body.state_dict()), before)
+    assert all(p.requires_grad for p in body.parameters())
+
+
+def test_training_lowers_the_loss(run):
+    curve = run(tiny_task(training=training(40))).curve
+    assert [step for step, _ in curve][-1] == 40
+    losses = [loss for _, loss in curve]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_scopes_train_what_they_say(run):
+    body = random_body()
+    norms = {f"{n}.{p}" for n, m in body.named_modules() if is_norm(m) for p, _ in m.named_parameters()}
+    assert run(tiny_task()).delta.keys() == dict(body.named_parameters()).keys()
+    for kind in ("episodic", "finetune"):
+        some = run(tiny_task(kind, scope="head+norm"))
+        assert some.delta.keys() == norms
+        assert any(v.abs().max() > 0 for v in some.delta.values())
+    head = run(tiny_task("finetune", scope="head"))
+    assert head.delta == {}
+    assert head.metrics["gain"] == 0
+
+
+def test_a_mixture_has_a_head_for_each_dataset(run):
+    result = run(tiny_task("mixture", datasets=("stripes", "bands")))
+    assert result.heads.keys() == {f"{n}/{k}" for n in ("stripes", "bands") for k in ("weight", "bias")}
+    assert result.heads["bands/weight"].shape == (3, 96)
+    assert "head_accuracy" in result.metrics
+    assert run(tiny_task()).heads == {}
+
+
+def test_own_share_and_related_datasets_have_influence(run):
+    alone = run(tiny_task(own_share=1.0, related=("bands",)))
+    assert same(alone.delta, run(tiny_task(own_share=1.0, related=("bands",))).delta)
+    mixed = run(tiny_task(own_share=0.0, related=("bands",)))
+    assert not same(alone.delta, mixed.delta)
+
+
+def test_the_best_of_the_learning_rates_is_kept(run, monkeypatch):
+    tried, train = [], finetune._train
+    monkeypatch.setattr(finetune, "_train", lambda *args: tried.append(train(*args)) or tried[-1])
+    for rates in ((1e-6, 0.05), (0.05, 1e-6)):
+        tried.clear()
+        kept = run(tiny_task(training=training(10, *rates)))
+        assert [t.metrics["learning_rate"] for t in tried] == list(rates)
+        assert same(kept.delta, max(tried, key=lambda t: t.metrics["best_accuracy"]).delta)
+
+
+def test_a_rate_that_diverges_is_passed_over_and_all_of_them_are_an_error(run):
+    assert run(tiny_task(training=training(3, 1e20, 0.02))).metrics["learning_rate"] == 0.02
+    with pytest.raises(ZooError, match=r"stripes.*diverged at the learning rates \[1e\+20"):
+        run(tiny_task(training=training(3, 1e20)))
+
+
+def test_a_task_goes_on_from_its_start_at_a_share_of_its_rate(run):
+    start = Start({k: 0.01 * torch.ones_like(p) for k, p in random_body().named_parameters()}, learning_rate=1e-6)
+    result = run(tiny_task(training=training(2, rate_of_start=0.5)), start)
+    assert result.metrics["learning_rate"] == 0.5e-6
+    for name, value in result.delta.items():
+        torch.testing.assert_close(value.float(), start.delta[name], atol=1e-4, rtol=0)
+
+
+def test_metrics_hang_together(run):
+    m = run(tiny_task(training=training(10))).metrics
+    assert m["gain"] == m["best_accuracy"] - m["solved_accuracy"] >= 0
+    assert m["best_accuracy"] >= m["accuracy"]
+    assert 0 <= m["best_strength"] <= 1
+    assert m["half_precision_loses"] < 0.1
+    assert m["seconds"] > 0
+
+
+def test_halves_that_lose_are_kept_whole(run, monkeypatch):
+    monkeypatch.setattr("zoo_builder.finetune.HALF_LOSES", -1e9)
+    assert {v.dtype for v in run(tiny_task()).delta.values()} == {torch.float32}
+    monkeypatch.undo()
+    assert {v.dtype for v in run(tiny_task()).delta.values()} == {torch.float16}
+
+
+def test_support_and_embedding_are_of_the_dataset_alone(run):
+    """Not of what was trained: it is what a generator will see of a dataset that it does not know."""
+    one, other = run(tiny_task()), run(tiny_task(training=training(5, 0.05)))
+    assert torch.equal(one.support, other.support)
+    assert one.support.dtype == torch.uint8
+    assert one.support.shape == (24, 3, SIZE, SIZE)
+    assert torch.equal(one.embedding, other.embedding)
+    halves = one.embedding.view(2, -1)
+    torch.testing.assert_close(halves.norm(dim=1), torch.ones(2))

@@ -1,0 +1,58 @@
+"""Many machines: a Ray cluster. A task whose machine dies is run again on another."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from zoo_builder.errors import ZooError
+
+RETRIES = 3
+
+
+class RayExecutor(Executor):
+    """Tasks of one core each on a new local cluster, or on the one at `address` (what `ray start` printed).
+
+    Raises:
+        ZooError: Ray is not installed, or no cluster answers at the address.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError as e:
+            raise ZooError("The Ray executor needs Ray. Install it with: pip install 'd2nwg-init[zoo]'") from e
+        self._ray = ray
+        self._began = not ray.is_initialized()
+        if self._began:
+            _check_answers(address)
+            ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING)
+        self._call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self._call.remote(fn, *args, **kwargs).future()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if self._began:
+            self._ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Ray itself tries for minutes and then ends the process."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as e:
+        raise ZooError(f"No Ray cluster answers at {address} ({e}). Start one with: ray start --head") from e
+
+
+def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return fn(*args, **kwargs)

@@ -1,0 +1,38 @@
+"""Local paths and fsspec URLs alike; writes that are whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+from typing import cast
+
+
+def as_path(path: str | Path) -> Path:
+    """A local path, or a URL that fsspec knows (s3://, hf://, memory://) with a path's methods."""
+    if "://" not in str(path):
+        return Path(path)
+    from upath import UPath
+
+    url = UPath(path)
+    return Path(url.path) if url.protocol in ("file", "local") else cast(Path, url)
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """All of it or nothing: locally by a temporary name that is moved; object stores put whole objects anyway."""
+    if not is_local(path):
+        path.write_bytes(contents)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())  # or a crash of the machine could leave the name without the bytes
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_local(path: Path) -> bool:
+    return isinstance(path, PurePath)
