@@ -74,7 +74,7 @@ def export_table(zoo: Zoo, out: str | Path) -> int:
     """
     out = as_path(out)
     if out.suffix not in (".parquet", ".csv"):
-        raise ZooError(f"An index is a .parquet or .csv file, got {out.name!r}. Name it so, or give an entry to export.")
+        raise ZooError(f"An index is a .parquet or .csv file, got {out.name!r}. Name it so, or name an entry.")
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.csv

@@ -6,13 +6,17 @@ import os
 from pathlib import Path, PurePath
 from typing import cast
 
+from zoo_builder.errors import ZooError
+
 
 def as_path(path: str | Path) -> Path:
     """A local path, or a URL that fsspec knows (s3://, hf://, memory://) with a path's methods."""
     if "://" not in str(path):
         return Path(path)
-    from upath import UPath
-
+    try:
+        from upath import UPath
+    except ImportError as e:
+        raise ZooError(f"The URL {path} needs universal-pathlib: pip install 'd2nwg-init[zoo]'") from e
     url = UPath(path)
     return Path(url.path) if url.protocol in ("file", "local") else cast(Path, url)
 

@@ -107,15 +107,18 @@ def _train(
     if not all(torch.isfinite(t).all() for t in tensors):
         return None
 
-    half = {k: v.half() for k, v in delta.items()}
-    scores = best_strength(body, origin, half, probes, floor)
     set_parameters(body, weights, delta, 1.0)
     whole = mean_solved_accuracy(body, probes)
-    loses = whole - scores.accuracies[1.0]
-    kept_half = loses < HALF_LOSES and all(torch.isfinite(t).all() for t in half.values())
+    kept = {k: v.half() for k, v in delta.items()}
+    scores, loses = None, whole  # all of it, where half precision overflows
+    if all(torch.isfinite(t).all() for t in kept.values()):
+        scores = best_strength(body, origin, kept, probes, floor)
+        loses = whole - scores.accuracies[1.0]
+    if scores is None or loses >= HALF_LOSES:
+        kept, scores = delta, best_strength(body, origin, delta, probes, floor)
     metrics = {
         "solved_accuracy": floor,
-        "accuracy": scores.accuracies[1.0] if kept_half else whole,
+        "accuracy": scores.accuracies[1.0],
         "best_accuracy": scores.best_accuracy,
         "best_strength": scores.best,
         "gain": scores.best_accuracy - floor,
@@ -127,7 +130,7 @@ def _train(
         own = [p.head_accuracy(body, heads[n]) for n, p in zip(task.datasets, probes, strict=True)]
         metrics["head_accuracy"] = sum(own) / len(own)
     return FineTuneResult(
-        delta=half if kept_half else delta,
+        delta=kept,
         heads={f"{n}/{k}": v.detach().clone() for n, head in heads.items() for k, v in head.state_dict().items()},
         support=first.support,
         support_labels=first.labels,

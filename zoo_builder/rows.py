@@ -6,7 +6,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo_builder.errors import ZooError
 from zoo_builder.files import write_bytes
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def row_schema() -> pyarrow.Schema:
     """A failed task has an error, and neither metrics nor file. `task`, `metrics`, `curve` and `about` are JSON."""
-    import pyarrow as pa
-
+    pa = _pyarrow()
     text, whole, real = pa.string(), pa.int64(), pa.float64()
     types = {
         "id": text,
@@ -42,9 +41,7 @@ def row_schema() -> pyarrow.Schema:
 
 
 def write_row(path: Path, task: FineTuneTask, **values: object) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
-
+    pa = _pyarrow()
     row = {
         "id": task.id,
         "plan": task.plan,
@@ -66,10 +63,7 @@ def read_rows(paths: list[Path]) -> pyarrow.Table:
     Raises:
         ZooError: a damaged row, which is named.
     """
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    schema = row_schema()
+    pa, schema = _pyarrow(), row_schema()
     tables = []
     for path in paths:
         try:
@@ -77,3 +71,12 @@ def read_rows(paths: list[Path]) -> pyarrow.Table:
         except (OSError, pa.ArrowException) as e:
             raise ZooError(f"{path} is not a readable row ({e!r}). Remove it and build again.") from e
     return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise ZooError("A zoo's index needs pyarrow. Install it with: pip install 'd2nwg-init[zoo]'") from e
+    return pyarrow

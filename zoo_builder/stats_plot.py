@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from zoo_builder.store import Zoo, ZooEntry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
 
 PLAN_COLOURS = ("#2f4b7c", "#f95d6a", "#ffa600", "#a05195", "#5aa9e6", "#8d6e63", "#c7c034", "#555555")
 CLUSTER_COLOURS = ("#1b9e77", "#6a3d9a", "#b15928", "#17a2b8", "#d63384", "#8a9a1b", "#777777", "#000000")
@@ -63,8 +65,10 @@ def draw_stats(zoo: Zoo, path: str | Path) -> None:
         figure.legend(*axes["gain"].get_legend_handles_labels(), loc="outside lower left", ncols=len(plans) + 1)
         for text in figure.findobj(Text):
             text.set_parse_math(False)  # type: ignore[attr-defined]  # a dataset may have a $ in its name
+        figure.canvas.draw()  # the labels' places are known only now
+        _part_labels(axes["map"].texts)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=140)
+        figure.savefig(path, dpi=140, format="png")
         plt.close(figure)
 
 
@@ -78,9 +82,13 @@ def _draw_gains(axis: Axes, entries: Sequence[ZooEntry], colours: dict[str, str]
         some = [e for e in entries if e.task.plan == plan]
         beside = 0.3 * ((i + 0.5) / len(colours) - 0.5)  # so that equal gains of two plans do not hide each other
         heights = [names.index(scored_on(e.task)) - beside for e in some]
-        axis.scatter([e.metrics["gain"] for e in some], heights, 34, colour, alpha=0.75, lw=0, label=f"plan {plan}")
+        axis.scatter(
+            [e.metrics["gain"] for e in some], heights, s=34, color=colour, alpha=0.75, lw=0, label=f"plan {plan}"
+        )
     means = [sum(gains[n]) / len(gains[n]) for n in names]
-    axis.scatter(means, range(len(names)), 110, "#333333", marker="|", lw=1.6, label="mean of a dataset", zorder=0)
+    axis.scatter(
+        means, range(len(names)), s=110, color="#333333", marker="|", lw=1.6, label="mean of a dataset", zorder=0.9
+    )
     axis.axvline(0, color="#888888", lw=0.8)
     axis.set_yticks(range(len(names)), labels=names)
     axis.set(xlabel="gain over the solved base (points)", title="What entries gain, by dataset")
@@ -97,16 +105,16 @@ def _draw_map(axis: Axes, entries: Sequence[ZooEntry]) -> None:
     clusters = [e.about.get("sources", {}).get(n, {}).get("cluster", 0) for e, n in zip(entries, names, strict=True)]
     colours = {c: CLUSTER_COLOURS[i % len(CLUSTER_COLOURS)] for i, c in enumerate(sorted(set(clusters)))}
     markers = {d: DOMAIN_MARKERS[i % len(DOMAIN_MARKERS)] for i, d in enumerate(dict.fromkeys(domains))}
-    for point, cluster, domain in zip(points.tolist(), clusters, domains, strict=True):
-        axis.scatter(*point, 34, colours[cluster], marker=markers[domain], alpha=0.6, lw=0)
+    for (x, y), cluster, domain in zip(points.tolist(), clusters, domains, strict=True):
+        axis.scatter(x, y, s=34, color=colours[cluster], marker=markers[domain], alpha=0.6, lw=0)
     for name in sorted(set(names)):
         own = points[[n == name for n in names]]
         x, y = own[(own - own.mean(0)).norm(dim=1).argmin()].tolist()
         axis.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=7, color="#333333")
     for cluster, colour in colours.items():
-        axis.scatter([], [], 34, colour, label=f"cluster {cluster + 1}")
+        axis.scatter([], [], s=34, color=colour, label=f"cluster {cluster + 1}")
     for domain, marker in markers.items():
-        axis.scatter([], [], 34, "#888888", marker=marker, label=domain)
+        axis.scatter([], [], s=34, color="#888888", marker=marker, label=domain)
     axis.set(
         title="Where entries lie: what the base sees in their images",
         xlabel=f"first main direction ({100 * shares[0]:.0f} % of the variance)",
@@ -115,6 +123,18 @@ def _draw_map(axis: Axes, entries: Sequence[ZooEntry]) -> None:
     axis.margins(x=0.12, y=0.08)
     axis.grid()
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _part_labels(labels: Iterable[Text]) -> None:
+    """Each label beside its point where it hides none before it, as far as a few places allow."""
+    placed: list[Bbox] = []
+    for label in labels:
+        for place in ((4, 4), (4, -9), (4, 12), (4, -17), (4, 20)):
+            label.set_position(place)
+            box = label.get_window_extent()
+            if not box.count_overlaps(placed):
+                break
+        placed.append(box)
 
 
 def _plane(embeddings: torch.Tensor) -> tuple[torch.Tensor, list[float]]:

@@ -147,7 +147,10 @@ class Zoo:
 
     def base(self) -> dict[str, torch.Tensor]:
         """The body's state dict in float32 (whole numbers stay)."""
-        tensors = safetensors.torch.load((self.path / "base.safetensors").read_bytes())
+        try:
+            tensors = safetensors.torch.load((self.path / "base.safetensors").read_bytes())
+        except (OSError, SafetensorError) as e:
+            raise ZooError(f"{self.path}/base.safetensors cannot be read ({e}). Put it back, or build anew.") from e
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
     def base_pretrained_on(self) -> str:

@@ -39,6 +39,14 @@ class Row:
 
 def results(name: str, datasets: Iterable[ImageDataset], rows: Sequence[Row]) -> dict[str, object]:
     """The object that `--json` prints and docs/results/NAME.json holds."""
+    return header(name) | {
+        "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in datasets],
+        "rows": [asdict(r) for r in rows],
+    }
+
+
+def header(name: str) -> dict[str, object]:
+    """What was run, on which machine, with which versions."""
     return {
         "schema": 1,
         "name": name,
@@ -51,8 +59,6 @@ def results(name: str, datasets: Iterable[ImageDataset], rows: Sequence[Row]) ->
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "versions": {n: version(n) for n in ("d2nwg-init", "torch", "timm")},
-        "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in datasets],
-        "rows": [asdict(r) for r in rows],
     }
 
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli import zoo_tools
+
 
 class Executors(StrEnum):
     processes = "processes"
@@ -119,7 +121,7 @@ def _model_args(given: list[str]) -> dict[str, str | int | float | bool]:
 
 
 @app.command("list", epilog="Example: d2nwg-init zoo list runs/zoo")
-def list_entries(zoo: Annotated[Path, typer.Argument(help="Folder of the zoo.")]) -> None:
+def list_entries(zoo: Annotated[str, typer.Argument(help="Folder or fsspec URL of the zoo.")]) -> None:
     """Print the entries with the accuracy (%) of a solved head on the base and on the entry."""
     from rich.console import Console
     from rich.markup import escape
@@ -133,3 +135,10 @@ def list_entries(zoo: Annotated[Path, typer.Argument(help="Folder of the zoo.")]
         figures = (m["solved_accuracy"], m["accuracy"], m["best_accuracy"])
         table.add_row(escape(e.id), *(f"{v:.1f}" for v in figures), f"{m['best_strength']:.2f}", f"{e.seconds:.0f}")
     Console().print(table)
+
+
+app.command("verify", epilog="Example: d2nwg-init zoo verify runs/zoo --data DIR")(zoo_tools.verify)
+app.command("merge", epilog="Example: d2nwg-init zoo merge runs/zoo runs/other")(zoo_tools.merge)
+app.command("export", epilog="Example: d2nwg-init zoo export runs/zoo --entry ID --out a.safetensors")(zoo_tools.export)
+app.command("show", epilog="Example: d2nwg-init zoo show runs/zoo ID")(zoo_tools.show)
+app.command("stats", epilog="Example: d2nwg-init zoo stats runs/zoo --plot stats.png")(zoo_tools.stats)

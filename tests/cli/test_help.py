@@ -20,6 +20,7 @@ COMMANDS = sorted(commands(typer.main.get_command(app)))
 
 def test_commands_are_the_documented_ones():
     documented = {("zoo", "base"), ("zoo", "build"), ("generator", "train"), ("init",), ("demo",), ("bench", "zoo")}
+    documented |= {("zoo", name) for name in ("verify", "merge", "export", "show", "stats")}
     assert documented <= set(COMMANDS)
 
 

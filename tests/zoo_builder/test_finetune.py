@@ -125,11 +125,16 @@ def test_metrics_hang_together(run):
     assert m["seconds"] > 0
 
 
-def test_halves_that_lose_are_kept_whole(run, monkeypatch):
-    monkeypatch.setattr("zoo_builder.finetune.HALF_LOSES", -1e9)
-    assert {v.dtype for v in run(tiny_task()).delta.values()} == {torch.float32}
+def test_halves_that_lose_or_overflow_are_kept_whole(run, monkeypatch):
+    monkeypatch.setattr(finetune, "HALF_LOSES", -1e9)
+    whole = run(tiny_task())
+    assert {v.dtype for v in whole.delta.values()} == {torch.float32}
     monkeypatch.undo()
     assert {v.dtype for v in run(tiny_task()).delta.values()} == {torch.float16}
+    start = Start({k: torch.full_like(p, 1e5) for k, p in random_body().named_parameters()}, learning_rate=1e-9)
+    far = run(tiny_task(training=training(1, rate_of_start=0.5)), start)
+    assert {v.dtype for v in far.delta.values()} == {torch.float32}
+    assert far.metrics["best_accuracy"] >= far.metrics["solved_accuracy"]
 
 
 def test_support_and_embedding_are_of_the_dataset_alone(run):

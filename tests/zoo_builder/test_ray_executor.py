@@ -39,8 +39,7 @@ def test_a_node_that_dies_loses_nothing(cluster, data, whole, tmp_path):  # noqa
     killer.start()
     assert run_build(data, f"file://{out}", executor=RayExecutor()) == {}
     killer.join()
-    while sum(n["Alive"] for n in ray.nodes()) > 1:  # the node did die, which the head notices in its own time
-        time.sleep(0.2)
+    assert not node.any_processes_alive()
     assert len(bits(Zoo.open(out))) == TASKS
     assert bits(Zoo.open(out)) == bits(whole)
 

@@ -199,3 +199,10 @@ def test_an_entry_without_its_row_is_not_there(tmp_path):
     assert list(zoo.entries()) == []
     zoo.write(task, result())
     assert len(list(zoo.entries())) == 1
+
+
+def test_damaged_base_is_named(tmp_path):
+    zoo = new_zoo(tmp_path)
+    (tmp_path / "base.safetensors").write_bytes(b"no")
+    with pytest.raises(ZooError, match=r"base\.safetensors cannot be read"):
+        zoo.base()
