@@ -108,7 +108,8 @@ def _train(
         return None
 
     set_parameters(body, weights, delta, 1.0)
-    whole = mean_solved_accuracy(body, probes)
+    pairs = [p.accuracies(body, heads.get(n)) for n, p in zip(task.datasets, probes, strict=True)]
+    whole, with_heads = (sum(part) / len(part) for part in zip(*pairs, strict=True))
     kept = {k: v.half() for k, v in delta.items()}
     scores, loses = None, whole  # all of it, where half precision overflows
     if all(torch.isfinite(t).all() for t in kept.values()):
@@ -127,8 +128,7 @@ def _train(
         "last_loss": curve[-1][1],
     }
     if heads:
-        own = [p.head_accuracy(body, heads[n]) for n, p in zip(task.datasets, probes, strict=True)]
-        metrics["head_accuracy"] = sum(own) / len(own)
+        metrics["head_accuracy"] = with_heads
     return FineTuneResult(
         delta=kept,
         heads={f"{n}/{k}": v.detach().clone() for n, head in heads.items() for k, v in head.state_dict().items()},
@@ -190,7 +190,7 @@ def _solved_heads(body: nn.Module, task: FineTuneTask, probes: list[Probe]) -> d
     """A head for each dataset, started where the closed form puts it."""
     heads = {}
     for name, probe in zip(task.datasets, probes, strict=True):
-        features = probe.features(body)[: len(probe.labels)]
+        features = probe.features(body, query=False)
         solved = solve_head(features, probe.labels, probe.num_classes)
         heads[name] = nn.Linear(features.shape[1], probe.num_classes)
         heads[name].load_state_dict({"weight": solved.weight, "bias": solved.bias})

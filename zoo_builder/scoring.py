@@ -37,28 +37,25 @@ class Probe:
         prepared = prepare_images(body, torch.cat([images, query]).to(device))
         return cls(images, source.y_train[index], prepared, source.y_test[query_index], source.num_classes)
 
-    def features(self, body: nn.Module) -> torch.Tensor:
-        """[n + m, d] in evaluation mode."""
+    def features(self, body: nn.Module, query: bool = True) -> torch.Tensor:
+        """[n + m, d] in evaluation mode; [n, d] of the support alone without `query`."""
         body.eval()
+        images = self.images if query else self.images[: len(self.labels)]
         with torch.no_grad():
-            return torch.cat([body(batch).float() for batch in self.images.split(256)]).cpu()
+            return torch.cat([body(batch).float() for batch in images.split(256)]).cpu()
 
-    def solved_accuracy(self, body: nn.Module) -> float:
-        """In percent, of a solved head after BatchNorm recalibration, which stays."""
+    def accuracies(self, body: nn.Module, head: nn.Linear | None = None) -> tuple[float, float]:
+        """In percent, of a solved head and of `head` (NaN for none), after BatchNorm recalibration, which stays."""
         n = len(self.labels)
         recalibrate_batchnorm(body, self.images[:n])
         features = self.features(body)
-        head = solve_head(features[:n], self.labels, self.num_classes)
-        return self._accuracy(features[n:] @ head.weight.T + head.bias)
-
-    def head_accuracy(self, body: nn.Module, head: nn.Linear) -> float:
-        """In percent, of a given head after BatchNorm recalibration, which stays."""
-        recalibrate_batchnorm(body, self.images[: len(self.labels)])
-        with torch.no_grad():
-            return self._accuracy(head(self.features(body)[len(self.labels) :]))
-
-    def _accuracy(self, logits: torch.Tensor) -> float:
-        return 100 * (logits.argmax(1) == self.query_labels).float().mean().item()
+        solved = solve_head(features[:n], self.labels, self.num_classes)
+        logits = [features[n:] @ solved.weight.T + solved.bias]
+        if head is not None:
+            with torch.no_grad():
+                logits.append(head(features[n:]))
+        right = [100 * (x.argmax(1) == self.query_labels).float().mean().item() for x in logits]
+        return right[0], right[1] if head is not None else float("nan")
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Strengths:
 
 def mean_solved_accuracy(body: nn.Module, probes: list[Probe]) -> float:
     """In percent, over the probes; the body's BatchNorm statistics are left as those of the last."""
-    return sum(probe.solved_accuracy(body) for probe in probes) / len(probes)
+    return sum(probe.accuracies(body)[0] for probe in probes) / len(probes)
 
 
 def best_strength(

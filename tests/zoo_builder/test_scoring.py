@@ -51,10 +51,10 @@ def test_solved_accuracy_is_high_where_features_tell_the_classes_apart_and_chanc
             self.at += len(x)
             return torch.nn.functional.one_hot(part, 3).float()
 
-    assert one.solved_accuracy(Told(torch.cat([one.labels, one.query_labels]))) == 100
+    assert one.accuracies(Told(torch.cat([one.labels, one.query_labels])))[0] == 100
     with torch.no_grad():
         flat[1].weight.zero_()
-    assert one.solved_accuracy(flat) < 60
+    assert one.accuracies(flat)[0] < 60
 
 
 def test_a_given_head_is_scored_as_it_is():
@@ -64,7 +64,9 @@ def test_a_given_head_is_scored_as_it_is():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
     share = 100 * (one.query_labels == 1).float().mean().item()
-    assert one.head_accuracy(body, head) == pytest.approx(share)
+    solved, given = one.accuracies(body, head)
+    assert given == pytest.approx(share)
+    assert solved == one.accuracies(body)[0]
 
 
 def test_parameters_become_base_and_strength_times_delta():
@@ -107,5 +109,5 @@ def test_best_strength_is_that_of_the_highest_accuracy_and_the_stronger_of_equal
 def test_mean_is_over_the_probes():
     body = random_body()
     probes = [probe(body), dataclasses.replace(probe(body), query_labels=torch.zeros(20, dtype=torch.long))]
-    each = [p.solved_accuracy(body) for p in probes]
+    each = [p.accuracies(body)[0] for p in probes]
     assert mean_solved_accuracy(body, probes) == pytest.approx(sum(each) / 2)
