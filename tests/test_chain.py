@@ -20,7 +20,6 @@ from zoo_builder.store import Zoo
 ZOO_RECIPE = """
 size = 32
 support = 24
-leakage = "off"
 held_out = ["secret"]
 [[plans]]
 name = "trunk"

@@ -24,6 +24,7 @@ from zoo_builder.domain_images import SharedImages, sample_images
 from zoo_builder.errors import DataError, ZooError
 from zoo_builder.files import write_bytes
 from zoo_builder.finetune import Start, run_task
+from zoo_builder.leakage import check_leakage
 from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask, ZooRecipe, choose_datasets, plan_tasks
@@ -186,27 +187,20 @@ def _survey(
     load_body(body, zoo.base(), str(zoo.path))
     check_body(body, zoo.size, zoo.backbone.in_chans)
     body.eval()
-    embeddings, datasets = {}, {}
+    embeddings, records = {}, {}
     with progress_bar("looking at the datasets", total=len(names)) as bar:
         for name in names:
-            datasets[name] = dataset = load(name)
+            dataset = load(name)
+            records[name] = (dataset.licence, dataset.origin, dataset.sha256)
             index = sample_images(torch.arange(len(dataset.x_train)), recipe.support, recipe.seed)[0].numpy()
             images = prepare_images(body, resize_images(dataset.x_train[index], zoo.size))
             embeddings[name] = embed_dataset(body, images, torch.from_numpy(dataset.y_train[index]))
             bar.advance()
     if recipe.leakage != "off":
-        from zoo_builder.leakage import check_leakage
-
-        held_out = [load(n) for n in recipe.held_out if n in dataset_names(data_dir)]
-        check_leakage(list(datasets.values()), held_out, recipe.leakage)
+        held_out = (load(n) for n in dataset_names(data_dir) if n in recipe.held_out)
+        check_leakage(map(load, names), held_out, recipe.leakage)
     clusters = cluster_datasets(embeddings, recipe.max_clusters)
-    return {
-        name: SourceRecord(
-            getattr(datasets[name], "licence", "unknown"), datasets[name].origin, datasets[name].sha256, index
-        )
-        for index, cluster in enumerate(clusters)
-        for name in cluster
-    }
+    return {name: SourceRecord(*records[name], i) for i, cluster in enumerate(clusters) for name in cluster}
 
 
 def _read_sources(path: Path) -> dict[str, SourceRecord]:

@@ -1,6 +1,7 @@
 """A build that is killed, crowded out, out of disk or met by bad data: nothing is lost and nothing is half there."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import random
@@ -19,7 +20,7 @@ from tests.zoo_builder.synthetic import random_body, striped_dataset, write_npz
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
-from zoo_builder.errors import ZooError
+from zoo_builder.errors import DataError, ZooError
 from zoo_builder.executors.processes import process_executor
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import Plan, Training, ZooRecipe
@@ -33,7 +34,7 @@ BRANCH = Plan(
     start="trunk",
 )
 PLAIN = Plan("finetune", "finetune", Training(2, batch_size=16))
-RECIPE = ZooRecipe((TRUNK, BRANCH, PLAIN), held_out=("secret",), leakage="off", size=32, support=24)
+RECIPE = ZooRecipe((TRUNK, BRANCH, PLAIN), held_out=("secret",), size=32, support=24)
 TASKS = 1 + 2 * (3 + 1)
 
 
@@ -203,7 +204,7 @@ def spoiled(data: Path, root: Path) -> Path:
 
 def test_a_failing_task_is_recorded_and_the_others_go_on(data, tmp_path):
     bad, out = spoiled(data, tmp_path / "data"), tmp_path / "zoo"
-    alone = ZooRecipe((PLAIN,), held_out=("secret",), leakage="off", size=32, support=24)
+    alone = ZooRecipe((PLAIN,), held_out=("secret",), size=32, support=24)
     failed = run_build(bad, out, alone)
     assert [key.split("-")[1] for key in failed] == ["bands"]
     assert "without test images" in next(iter(failed.values()))
@@ -221,7 +222,7 @@ def test_what_goes_on_from_a_failed_task_fails_with_it(data, tmp_path):
 
 def test_a_failed_task_is_run_again_only_when_asked(data, tmp_path):
     bad, out = spoiled(data, tmp_path / "data"), tmp_path / "zoo"
-    alone = ZooRecipe((PLAIN,), held_out=("secret",), leakage="off", size=32, support=24)
+    alone = ZooRecipe((PLAIN,), held_out=("secret",), size=32, support=24)
     (failed,) = run_build(bad, out, alone)
     row = Zoo.open(out).row_path(failed)
     before = row.stat().st_mtime_ns
@@ -251,11 +252,23 @@ def test_lost_entry_comes_back_with_equal_bits(data, whole, tmp_path):
 
 
 def test_workers_share_the_decoded_images(data, whole, tmp_path, monkeypatch):
-    """Each dataset is read once to look at it and once for all tasks together."""
+    """Each dataset is read once to look at it, once to look for leaks, and once for all tasks together."""
     from zoo_builder import build as building
 
     read, load = [], building.load_dataset
     monkeypatch.setattr(building, "load_dataset", lambda name, *a, **k: read.append(name) or load(name, *a, **k))
     assert run_build(data, tmp_path) == {}
-    assert sorted(read) == ["bands", "bands", "stripes", "stripes"]
+    assert sorted(read) == ["bands"] * 3 + ["secret"] + ["stripes"] * 3
     assert bits(Zoo.open(tmp_path)) == bits(whole)
+
+
+def test_a_leak_is_refused_before_any_task(data, tmp_path):
+    leaky = tmp_path / "data"
+    leaky.mkdir()
+    for name in ("base.safetensors", "bands.npz", "stripes.npz"):
+        (leaky / name).write_bytes((data / name).read_bytes())
+    write_npz(leaky / "secret.npz", striped_dataset("secret"))  # what stripes.npz holds
+    with pytest.raises(DataError, match=r"images of stripes are in secret \(exact\)"):
+        run_build(leaky, tmp_path / "zoo")
+    assert not list((tmp_path / "zoo").glob("entries/*"))
+    assert run_build(leaky, tmp_path / "zoo", dataclasses.replace(RECIPE, leakage="report")) == {}

@@ -21,6 +21,7 @@ class ImageDataset:
     class_names: tuple[str, ...]
     origin: str  # where the file or folder says it comes from
     sha256: str  # of the file, or of the folder's file names and bytes
+    licence: str = "unknown"  # of the images
 
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):

@@ -64,4 +64,5 @@ def load_digits(test_fraction: float = 1 / 3, seed: int = 0) -> ImageDataset:
         class_names=tuple(str(c) for c in bunch.target_names),
         origin="scikit-learn load_digits",
         sha256=hashlib.sha256(images.tobytes()).hexdigest(),
+        licence="CC BY 4.0",
     )
