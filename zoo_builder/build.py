@@ -24,7 +24,7 @@ from zoo_builder.domain_images import SharedImages, sample_images
 from zoo_builder.errors import DataError, ZooError
 from zoo_builder.files import write_bytes
 from zoo_builder.finetune import Start, run_task
-from zoo_builder.leakage import check_leakage
+from zoo_builder.leakage import check_leakage, held_out_datasets
 from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask, ZooRecipe, choose_datasets, plan_tasks
@@ -134,6 +134,7 @@ def build(
     *,
     retry_failed: bool = False,
     device: str = "cpu",
+    download: bool = False,
 ) -> dict[str, str]:
     """Bring the zoo to hold every task; returns the errors of those that failed, by id.
 
@@ -145,7 +146,7 @@ def build(
     """
     failed = {} if retry_failed else {k: e for k, e in zoo.failures().items() if k in {t.id for t in tasks}}
     with tempfile.TemporaryDirectory(prefix="d2nwg-images-") as folder:
-        load = functools.partial(_load_unchanged, sources, data_dir)
+        load = functools.partial(_load_unchanged, sources, data_dir, zoo.size, download)
         job = Job(zoo, SharedImages(Path(folder), tasks[0].size, load), sources, device)
         done = {t.id for t in tasks if t.id in zoo}
         waiting = [t for t in tasks if t.id not in done and t.id not in failed]
@@ -182,7 +183,7 @@ def _survey(
     zoo: Zoo, recipe: ZooRecipe, names: tuple[str, ...], data_dir: Path, download: bool
 ) -> dict[str, SourceRecord]:
     """Look once at every dataset: leaks from the held-out ones, and what the base sees in each."""
-    load = functools.partial(load_dataset, data_dir=data_dir)
+    load = functools.partial(load_dataset, data_dir=data_dir, size=zoo.size, download=download)
     body = zoo.backbone.create()
     load_body(body, zoo.base(), str(zoo.path))
     check_body(body, zoo.size, zoo.backbone.in_chans)
@@ -197,8 +198,9 @@ def _survey(
             embeddings[name] = embed_dataset(body, images, torch.from_numpy(dataset.y_train[index]))
             bar.advance()
     if recipe.leakage != "off":
-        held_out = (load(n) for n in dataset_names(data_dir) if n in recipe.held_out)
-        check_leakage(map(load, names), held_out, recipe.leakage)
+        check_leakage(
+            map(load, names), held_out_datasets(recipe.held_out, dataset_names(data_dir), load), recipe.leakage
+        )
     clusters = cluster_datasets(embeddings, recipe.max_clusters)
     return {name: SourceRecord(*records[name], i) for i, cluster in enumerate(clusters) for name in cluster}
 
@@ -209,12 +211,14 @@ def _read_sources(path: Path) -> dict[str, SourceRecord]:
     return {name: SourceRecord(**values) for name, values in json.loads(path.read_text()).items()}
 
 
-def _load_unchanged(sources: dict[str, SourceRecord], data_dir: Path, name: str) -> ImageDataset:
+def _load_unchanged(
+    sources: dict[str, SourceRecord], data_dir: Path, size: int, download: bool, name: str
+) -> ImageDataset:
     """
     Raises:
         DataError: the dataset is not what it was when the zoo was begun.
     """
-    dataset = load_dataset(name, data_dir)
+    dataset = load_dataset(name, data_dir, size=size, download=download)
     if dataset.sha256 != sources[name].sha256:
         raise DataError(
             f"The dataset {name!r} has changed since this zoo was begun. Put it back, or take another --out."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,18 @@ def check_leakage(zoo_sets: Iterable[ImageDataset], held_out_sets: Iterable[Imag
             f"Held-out images are in the zoo's datasets: {'; '.join(texts)}. Remove them, hold these datasets out too, "
             'or set leakage = "report" in the recipe to go on all the same.'
         )
+
+
+def held_out_datasets(
+    names: Iterable[str], available: Iterable[str], load: Callable[[str], ImageDataset]
+) -> Iterator[ImageDataset]:
+    """Those of the held-out datasets that are there to be looked at: in the folder, or of another source."""
+    for name in names:
+        if name in available or ":" in name:
+            try:
+                yield load(name)
+            except DataError as e:
+                log.warning("held out, but not looked for in the zoo's datasets: %s", e)
 
 
 def _fingerprints(dataset: ImageDataset) -> Iterator[tuple[bytes, int, np.ndarray]]:

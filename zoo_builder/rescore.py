@@ -62,7 +62,7 @@ def rescore(
     hashes = {name: s["sha256"] for entry in entries for name, s in entry.about.get("sources", {}).items()}
 
     def load(name: str) -> ImageDataset:
-        dataset = load_dataset(name, data_dir)
+        dataset = load_dataset(name, data_dir, size=zoo.size)
         if dataset.sha256 != hashes.get(name, dataset.sha256):
             raise DataError(f"The dataset {name!r} has changed since the entry was made. Put it back.")
         return dataset
@@ -100,9 +100,7 @@ def _rescore(entry: ZooEntry, body: nn.Module, shared: SharedImages) -> Rescored
     probes = task_probes(task, body, {(name, domain): shared.view(name, domain, task) for name in task.datasets})
     recorded = entry.metrics["solved_accuracy"], entry.metrics["best_accuracy"]
     base = mean_solved_accuracy(body, probes)
-    # An entry that is kept in single precision was scored in half all the same.
-    half = {k: v.half() for k, v in entry.delta().items()}
-    set_parameters(body, origin, half, entry.metrics["best_strength"])
+    set_parameters(body, origin, entry.delta(), entry.metrics["best_strength"])
     best = mean_solved_accuracy(body, probes)
     body.load_state_dict(origin)
     return Rescored(entry.id, recorded[0], base, recorded[1], best)

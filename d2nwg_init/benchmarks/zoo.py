@@ -95,7 +95,7 @@ def run_zoo_benchmark(
 
 def run_plain_loops(zoo: Zoo, tasks: list[FineTuneTask], data: Path, folder: Path) -> Made:
     """Every task by the plain loop, in turn; its images and its start are made before the clock runs."""
-    shared = SharedImages(folder / "arrays", zoo.size, functools.partial(load_dataset, data_dir=data))
+    shared = SharedImages(folder / "arrays", zoo.size, functools.partial(load_dataset, data_dir=data, size=zoo.size))
     seconds, accuracies = 0.0, []
     with progress_bar("plain loop", total=len(tasks)) as bar:
         for task in tasks:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from d2nwg_init.cli import zoo_tools
+from d2nwg_init.cli import zoo_datasets, zoo_tools
 
 
 class Executors(StrEnum):
@@ -40,7 +40,7 @@ def base(
     if threads:
         torch.set_num_threads(threads)
     config = PretrainConfig(model=model, size=size, epochs=epochs, seed=seed)
-    accuracy = pretrain(load_dataset(dataset, data), config, out)
+    accuracy = pretrain(load_dataset(dataset, data, size=size, max_images=None), config, out)
     typer.echo(f"{model}: top-1 {accuracy:.1f} % on the test images of {dataset}. Body written to {out}.")
 
 
@@ -61,7 +61,7 @@ def build(
     workers: Annotated[int, typer.Option(help="Processes of one thread each; 0 takes one a core.")] = 0,
     address: Annotated[str | None, typer.Option(help="Ray cluster, as `ray start` prints it; else a new one.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run tasks again that failed before.")] = False,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch datasets that lack.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch datasets that are not on disk.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the tasks with an estimate, and stop.")] = False,
 ) -> None:
     """Fine-tune the base on every task of a recipe. Resumable: entries that exist are kept."""
@@ -84,7 +84,15 @@ def build(
             typer.echo(task.id)
         typer.echo(estimate(zoo, tasks, cores))
         return
-    failed = build_tasks(zoo, tasks, sources, data, _executor(executor, cores, address), retry_failed=retry_failed)
+    failed = build_tasks(
+        zoo,
+        tasks,
+        sources,
+        data,
+        _executor(executor, cores, address),
+        retry_failed=retry_failed,
+        download=download,
+    )
     if failed:
         first = next(iter(failed))
         raise ZooError(
@@ -137,6 +145,7 @@ def list_entries(zoo: Annotated[str, typer.Argument(help="Folder or fsspec URL o
     Console().print(table)
 
 
+app.command("datasets", epilog="Example: d2nwg-init zoo datasets --data DIR --recipe small")(zoo_datasets.datasets)
 app.command("verify", epilog="Example: d2nwg-init zoo verify runs/zoo --data DIR")(zoo_tools.verify)
 app.command("merge", epilog="Example: d2nwg-init zoo merge runs/zoo runs/other")(zoo_tools.merge)
 app.command("export", epilog="Example: d2nwg-init zoo export runs/zoo --entry ID --out a.safetensors")(zoo_tools.export)

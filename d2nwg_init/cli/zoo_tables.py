@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from zoo_builder.datasets import ImageDataset
     from zoo_builder.rescore import Rescored
     from zoo_builder.store import ZooEntry
 
@@ -21,6 +22,22 @@ def scores_table(rescored: Iterable[Rescored]) -> Table:
     for r in rescored:
         figures = (r.recorded_base, r.measured_base, r.recorded_best, r.measured_best)
         table.add_row(escape(r.id), *(f"{v:.1f}" for v in figures))
+    return table
+
+
+def datasets_table(datasets: Iterable[ImageDataset], held_out: Iterable[str]) -> Table:
+    from zoo_builder.tasks import is_held_out
+
+    table = Table(title="Datasets")
+    table.add_column("dataset", no_wrap=True)
+    for heading in ("classes", "train", "test", "pixels", "broken"):
+        table.add_column(heading, justify="right")
+    for heading in ("held out", "licence", "origin", "sha256"):
+        table.add_column(heading, overflow="fold")
+    for d in datasets:
+        figures = (d.num_classes, len(d.x_train), len(d.x_test), d.x_train.shape[1], len(d.skipped))
+        about = ("yes" if is_held_out(d.name, held_out) else "", escape(d.licence), escape(d.origin), d.sha256[:8])
+        table.add_row(escape(d.name), *map(str, figures), *about)
     return table
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.zoo_builder.synthetic import CLASSES, striped_dataset, striped_images, write_image_folder, write_npz
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
-from zoo_builder.datasets.image_folder import load_image_folder
+from zoo_builder.datasets.read_images import Part, split_by_class
 from zoo_builder.errors import DataError
 
 SPLITS = ("x_train", "y_train", "x_test", "y_test")
@@ -41,6 +41,20 @@ def test_npz_comes_back_as_written(tmp_path):
         assert (read.x_train.dtype, read.y_train.dtype) == (np.uint8, np.int64)
 
 
+def test_npz_tells_its_licence_and_the_folder_has_the_last_word(tmp_path):
+    x, y = striped_images(6)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y, licence="MIT", origin="a paper")
+    assert [(d.licence, d.origin) for d in [load_dataset("a", tmp_path)]] == [("MIT", "a paper")]
+    (tmp_path / "datasets.toml").write_text('[a]\nlicence = "CC0"\n[b]\norigin = "elsewhere"\n')
+    assert [(d.licence, d.origin) for d in [load_dataset("a", tmp_path)]] == [("CC0", "a paper")]
+    write_image_folder(tmp_path / "b")
+    assert [(d.licence, d.origin) for d in [load_dataset("b", tmp_path)]] == [("unknown", "elsewhere")]
+    for text in ('[a]\nlicense = "CC0"\n', "[a"):
+        (tmp_path / "datasets.toml").write_text(text)
+        with pytest.raises(DataError, match=r"datasets\.toml"):
+            load_dataset("a", tmp_path)
+
+
 def test_gray_npz_without_class_names_becomes_colour_with_numbered_classes(tmp_path):
     x, y = striped_images(9, classes=3)
     np.savez(tmp_path / "g.npz", x_train=x[..., 0], y_train=y, x_test=x[:2, ..., 1], y_test=y[:2].astype(np.uint8))
@@ -63,7 +77,7 @@ def test_gray_jpegs_become_colour(tmp_path):
     assert load_dataset("j", tmp_path).x_train.shape == (4, 32, 32, 3)
 
 
-def test_broken_jpeg_is_named_by_its_place(tmp_path):
+def test_broken_jpeg_is_left_out_with_its_label_and_named_by_its_place(tmp_path):
     images, labels = striped_images(3, 2)
     second = jpegs(images)[1][1]
 
@@ -72,8 +86,15 @@ def test_broken_jpeg_is_named_by_its_place(tmp_path):
         blob[second : second + 20] = 0
         return blob
 
+    write_jpeg_npz(tmp_path / "j.npz", images, labels)
+    whole = load_dataset("j", tmp_path)
     write_jpeg_npz(tmp_path / "j.npz", images, labels, damage)
-    with pytest.raises(DataError, match=r"j\.npz: image 1 "):
+    with pytest.warns(UserWarning, match="j: 2 of 6 images .* are left out: train image 1, test image 1"):
+        read = load_dataset("j", tmp_path)
+    assert (read.y_train.tolist(), read.y_test.tolist()) == ([0, 0], [0, 0])
+    assert np.array_equal(read.x_train, whole.x_train[[0, 2]])
+    write_jpeg_npz(tmp_path / "j.npz", images, labels, np.zeros_like)
+    with pytest.raises(DataError, match="none of its 3 JPEG files can be read"):
         load_dataset("j", tmp_path)
 
 
@@ -148,12 +169,13 @@ def _parts(dataset: ImageDataset):
     return (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
 
 
-def test_image_folder_is_split_the_same_every_time_unless_told(tmp_path):
+def test_images_without_a_test_part_are_split_the_same_every_time_unless_told(tmp_path):
     write_image_folder(tmp_path, count=10)
-    first, second = load_image_folder(tmp_path), load_image_folder(tmp_path)
+    first, second = load_dataset(tmp_path), load_dataset(tmp_path)
     assert all(np.array_equal(getattr(first, k), getattr(second, k)) for k in SPLITS)
-    assert not np.array_equal(first.x_test, load_image_folder(tmp_path, seed=1).x_test)
-    assert len(load_image_folder(tmp_path, test_fraction=0.5).x_test) == 10
+    part = Part(*striped_images(30), (), "")
+    assert not np.array_equal(split_by_class(part)[1].images, split_by_class(part, seed=1)[1].images)
+    assert np.bincount(split_by_class(part, test_fraction=0.5)[1].labels).tolist() == [5, 5, 5]
 
 
 def test_digest_follows_the_images_and_their_names(tmp_path):
@@ -193,12 +215,46 @@ def test_images_of_any_shape_and_mode_are_cut_to_their_centre_square(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n broken", b"", b"half"])
-def test_broken_image_is_named(tmp_path, content):
+def test_broken_image_is_left_out_and_named(tmp_path, content):
     write_image_folder(tmp_path)
+    whole = load_dataset(tmp_path)
     file = tmp_path / "dog" / "3.png"
     file.write_bytes(file.read_bytes()[:2000] if content == b"half" else content)
-    with pytest.raises(DataError, match=r"dog/3\.png is not a readable image"):
+    with pytest.warns(UserWarning, match=r"1 of 10 images cannot be read and are left out: dog/3\.png"):
+        read = load_dataset(tmp_path)
+    assert read.skipped == ("dog/3.png",)
+    assert np.bincount(np.concatenate([read.y_train, read.y_test])).tolist() == [5, 4]
+    assert read.sha256 != whole.sha256
+    assert {x.tobytes() for x in read.x_train} <= {x.tobytes() for x in (*whole.x_train, *whole.x_test)}
+
+
+def test_folder_of_broken_images_is_refused(tmp_path):
+    write_image_folder(tmp_path)
+    for file in tmp_path.glob("*/*"):
+        file.write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"all 10 are unreadable, the first cat/0\.png"):
         load_dataset(tmp_path)
+
+
+def test_large_folder_gives_so_many_images_at_random_at_the_size_that_is_asked_for(tmp_path):
+    write_image_folder(tmp_path, count=30)
+    read = load_dataset(tmp_path, size=48, max_images=20)
+    assert len(read.x_train) + len(read.x_test) == 20
+    assert read.x_train.shape[1:] == (48, 48, 3)
+    assert set(read.y_train) == {0, 1}
+    assert np.array_equal(read.x_train, load_dataset(tmp_path, size=48, max_images=20).x_train)
+
+
+def test_large_jpegs_keep_their_look(tmp_path):
+    """They are decoded at a part of their size."""
+    for name, value in (("a", 30), ("b", 200)):
+        (tmp_path / name).mkdir()
+        ramp = np.linspace(0, 50, 1000, dtype=np.uint8)[:, None, None] + np.full((1, 1000, 3), value, np.uint8)
+        Image.fromarray(ramp).save(tmp_path / name / "0.jpg", quality=95)
+    read = load_dataset(tmp_path, size=32)
+    rows = np.linspace(0, 50, 32)[:, None, None]
+    for image, value in zip(read.x_train, (30, 200), strict=True):
+        assert np.abs(image - (value + rows)).max() < 4
 
 
 def test_folder_of_one_class_or_none_is_refused(tmp_path):
@@ -218,6 +274,8 @@ def test_names_of_a_data_folder_are_its_files_and_folders_of_folders(tmp_path):
     write_npz(tmp_path / "stripes.npz", striped_dataset())
     write_image_folder(tmp_path / "pets")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)  # of torchvision
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("no dataset")
     assert dataset_names(tmp_path) == ["pets", "stripes"]
     with pytest.raises(DataError, match="did you mean 'stripes'"):

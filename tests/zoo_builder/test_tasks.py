@@ -154,3 +154,11 @@ def test_all_datasets_but_the_held_out_are_taken_where_none_is_named():
 def test_datasets_that_cannot_be_used_are_refused(changes, words):
     with pytest.raises(RecipeError, match=words):
         choose_datasets(recipe(**changes), ["a", "letters"])
+
+
+def test_held_out_dataset_is_known_by_any_of_its_names():
+    held_out = ("cifar10", "torchvision:Flowers102", "solar_cells")
+    for name in ("cifar10", "torchvision:CIFAR10", "hf:uoft-cs/cifar10@0b2714e?label=label", "plugin:CIFAR-10"):
+        with pytest.raises(RecipeError, match="which it holds out"):
+            choose_datasets(ZooRecipe((), held_out, datasets=(name,)), ())
+    assert choose_datasets(ZooRecipe((), held_out), ["CIFAR10", "flowers102", "cifar100"]) == ("cifar100",)

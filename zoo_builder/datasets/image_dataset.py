@@ -22,6 +22,7 @@ class ImageDataset:
     origin: str  # where the file or folder says it comes from
     sha256: str  # of the file, or of the folder's file names and bytes
     licence: str = "unknown"  # of the images
+    skipped: tuple[str, ...] = ()  # images that could not be read, by their names in the source
 
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):

@@ -28,40 +28,49 @@ def load_npz(path: Path) -> ImageDataset:
     missing = {"y_train", "y_test"} - arrays.keys()
     if missing:
         raise DataError(f"{path}: expected the keys y_train and y_test, missing {sorted(missing)}.")
-    y_train, y_test = (arrays[k].astype(np.int64).reshape(-1) for k in ("y_train", "y_test"))
-    class_names = arrays.get("class_names", np.arange(int(max(y_train.max(initial=0), y_test.max(initial=0))) + 1))
+    (x_train, y_train, broken), (x_test, y_test, more) = (_part(arrays, part, path) for part in ("train", "test"))
+    classes = int(max(arrays[k].max(initial=0) for k in ("y_train", "y_test"))) + 1
     return ImageDataset(
         name=path.stem,
-        x_train=_images(arrays, "train", path),
+        x_train=x_train,
         y_train=y_train,
-        x_test=_images(arrays, "test", path),
+        x_test=x_test,
         y_test=y_test,
-        class_names=tuple(str(c) for c in class_names),
-        origin=path.name,
+        class_names=tuple(str(c) for c in arrays.get("class_names", range(classes))),
+        origin=str(arrays.get("origin", path.name)),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        licence=str(arrays.get("licence", "unknown")),
+        skipped=(*broken, *more),
     )
 
 
-def _images(arrays: dict[str, np.ndarray], part: str, path: Path) -> np.ndarray:
+def _part(arrays: dict[str, np.ndarray], part: str, path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Images, labels, and the names of images that cannot be decoded, which are in neither."""
+    labels = arrays[f"y_{part}"].astype(np.int64).reshape(-1)
     if f"x_{part}" in arrays:
         images = arrays[f"x_{part}"]
-    elif f"x_{part}_jpeg" in arrays and f"x_{part}_off" in arrays:
-        images = _decode_jpegs(arrays[f"x_{part}_jpeg"].tobytes(), arrays[f"x_{part}_off"], path)
-    else:
-        raise DataError(f"{path}: expected x_{part}, or x_{part}_jpeg with x_{part}_off.")
-    return np.repeat(images[..., None], 3, axis=-1) if images.ndim == 3 else images
+        return np.repeat(images[..., None], 3, axis=-1) if images.ndim == 3 else images, labels, []
+    if f"x_{part}_jpeg" in arrays and f"x_{part}_off" in arrays:
+        images, broken = _decode_jpegs(arrays[f"x_{part}_jpeg"].tobytes(), arrays[f"x_{part}_off"], path)
+        if len(images) + len(broken) != len(labels):
+            raise DataError(f"{path}: {len(images) + len(broken)} {part} images but {len(labels)} labels.")
+        return images, np.delete(labels, broken), [f"{part} image {i}" for i in broken]
+    raise DataError(f"{path}: expected x_{part}, or x_{part}_jpeg with x_{part}_off.")
 
 
-def _decode_jpegs(blob: bytes, offsets: np.ndarray, path: Path) -> np.ndarray:
+def _decode_jpegs(blob: bytes, offsets: np.ndarray, path: Path) -> tuple[np.ndarray, list[int]]:
+    """Images [N, H, W, 3], and the places of those that cannot be decoded."""
     from PIL import Image
 
-    images = []
+    images, broken = [], []
     for i, (start, end) in enumerate(itertools.pairwise(offsets)):
         try:
             images.append(np.asarray(Image.open(io.BytesIO(blob[start:end])).convert("RGB")))
-        except OSError as e:
-            raise DataError(f"{path}: image {i} is not a readable JPEG ({e}).") from e
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            broken.append(i)
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
         raise DataError(f"{path}: all images must have one size, got {shapes[:4]}. Resize them alike.")
-    return np.stack(images)
+    if broken and not images:
+        raise DataError(f"{path}: none of its {len(broken)} JPEG files can be read.")
+    return np.stack(images) if images else np.empty((0, 1, 1, 3), np.uint8), broken

@@ -1,0 +1,73 @@
+"""d2nwg-init zoo datasets: what there is to build a zoo from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d2nwg_init.cli.zoo_tables import datasets_table
+
+
+def datasets(
+    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names in the folder, torchvision:NAME, hf:ORG/NAME@REVISION or plugin:NAME; else all."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe: mark what it holds out, and look for its images in the others.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch datasets of torchvision and the Hub that lack.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and no table.")] = False,
+) -> None:
+    """Read every dataset and tell its size, licence, source and hash, and its images that are broken or leak."""
+    import functools
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from zoo_builder.datasets import dataset_names, load_dataset, plugin_names
+    from zoo_builder.leakage import find_leaks, held_out_datasets
+    from zoo_builder.progress import progress_bar
+    from zoo_builder.recipe import read_recipe
+    from zoo_builder.tasks import ZooRecipe, is_held_out
+
+    load = functools.partial(load_dataset, data_dir=data, download=download)
+    held_out = read_recipe(recipe, ZooRecipe, "zoo_builder").held_out if recipe else ()
+    available = dataset_names(data)
+    found = []
+    chosen = names or [*available, *plugin_names()]
+    with progress_bar("reading the datasets", total=len(chosen)) as bar:
+        for name in chosen:
+            found.append(load(name))
+            bar.advance()
+    ours = (d for d in found if not is_held_out(d.name, held_out))
+    leaks = find_leaks(ours, held_out_datasets(held_out, available, load)) if recipe else {}
+    if json_:
+        about = [
+            {
+                "name": d.name,
+                "classes": d.num_classes,
+                "train": len(d.x_train),
+                "test": len(d.x_test),
+                "pixels": d.x_train.shape[1],
+                "licence": d.licence,
+                "origin": d.origin,
+                "sha256": d.sha256,
+                "broken": list(d.skipped),
+                "held_out": is_held_out(d.name, held_out),
+            }
+            for d in found
+        ]
+        typer.echo(json.dumps({"datasets": about, "leaks": [asdict(k) | {"images": n} for k, n in leaks.items()]}))
+        return
+    Console().print(datasets_table(found, held_out))
+    for leak, count in leaks.items():
+        typer.echo(f"- {count} images of {leak.zoo_dataset} are in {leak.held_out_dataset} ({leak.kind})")
+    if recipe and not leaks:
+        typer.echo("No held-out image was found in the other datasets.")

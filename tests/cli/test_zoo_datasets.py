@@ -1,0 +1,52 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import fail, succeed, write_image_folder
+from tests.zoo_builder.synthetic import striped_dataset, write_npz
+from zoo_builder.datasets import load_dataset
+
+RECIPE = 'held_out = ["secret"]\nplans = []\n'
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_npz(tmp_path / "bands.npz", striped_dataset(seed=1))
+    write_npz(tmp_path / "secret.npz", striped_dataset(seed=2))
+    folder = write_image_folder(tmp_path / "insects", count=30)
+    (folder / "ant" / "zzz.png").write_bytes(b"broken")
+    (tmp_path / "datasets.toml").write_text('[insects]\nlicence = "CC0"\n')
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:insects")
+def test_every_dataset_is_told_with_its_size_licence_hash_and_broken_images(data):
+    told = json.loads(succeed("zoo", "datasets", "--data", data, "--recipe", data / "recipe.toml", "--json"))
+    assert told["leaks"] == []
+    found = {d["name"]: d for d in told["datasets"]}
+    assert found.keys() == {"bands", "insects", "secret"}
+    assert [d["name"] for d in told["datasets"] if d["held_out"]] == ["secret"]
+    insects, read = found["insects"], load_dataset("insects", data)
+    assert insects["broken"] == ["ant/zzz.png"]
+    assert (insects["classes"], insects["train"], insects["test"]) == (3, 24, 6)
+    assert (insects["licence"], insects["pixels"], insects["sha256"]) == ("CC0", 64, read.sha256)
+    text = succeed("zoo", "datasets", "bands", "secret", "--data", data, "--recipe", data / "recipe.toml")
+    assert "bands" in text
+    assert "insects" not in text
+    assert "No held-out image" in text
+
+
+def test_leaks_are_told(data):
+    leaky = striped_dataset(seed=1)
+    secret = striped_dataset(seed=2)
+    leaky.x_train[:7] = secret.x_test[:7]
+    np.savez(data / "bands.npz", **{k: getattr(leaky, k) for k in ("x_train", "y_train", "x_test", "y_test")})
+    arguments = ("zoo", "datasets", "bands", "--data", data)
+    assert "7 images of bands are in secret (exact)" in succeed(*arguments, "--recipe", data / "recipe.toml")
+    assert "are in" not in succeed(*arguments)
+
+
+def test_unknown_name_is_an_error(data):
+    assert "did you mean 'bands'" in fail("zoo", "datasets", "band", "--data", data)

@@ -1,0 +1,102 @@
+"""A dataset of the Hugging Face Hub at a pinned revision, or a folder laid out like one; its Parquet files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zoo_builder.datasets.image_dataset import ImageDataset
+from zoo_builder.datasets.read_images import Sample, assemble, read_part
+from zoo_builder.errors import DataError, nearest_names
+
+TEST_SPLITS = ("test", "validation", "valid", "val")
+FILES = ["*.parquet", "**/*.parquet", "README.md"]  # nothing of a repository runs
+
+
+def load_hugging_face(
+    name: str, arguments: dict[str, str], root: Path, size: int, max_images: int | None, download: bool
+) -> ImageDataset:
+    """`ORG/NAME@REVISION` from the Hub's cache (or fetched, with `download`), or a local folder of Parquet files.
+
+    Arguments: `config`; `image` and `label`, the columns, where there are several that could be.
+
+    Raises:
+        DataError: no revision, not there, or no columns of images and labels.
+    """
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    unknown = arguments.keys() - {"config", "image", "label"}
+    if unknown:
+        raise DataError(f"hf:{name}: unknown {sorted(unknown)}; known: config, image, label.")
+    folder = next((p for p in (root / name, Path(name)) if p.is_dir()), None) or _snapshot(name, download)
+    try:
+        found = datasets.load_dataset(str(folder), arguments.get("config"))
+    except (OSError, ValueError, DatasetGenerationError) as e:
+        raise DataError(f"hf:{name} is not a dataset of Parquet files ({e}).") from e
+    if "train" not in found:
+        raise DataError(f"hf:{name} has the splits {sorted(found)}, expected train among them.")
+    features = found["train"].features
+    image = _column(name, "image", arguments, features, lambda f: isinstance(f, datasets.Image))
+    label = _column(name, "label", arguments, features, lambda f: isinstance(f, datasets.ClassLabel))
+    if not isinstance(features[label], datasets.ClassLabel):  # numbers or names
+        found = found.class_encode_column(label)
+    splits = ["train", *[s for s in TEST_SPLITS if s in found][:1]]
+    parts = []
+    for split in splits:
+        rows = found[split].select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
+        rows = rows.filter(lambda row: row[label] >= 0, desc=None) if -1 in rows[label] else rows
+
+        def get(i: int, rows: Any = rows, split: str = split) -> Sample:
+            row = rows[i]
+            return Sample(f"{split} image {i}", row[label], row[image]["bytes"])
+
+        parts.append(read_part(get, len(rows), size, max_images))
+    classes = found["train"].features[label].names
+    return assemble(
+        f"hf:{name}", parts[0], parts[1] if len(parts) > 1 else None, classes, f"hf:{name}", _licence(folder)
+    )
+
+
+def _snapshot(name: str, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, at, revision = name.partition("@")
+    if not at or not revision:
+        raise DataError(f"hf:{name} must be pinned, as hf:{repo}@COMMIT, or name a local folder of Parquet files.")
+    try:
+        return Path(
+            snapshot_download(
+                repo, repo_type="dataset", revision=revision, allow_patterns=FILES, local_files_only=not download
+            )
+        )
+    except LocalEntryNotFoundError as e:
+        raise DataError(f"hf:{name} is not in the cache. Ask for a download (--download). ({e})") from e
+    except (HfHubHTTPError, HFValidationError, OSError) as e:
+        raise DataError(f"hf:{name} cannot be fetched ({e}).") from e
+
+
+def _column(name: str, what: str, arguments: dict[str, str], features: Any, fits: Any) -> str:
+    """The column that is asked for, or the only one that fits, or the one that is called so."""
+    if what in arguments:
+        if arguments[what] not in features:
+            raise DataError(f"hf:{name} has no column {arguments[what]!r}; {nearest_names(arguments[what], features)}")
+        return arguments[what]
+    columns = [column for column, feature in features.items() if fits(feature)]
+    if len(columns) != 1 and what in features:
+        return what
+    if len(columns) != 1:
+        raise DataError(
+            f"hf:{name}: which column is the {what}? It has {', '.join(features)}; write it behind the name, as in "
+            f"hf:{name}?{what}=COLUMN."
+        )
+    return columns[0]
+
+
+def _licence(folder: Path) -> str:
+    from huggingface_hub import DatasetCard
+
+    card = folder / "README.md"
+    licence = DatasetCard.load(card).data.get("license") if card.exists() else None
+    return ", ".join(licence) if isinstance(licence, list) else str(licence or "unknown")
