@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,24 +15,33 @@ def recalibrate_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: in
 
     Only BatchNorm layers run in training mode; each module's own mode and momentum are put back.
     """
+    with batchnorm_training(model) as layers, torch.no_grad():
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a cumulative average over the batches
+        for batch in equal_batches(images, batch_size) if layers else ():
+            model(batch)
+    return len(layers)
+
+
+@contextmanager
+def batchnorm_training(model: nn.Module) -> Iterator[list[_BatchNorm]]:
+    """Inside, BatchNorm layers with statistics are in training mode and all else in evaluation mode."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not layers:
-        return 0
     modes = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in layers]
     model.eval()
     for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a cumulative average over the batches
         layer.train()
     try:
-        with torch.no_grad():
-            # Batches of equal size, so that each counts the same and none is a single image.
-            for batch in images.tensor_split(max(1, round(len(images) / batch_size))):
-                model(batch)
+        yield layers
     finally:
         for module, mode in modes:
             module.training = mode
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-    return len(layers)
+
+
+def equal_batches(images: torch.Tensor, batch_size: int = 256) -> tuple[torch.Tensor, ...]:
+    """Of about `batch_size` images, so that each counts the same and none is a single image."""
+    return images.tensor_split(max(1, round(len(images) / batch_size)))

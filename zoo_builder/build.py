@@ -7,6 +7,7 @@ import json
 import platform
 import tempfile
 import traceback
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -23,7 +24,8 @@ from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.domain_images import SharedImages, sample_images
 from zoo_builder.errors import DataError, ZooError
 from zoo_builder.files import write_bytes
-from zoo_builder.finetune import Start, run_task
+from zoo_builder.finetune import run_tasks
+from zoo_builder.finetune_result import FineTuneResult, Start
 from zoo_builder.leakage import check_leakage, held_out_datasets
 from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo
@@ -41,48 +43,69 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
+class Device:
+    """Where bodies are trained, and how many in one pass."""
+
+    name: str = "cpu"  # as torch names it
+    at_once: int = 1  # models; a core is filled by one, a GPU by tens of small ones
+    bf16: bool = False  # the forward pass in training
+
+
+CPU = Device()
+
+
+@dataclass(frozen=True)
 class Job:
-    """All that a worker needs to run a task and to write its entry."""
+    """All that a worker needs to run tasks and to write their entries."""
 
     zoo: Zoo
     shared: SharedImages
     sources: dict[str, SourceRecord]
-    device: str
+    device: Device
 
-    def __call__(self, task: FineTuneTask) -> str | None:
-        """Run one task that is not there yet; the error of a task that failed.
+    def __call__(self, tasks: Sequence[FineTuneTask]) -> dict[str, str]:
+        """Run tasks of one plan; the errors of those that failed, by id.
 
         Raises:
-            ZooError: a full disk and the like, which is no failure of the task.
+            ZooError: a full disk and the like, which is no failure of a task.
         """
-        if task.id in self.zoo:  # another builder on the same store was first
-            return None
+        if all(task.id in self.zoo for task in tasks):  # another builder on the same store was first
+            return {}
         try:
-            return self._run(task)
+            return self._run(tasks)
         except OSError as e:
             raise ZooError(
                 f"{self.zoo.path} cannot be written to ({e}). What is done is kept: free space, then run again."
             ) from e
 
-    def _run(self, task: FineTuneTask) -> str | None:
+    def _run(self, tasks: Sequence[FineTuneTask]) -> dict[str, str]:
+        results: Mapping[str, FineTuneResult | Exception]
         try:
             base = self.zoo.backbone.create()
             load_body(base, self.zoo.base(), str(self.zoo.path))
-            base = base.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            result = run_task(task, base, self._start(task.start), self.shared)
+            base = base.to(self.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            starts = [self._start(task.start) for task in tasks]
+            at_once, bf16 = self.device.at_once, self.device.bf16
+            results = run_tasks(tasks, base, starts, self.shared, at_once=at_once, bf16=bf16)
         except OSError:
             raise
         except Exception as e:
-            self.zoo.write_failure(task, "".join(traceback.format_exception(e)))
-            return str(e)
-        about = {
+            results = dict.fromkeys((task.id for task in tasks), e)
+        for task in tasks:
+            result = results[task.id]
+            if isinstance(result, Exception):
+                self.zoo.write_failure(task, "".join(traceback.format_exception(result)))
+            elif task.id not in self.zoo:
+                self.zoo.write(task, result, self._about(task))
+        return {i: str(result) for i, result in results.items() if isinstance(result, Exception)}
+
+    def _about(self, task: FineTuneTask) -> dict[str, object]:
+        return {
             "versions": {name: version(name) for name in ("d2nwg-init", "torch", "timm")},
             "machine": platform.machine(),
-            "device": self.device,
+            "device": asdict(self.device),
             "sources": {n: asdict(self.sources[n]) for n in (*task.datasets, *task.related)},
         }
-        self.zoo.write(task, result, about)
-        return None
 
     def _start(self, task_id: str | None) -> Start | None:
         if task_id is None:
@@ -133,13 +156,14 @@ def build(
     executor: Executor,
     *,
     retry_failed: bool = False,
-    device: str = "cpu",
+    device: Device = CPU,
     download: bool = False,
 ) -> dict[str, str]:
     """Bring the zoo to hold every task; returns the errors of those that failed, by id.
 
     A task starts as soon as the one that it goes on from is there. One that failed before is run again only with
-    `retry_failed`.
+    `retry_failed`. Tasks that a device trains at once are always the same ones, so that a build that was interrupted
+    trains them to the same bits.
 
     Raises:
         ZooError: a worker died.
@@ -149,27 +173,31 @@ def build(
         load = functools.partial(_load_unchanged, sources, data_dir, zoo.size, download)
         job = Job(zoo, SharedImages(Path(folder), tasks[0].size, load), sources, device)
         done = {t.id for t in tasks if t.id in zoo}
-        waiting = [t for t in tasks if t.id not in done and t.id not in failed]
-        running: dict[Future[str | None], FineTuneTask] = {}
-        with progress_bar(f"building {zoo.path}", total=len(tasks), done=len(tasks) - len(waiting)) as bar:
+        waiting = [g for g in _groups(tasks, device.at_once) if any(t.id not in done | failed.keys() for t in g)]
+        running: dict[Future[dict[str, str]], list[FineTuneTask]] = {}
+        with progress_bar(f"building {zoo.path}", total=len(tasks), done=len(done | failed.keys())) as bar:
             try:
                 while waiting or running:
-                    for task in [t for t in waiting if t.start in failed]:
-                        waiting.remove(task)
-                        failed[task.id] = f"the task that it goes on from failed: {task.start}"
-                        zoo.write_failure(task, failed[task.id])
-                        bar.advance()
-                    for task in [t for t in waiting if t.start is None or t.start in done]:
-                        waiting.remove(task)
-                        running[executor.submit(job, task)] = task
+                    settled = {None, *done, *failed}
+                    for group in [g for g in waiting if all(t.start in settled for t in g)]:
+                        waiting.remove(group)
+                        for task in [t for t in group if t.start in failed]:
+                            bar.advance(task.id not in failed)
+                            failed[task.id] = f"the task that it goes on from failed: {task.start}"
+                            zoo.write_failure(task, failed[task.id])
+                        possible = [t for t in group if t.start not in failed]
+                        if possible:
+                            running[executor.submit(job, possible)] = possible
                     for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                        task, error = running.pop(future), future.result()
-                        if error is None:
-                            done.add(task.id)
-                        else:
-                            failed[task.id] = error
-                        bar.advance()
-                        bar.note(f"{task.id}: {'done' if error is None else 'failed: ' + error}")
+                        group, errors = running.pop(future), future.result()
+                        for task in group:
+                            bar.advance(task.id not in done | failed.keys())
+                            if task.id in errors:
+                                failed[task.id] = errors[task.id]
+                            else:
+                                failed.pop(task.id, None)
+                                done.add(task.id)
+                            bar.note(f"{task.id}: {'failed: ' + errors[task.id] if task.id in errors else 'done'}")
             except BrokenProcessPool as e:
                 raise ZooError(
                     "A worker died (of too little memory?). Run again, with fewer --workers: what is done is kept."
@@ -177,6 +205,14 @@ def build(
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
     return failed
+
+
+def _groups(tasks: list[FineTuneTask], at_once: int) -> list[list[FineTuneTask]]:
+    """Tasks of one plan, `at_once` of them together; in whatever state the zoo is, the same."""
+    plans: dict[str, list[FineTuneTask]] = {}
+    for task in tasks:
+        plans.setdefault(task.plan, []).append(task)
+    return [group[i : i + at_once] for group in plans.values() for i in range(0, len(group), at_once)]
 
 
 def _survey(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,16 @@ class DomainImages:
     x_test: torch.Tensor  # uint8 [M, 3, S, S]
     y_test: torch.Tensor  # int64 [M]
     num_classes: int
+
+    @functools.cached_property
+    def members(self) -> list[np.ndarray]:
+        """The train images of each class that has any, by index."""
+        y = self.y_train.numpy()
+        return [np.flatnonzero(y == c) for c in np.unique(y)]
+
+    def to(self, device: torch.device) -> DomainImages:
+        """The same with the images on `device`; labels stay where batches are drawn."""
+        return replace(self, x_train=self.x_train.to(device), x_test=self.x_test.to(device))
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ import time
 import torch
 
 from zoo_builder.backbones import load_body
+from zoo_builder.build import Device
+from zoo_builder.model_stack import ModelStack
 from zoo_builder.scoring import STRENGTHS
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask
 
-TIMED_IMAGES = 128
+TIMED_IMAGES = 128  # of each model
 QUERIES = 1000  # images of an entry's score, about
 
 
-def estimate(zoo: Zoo, tasks: list[FineTuneTask], workers: int) -> str:
-    """A line of text on the tasks that are not there yet, at `workers` at a time."""
+def estimate(zoo: Zoo, tasks: list[FineTuneTask], device: Device, workers: int) -> str:
+    """A line of text on the tasks that are not there yet, with `workers` processes."""
     todo = [t for t in tasks if t.id not in zoo]
-    body = zoo.backbone.create()
-    load_body(body, zoo.base(), str(zoo.path))
-    forward, step = _seconds_an_image(body.to(memory_format=torch.channels_last), zoo)  # type: ignore[call-overload]
+    forward, step = _seconds_an_image(zoo, device)
     seconds = 0.0
     for task in todo:
         trainings = 1 if task.training.rate_of_start is not None else len(task.training.learning_rates)
@@ -33,22 +33,29 @@ def estimate(zoo: Zoo, tasks: list[FineTuneTask], workers: int) -> str:
     )
 
 
-def _seconds_an_image(body: torch.nn.Module, zoo: Zoo) -> tuple[float, float]:
-    """Of a forward pass and of a training step, on one thread, as a worker has."""
+def _seconds_an_image(zoo: Zoo, device: Device) -> tuple[float, float]:
+    """Of a forward pass and of a training step; on the CPU on one thread, as a worker has."""
+    body = zoo.backbone.create()
+    load_body(body, zoo.base(), str(zoo.path))
+    body = body.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights = dict(body.named_parameters())
+    stack = ModelStack(body, [weights] * device.at_once, trained=weights.keys())
+    shape = (device.at_once, TIMED_IMAGES, zoo.backbone.in_chans, zoo.size, zoo.size)
+    images = torch.zeros(shape[0] * shape[1], *shape[2:], device=device.name)
+    images = images.contiguous(memory_format=torch.channels_last).view(shape)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    images = torch.zeros(TIMED_IMAGES, zoo.backbone.in_chans, zoo.size, zoo.size).contiguous(
-        memory_format=torch.channels_last
-    )
     times = []
     try:
         for _ in range(2):  # the first warms up
             began = time.perf_counter()
             with torch.no_grad():
-                body(images)
+                stack.features(images).sum().item()
             between = time.perf_counter()
-            body(images).sum().backward()
-            times = [(between - began) / TIMED_IMAGES, (time.perf_counter() - between) / TIMED_IMAGES]
+            stack.features(images).sum().backward()
+            next(iter(stack.parameters.values())).grad.sum().item()  # type: ignore[union-attr]
+            count = device.at_once * TIMED_IMAGES
+            times = [(between - began) / count, (time.perf_counter() - between) / count]
     finally:
         torch.set_num_threads(threads)
     return times[0], times[1]

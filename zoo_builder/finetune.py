@@ -1,77 +1,96 @@
-"""One task -> one entry: what the body became, and what it is worth."""
+"""Tasks -> entries: what the body became, and what it is worth. Tasks of one plan may run side by side."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from zoo_builder.backbones import is_norm, prepare_images
-from zoo_builder.batchnorm import recalibrate_batchnorm
+from zoo_builder.backbones import is_norm
+from zoo_builder.batchnorm import equal_batches
 from zoo_builder.clusters import embed_dataset
-from zoo_builder.domain_images import SharedImages, stable_seed
-from zoo_builder.errors import ZooError
-from zoo_builder.objectives import Classification, Episodic, Objective, Sources
-from zoo_builder.scoring import Probe, best_strength, mean_solved_accuracy, set_parameters
-from zoo_builder.solved_head import solve_head
+from zoo_builder.domain_images import DomainImages, SharedImages, stable_seed
+from zoo_builder.errors import D2NWGError, ZooError
+from zoo_builder.finetune_result import (
+    FineTuneResult,
+    Member,
+    PreparedTask,
+    Start,
+    TrainedMember,
+    is_finite,
+    score_members,
+    score_probes,
+)
+from zoo_builder.model_stack import ModelStack, shifted
+from zoo_builder.objectives import Batch, SolvedHeads, Sources, TrainedHeads, collate, draw
+from zoo_builder.scoring import Probe, mean_accuracy
 from zoo_builder.tasks import FineTuneTask
+from zoo_builder.training_loop import fit
 
 QUERIES, MIN_QUERIES = 1000, 200  # test images that score an entry: over all datasets, and of each at least
-CURVE_POINTS = 20  # of the loss of a training
-HALF_LOSES = 0.1  # points of accuracy that half precision may cost an entry; else it is kept in single precision
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a task goes on from: another entry, at the strength that served its datasets best."""
-
-    delta: Mapping[str, torch.Tensor]
-    learning_rate: float  # that it was kept at
-
-
-@dataclass(frozen=True)
-class FineTuneResult:
-    delta: dict[str, torch.Tensor]  # the body's trained parameters minus the base's, float16 or float32
-    heads: dict[str, torch.Tensor]  # DATASET/weight [K, d] and DATASET/bias [K] of trained heads; empty for episodic
-    support: torch.Tensor  # uint8 [n, 3, S, S], a sample of the first dataset's train images
-    support_labels: torch.Tensor  # int64 [n]
-    embedding: torch.Tensor  # [2 d] float32, of the support
-    metrics: dict[str, float]  # accuracies in percent, the best strength, the learning rate, seconds
-    curve: list[tuple[int, float]]  # (step, mean loss since the point before)
 
 
 def run_task(task: FineTuneTask, base: nn.Module, start: Start | None, shared: SharedImages) -> FineTuneResult:
-    """Fine-tune `base` (a headless body; it comes back as it was) at each learning rate and keep the best.
-
-    Deterministic in (task, base, start) on one machine.
+    """`run_tasks` of one task.
 
     Raises:
-        ZooError: the training diverged at every learning rate.
+        ZooError: the training diverged at every learning rate. DataError: a dataset cannot be used.
+    """
+    result = run_tasks([task], base, [start], shared)[task.id]
+    if isinstance(result, D2NWGError):
+        raise result
+    return result
+
+
+def run_tasks(
+    tasks: Sequence[FineTuneTask],
+    base: nn.Module,
+    starts: Sequence[Start | None],
+    shared: SharedImages,
+    *,
+    at_once: int = 1,
+    bf16: bool = False,
+) -> dict[str, FineTuneResult | D2NWGError]:
+    """Fine-tune `base` (a headless body; it comes back as it was) on tasks of one plan, each at each of its learning
+    rates, of which the best is kept; up to `at_once` models in one pass. By task id; an error of one task stands in its
+    place.
+
+    Deterministic in the arguments on one machine. `bf16`: the body's forward pass in training is in bfloat16.
     """
     began = time.perf_counter()
-    sources = {(n, d): shared.view(n, d, task) for n in (*task.datasets, *task.related) for d in task.domains}
-    origin = {k: v.clone() for k, v in base.state_dict().items()}
-    probes = task_probes(task, base, sources)
-    rates = task.training.learning_rates
-    if start is not None and task.training.rate_of_start is not None:
-        rates = (task.training.rate_of_start * start.learning_rate,)
-    floor = mean_solved_accuracy(base, probes)
-    tried = []
-    for rate in rates:
-        base.load_state_dict(origin)
-        result = _train(task, base, start, sources, probes, floor, rate)
-        if result is not None:
-            tried.append(result)
-    base.load_state_dict(origin)
-    if not tried:
-        raise ZooError(f"{task.id} diverged at the learning rates {list(rates)}. Lower them.")
-    best = max(tried, key=lambda r: r.metrics["best_accuracy"])
-    return replace(best, metrics={**best.metrics, "seconds": time.perf_counter() - began})
+    modes = [(m, m.training) for m in base.modules()]
+    results: dict[str, FineTuneResult | D2NWGError] = {}
+    prepared = []
+    views: dict[tuple[object, ...], DomainImages] = {}
+    try:
+        for task, start in zip(tasks, starts, strict=True):
+            try:
+                prepared.append(_prepare(task, base, start, shared, views))
+            except D2NWGError as e:
+                results[task.id] = e
+        members = _members(prepared, base, at_once)
+        together = at_once if tasks[0].scope != "head" else 1  # in evaluation mode statistics of its own are needed
+        trained: list[TrainedMember] = []
+        for first in range(0, len(members), together):
+            trained += _train(members[first : first + together], base, bf16)
+        whole = [(m, t) for m, t in zip(members, trained, strict=True) if is_finite(t)]
+        tried = score_members(whole, base, at_once)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    seconds = (time.perf_counter() - began) / len(tasks)
+    for p in prepared:
+        own = [result for (m, _), result in zip(whole, tried, strict=True) if m.prepared is p]
+        if own:
+            best = max(own, key=lambda r: r.metrics["best_accuracy"])
+            results[p.task.id] = replace(best, metrics={**best.metrics, "seconds": seconds})
+        else:
+            results[p.task.id] = ZooError(f"{p.task.id} diverged at the learning rates {_rates(p)}. Lower them.")
+    return results
 
 
 def task_probes(task: FineTuneTask, base: nn.Module, sources: Sources) -> list[Probe]:
@@ -80,118 +99,84 @@ def task_probes(task: FineTuneTask, base: nn.Module, sources: Sources) -> list[P
     return [Probe.of(base, sources[n, task.domains[0]], task.support, queries, task.seed) for n in task.datasets]
 
 
-def _train(
+def _prepare(
     task: FineTuneTask,
-    body: nn.Module,
+    base: nn.Module,
     start: Start | None,
-    sources: Sources,
-    probes: list[Probe],
-    floor: float,
-    rate: float,
-) -> FineTuneResult | None:
-    """One training from base + start at one learning rate; None where it diverged. `body` is left as it became."""
-    torch.manual_seed(stable_seed(task.seed, task.id))
-    origin = {k: v.clone() for k, v in body.state_dict().items()}
-    weights = {k: origin[k] for k, _ in body.named_parameters()}
-    first = probes[0]
-    embedding = embed_dataset(body.eval(), first.images[: len(first.labels)], first.labels)
-    if start is not None:
-        set_parameters(body, weights, start.delta, 1.0)
-    recalibrate_batchnorm(body, first.images[: len(first.labels)])
-    heads = {} if task.kind == "episodic" else _solved_heads(body, task, probes)
-    objective = Episodic(task, sources) if task.kind == "episodic" else Classification(task, sources, heads)
-    curve = _fit(body, objective, task, rate)
-    trained = _trained(body, task.scope)
-    delta = {k: p.detach() - weights[k] for k, p in trained.items()}
-    tensors = [*delta.values(), *(p.detach() for p in objective.parameters())]
-    if not all(torch.isfinite(t).all() for t in tensors):
-        return None
-
-    set_parameters(body, weights, delta, 1.0)
-    pairs = [p.accuracies(body, heads.get(n)) for n, p in zip(task.datasets, probes, strict=True)]
-    whole, with_heads = (sum(part) / len(part) for part in zip(*pairs, strict=True))
-    kept = {k: v.half() for k, v in delta.items()}
-    scores, loses = None, whole  # all of it, where half precision overflows
-    if all(torch.isfinite(t).all() for t in kept.values()):
-        scores = best_strength(body, origin, kept, probes, floor)
-        loses = whole - scores.accuracies[1.0]
-    if scores is None or loses >= HALF_LOSES:
-        kept, scores = delta, best_strength(body, origin, delta, probes, floor)
-    metrics = {
-        "solved_accuracy": floor,
-        "accuracy": scores.accuracies[1.0],
-        "best_accuracy": scores.best_accuracy,
-        "best_strength": scores.best,
-        "gain": scores.best_accuracy - floor,
-        "half_precision_loses": loses,
-        "learning_rate": rate,
-        "last_loss": curve[-1][1],
-    }
-    if heads:
-        metrics["head_accuracy"] = with_heads
-    return FineTuneResult(
-        delta=kept,
-        heads={f"{n}/{k}": v.detach().clone() for n, head in heads.items() for k, v in head.state_dict().items()},
-        support=first.support,
-        support_labels=first.labels,
-        embedding=embedding,
-        metrics=metrics,
-        curve=curve,
-    )
+    shared: SharedImages,
+    views: dict[tuple[object, ...], DomainImages],
+) -> PreparedTask:
+    """`views` are images on the device of `base` that tasks share."""
+    device = next(base.parameters()).device
+    sources = {}
+    for name in (*task.datasets, *task.related):
+        for domain in task.domains:
+            key = (name, domain, task.class_subset, task.seed)
+            if key not in views:
+                views[key] = shared.view(name, domain, task).to(device)
+            sources[name, domain] = views[key]
+    probes = task_probes(task, base, sources)
+    labels = probes[0].labels.to(device)
+    embedding = embed_dataset(base.eval(), probes[0].images[: len(labels)], labels).cpu()
+    return PreparedTask(task, start, sources, probes, embedding)
 
 
-def _fit(body: nn.Module, objective: Objective, task: FineTuneTask, rate: float) -> list[tuple[int, float]]:
-    """SGD with momentum under one cycle, gradients clipped, in place; the curve of the loss."""
-    training = task.training
-    trained = _trained(body, task.scope)
-    for name, parameter in body.named_parameters():
-        parameter.requires_grad_(name in trained)
-    parameters = [*trained.values(), *objective.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=training.steps,
-        warmup_t=max(1, training.steps // 10),
-        warmup_lr_init=rate / 20,
-        t_in_epochs=False,
-    )
-    rng = np.random.default_rng(stable_seed(task.seed, task.id, "batches"))
-    body.train(task.scope != "head")
-    device = next(body.parameters()).device
-    curve: list[tuple[int, float]] = []
-    since, every = torch.zeros((), device=device), max(1, training.steps // CURVE_POINTS)
-    for step in range(training.steps):
-        schedule.step_update(step)
-        batch = objective.draw(rng)
-        batch = batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
-        loss = objective.loss(body(prepare_images(body, batch.images)), batch)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-        since += loss.detach()  # read at the points of the curve alone: on a GPU each reading waits for it
-        if (step + 1) % every == 0 or step + 1 == training.steps:
-            curve.append((step + 1, since.item() / (step + 1 - (curve[-1][0] if curve else 0))))
-            since.zero_()
-    for parameter in body.parameters():
-        parameter.requires_grad_(True)
-    return curve
+def _rates(p: PreparedTask) -> list[float]:
+    training = p.task.training
+    if p.start is not None and training.rate_of_start is not None:
+        return [training.rate_of_start * p.start.learning_rate]
+    return list(training.learning_rates)
 
 
-def _trained(body: nn.Module, scope: str) -> dict[str, nn.Parameter]:
+def _members(prepared: Sequence[PreparedTask], base: nn.Module, at_once: int) -> list[Member]:
+    """A member for each task and rate, with what the base is worth and with heads solved on what it goes on from."""
+    floors = score_probes([(p, {}, 1.0, None) for p in prepared], base, at_once)
+    begun = [p for p in prepared if p.start is not None and p.task.kind != "episodic"]
+    solved = iter(score_probes([(p, p.start.delta if p.start else {}, 1.0, None) for p in begun], base, at_once))
+    members = []
+    for p, floor in zip(prepared, floors, strict=True):
+        heads = [s.solved for s in (next(solved) if p in begun else floor)]
+        members += [Member(p, rate, mean_accuracy(floor), heads) for rate in _rates(p)]
+    return members
+
+
+def _train(members: Sequence[Member], base: nn.Module, bf16: bool) -> list[TrainedMember]:
+    """All members in one stack."""
+    tasks = {m.task.id: m.prepared for m in members}
+    first = members[0].task
+    device = next(base.parameters()).device
+    torch.manual_seed(stable_seed(first.seed, first.id))
+    weights = {k: p.detach() for k, p in base.named_parameters()}
+    starts = [m.prepared.start.delta if m.prepared.start else {} for m in members]
+    names = _trained_names(base, first.scope)
+    stack = ModelStack(base, [shifted(weights, delta) for delta in starts], names)
+    if first.scope == "head":
+        probe = members[0].prepared.probes[0]
+        stack.recalibrate(part[None] for part in equal_batches(probe.images[: len(probe.labels)]))
+    episodic = first.kind == "episodic"
+    objective = SolvedHeads(len(members), device) if episodic else TrainedHeads([m.heads for m in members], device)
+    rngs = {i: np.random.default_rng(stable_seed(p.task.seed, i, "batches")) for i, p in tasks.items()}
+
+    def draw_batch() -> Batch:
+        drawn = {i: draw(p.task, p.sources, rngs[i]) for i, p in tasks.items()}
+        return collate([drawn[m.task.id] for m in members], device)
+
+    base.train(first.scope != "head")
+    curves = fit(stack, objective, draw_batch, first.training, [m.rate for m in members], bf16=bf16)
+    return [
+        TrainedMember(
+            {k: (stack.parameters[k][i] - weights[k]).detach().cpu() for k in names},
+            [] if isinstance(objective, SolvedHeads) else objective.heads(i, [len(bias) for _, bias in m.heads]),
+            curve,
+        )
+        for i, (m, curve) in enumerate(zip(members, curves, strict=True))
+    ]
+
+
+def _trained_names(body: nn.Module, scope: str) -> list[str]:
     """The body's parameters that a scope trains."""
+    names = [name for name, _ in body.named_parameters()]
     if scope == "all":
-        return dict(body.named_parameters())
+        return names
     norms = [name for name, module in body.named_modules() if is_norm(module)] if scope == "head+norm" else []
-    return {n: p for n, p in body.named_parameters() if n.rpartition(".")[0] in norms}
-
-
-def _solved_heads(body: nn.Module, task: FineTuneTask, probes: list[Probe]) -> dict[str, nn.Linear]:
-    """A head for each dataset, started where the closed form puts it."""
-    heads = {}
-    for name, probe in zip(task.datasets, probes, strict=True):
-        features = probe.features(body, query=False)
-        solved = solve_head(features, probe.labels, probe.num_classes)
-        heads[name] = nn.Linear(features.shape[1], probe.num_classes)
-        heads[name].load_state_dict({"weight": solved.weight, "bias": solved.bias})
-    return heads
+    return [name for name in names if name.rpartition(".")[0] in norms]

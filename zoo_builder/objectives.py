@@ -1,14 +1,16 @@
-"""What a zoo task minimises: the loss of a solved head on a few classes (episodic), or of trained heads."""
+"""What a zoo task minimises: the loss of a solved head on a few classes (episodic), or of trained heads.
+
+A draw is one model's batch of one step; batches of several models are padded to one shape.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from zoo_builder.domain_images import DomainImages
 from zoo_builder.solved_head import ridge_query_logits
@@ -17,91 +19,159 @@ from zoo_builder.tasks import FineTuneTask, Training
 Sources = Mapping[tuple[str, str], DomainImages]  # by dataset and domain
 
 
-class Batch(NamedTuple):
-    images: torch.Tensor  # uint8 [B, 3, S, S]
+class Draw(NamedTuple):
+    source: DomainImages
+    chosen: np.ndarray  # int64 [B], indices of train images; those that solve the head come first
     labels: torch.Tensor  # int64 [B]
-    dataset: str
+    support: int  # so many of them solve the head; none where heads are trained
     num_classes: int
+    head: int  # which of the task's trained heads
+
+
+class Batch(NamedTuple):
+    images: torch.Tensor  # uint8 [M, B, 3, S, S]
+    labels: torch.Tensor  # int64 [M, B]
+    present: torch.Tensor  # float [M, B]; zero for what fills up, copies of a model's own images
+    classes: torch.Tensor  # bool [M, K], that a model has
+    support: int  # the first so many of B
+    heads: torch.Tensor  # int64 [M]
 
 
 class Objective(Protocol):
-    def parameters(self) -> list[nn.Parameter]:
-        """Its own, which are trained with the body's."""
+    def parameters(self) -> list[torch.Tensor]:
+        """Its own [M, ...], which are trained with the bodies'."""
 
-    def draw(self, rng: np.random.Generator) -> Batch: ...
+    def losses(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """[M] of features [M, B, d]."""
 
-    def loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor: ...
 
-
-class Episodic:
+class SolvedHeads:
     """Solve a ridge head on half of a batch of a few classes; the loss is the other half's cross-entropy, which is
     back-propagated through the solve (R2-D2, Bertinetto et al., ICLR 2019)."""
 
-    def __init__(self, task: FineTuneTask, sources: Sources) -> None:
-        self.task, self.sources = task, sources
-        self.own = [key for key in sources if key[0] in task.datasets]
-        self.related = [key for key in sources if key[0] in task.related]
-        self.log_ridge = nn.Parameter(torch.tensor(-2.3))
-        self.log_scale = nn.Parameter(torch.tensor(2.0))
+    def __init__(self, models: int, device: torch.device) -> None:
+        self.log_ridge = torch.full((models, 1), -2.3, device=device, requires_grad=True)
+        self.log_scale = torch.full((models, 1), 2.0, device=device, requires_grad=True)
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[torch.Tensor]:
         return [self.log_ridge, self.log_scale]
 
-    def draw(self, rng: np.random.Generator) -> Batch:
-        pool = self.own if not self.related or rng.random() < self.task.own_share else self.related
-        key = pool[rng.integers(len(pool))]
-        source = self.sources[key]
-        index, labels, count = draw_episode(source.y_train.numpy(), self.task.training, rng)
-        return Batch(source.x_train[index], labels, key[0], count)
-
-    def loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        half = len(batch.labels) // 2
+    def losses(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        s = batch.support
         logits = ridge_query_logits(
-            features[:half],
-            batch.labels[:half],
-            features[half:],
-            batch.num_classes,
+            features[:, :s],
+            batch.labels[:, :s],
+            features[:, s:],
+            batch.classes.shape[1],
             self.log_ridge.exp(),
             self.log_scale.exp(),
+            batch.present[:, :s],
         )
-        return F.cross_entropy(logits, batch.labels[half:])
+        return _cross_entropies(logits, batch.labels[:, s:], batch.present[:, s:], batch.classes)
 
 
-class Classification:
-    """Ordinary fine-tuning; over several datasets each has a head of its own (a mixture)."""
+class TrainedHeads:
+    """Ordinary fine-tuning; a model that is trained on several datasets has a head for each (a mixture)."""
 
-    def __init__(self, task: FineTuneTask, sources: Sources, heads: Mapping[str, nn.Linear]) -> None:
-        self.task, self.sources, self.heads = task, sources, heads
+    def __init__(self, heads: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]], device: torch.device) -> None:
+        """`heads`: for each model its heads, as weight [K, d] and bias [K]."""
+        flat = [head for model in heads for head in model]
+        shape = (len(heads), max(map(len, heads)), max(len(bias) for _, bias in flat))
+        self.weight = torch.zeros(*shape, flat[0][0].shape[1], device=device)
+        self.bias = torch.zeros(*shape, device=device)
+        for m, model in enumerate(heads):
+            for h, (weight, bias) in enumerate(model):
+                self.weight[m, h, : len(bias)], self.bias[m, h, : len(bias)] = weight, bias
+        self.weight.requires_grad_(True)
+        self.bias.requires_grad_(True)
 
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for head in self.heads.values() for p in head.parameters()]
+    def parameters(self) -> list[torch.Tensor]:
+        return [self.weight, self.bias]
 
-    def draw(self, rng: np.random.Generator) -> Batch:
-        key = list(self.sources)[rng.integers(len(self.sources))]
-        source = self.sources[key]
-        index = rng.integers(len(source.y_train), size=self.task.training.batch_size)
-        return Batch(source.x_train[index], source.y_train[index], key[0], source.num_classes)
+    def heads(self, model: int, classes: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What a model's heads became, as weight [K, d] and bias [K], of so many classes each."""
+        weight, bias = (t.detach()[model].cpu() for t in (self.weight, self.bias))
+        return [(weight[h, :count].clone(), bias[h, :count].clone()) for h, count in enumerate(classes)]
 
-    def loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return F.cross_entropy(self.heads[batch.dataset](features), batch.labels)
+    def losses(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        chosen = torch.arange(len(batch.heads), device=features.device), batch.heads
+        classes = batch.classes.shape[1]
+        weight, bias = self.weight[chosen][:, :classes], self.bias[chosen][:, :classes]
+        return _cross_entropies(features @ weight.mT + bias[:, None], batch.labels, batch.present, batch.classes)
 
 
-def draw_episode(y: np.ndarray, training: Training, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor, int]:
+def _cross_entropies(
+    logits: torch.Tensor, labels: torch.Tensor, present: torch.Tensor, classes: torch.Tensor
+) -> torch.Tensor:
+    """[M], each the mean over a model's images that are present and its own classes."""
+    logits = logits.masked_fill(~classes[:, None], -torch.inf)
+    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    return (each * present).sum(1) / present.sum(1)
+
+
+def draw(task: FineTuneTask, sources: Sources, rng: np.random.Generator) -> Draw:
+    """The images of one step of one task."""
+    if task.kind != "episodic":
+        names, keys = task.datasets, list(sources)
+        key = keys[rng.integers(len(keys))]
+        source = sources[key]
+        index = rng.integers(len(source.y_train), size=task.training.batch_size)
+        return Draw(source, index, source.y_train[index], 0, source.num_classes, names.index(key[0]))
+    related = bool(task.related) and rng.random() >= task.own_share
+    pool = [key for key in sources if key[0] in (task.related if related else task.datasets)]
+    source = sources[pool[rng.integers(len(pool))]]
+    index, labels, count = draw_episode(source.members, task.training, rng)
+    return Draw(source, index, labels, len(labels) // 2, count, 0)
+
+
+def draw_episode(
+    members: Sequence[np.ndarray], training: Training, rng: np.random.Generator
+) -> tuple[np.ndarray, torch.Tensor, int]:
     """Indices of images of a few random classes, as many of each; labels renumbered from 0; the class count.
 
-    The first half is the support and holds half of each class. No image is there twice: it would stand on both sides.
+    `members` are the indices of each class's images. The first half is the support and holds half of each class. No
+    image is there twice: it would stand on both sides.
     """
-    present = np.unique(y)
-    count = min(training.classes, len(present))
+    count = min(training.classes, len(members))
     quota = max(2, training.batch_size // count)
-    support: list[tuple[int, int]] = []
-    query: list[tuple[int, int]] = []
-    for label, c in enumerate(rng.choice(present, count, replace=False)):
-        members = np.flatnonzero(y == c)
-        chosen = rng.choice(members, min(quota, len(members)), replace=False)
+    support: list[np.ndarray] = []
+    query: list[np.ndarray] = []
+    in_support = in_query = 0
+    for c in rng.choice(len(members), count, replace=False):
+        chosen = rng.choice(members[c], min(quota, len(members[c])), replace=False)
         # Of an odd number the larger part goes where fewer are.
-        half = (len(chosen) + (len(support) < len(query))) // 2
-        support += [(i, label) for i in chosen[:half]]
-        query += [(i, label) for i in chosen[half:]]
-    index, labels = np.array(support + query).T
-    return index, torch.from_numpy(labels), count
+        half = (len(chosen) + (in_support < in_query)) // 2
+        support.append(chosen[:half])
+        query.append(chosen[half:])
+        in_support, in_query = in_support + half, in_query + len(chosen) - half
+    labels = np.concatenate([np.repeat(np.arange(count), list(map(len, part))) for part in (support, query)])
+    return np.concatenate(support + query), torch.from_numpy(labels), count
+
+
+def collate(draws: Sequence[Draw], device: torch.device) -> Batch:
+    """One batch of the draws of M models."""
+    support = max(d.support for d in draws)
+    rest = max(len(d.chosen) - d.support for d in draws)
+    index, labels, present = (torch.stack(p) for p in zip(*(_filled(d, support, rest) for d in draws), strict=True))
+    index = index.to(device, non_blocking=True)
+    images = [d.source.x_train[row] for d, row in zip(draws, index, strict=True)]
+    counts = torch.tensor([d.num_classes for d in draws])
+    classes = torch.arange(int(counts.max())) < counts[:, None]
+    heads = torch.tensor([d.head for d in draws])
+    return Batch(
+        torch.stack(images) if len(images) > 1 else images[0][None],
+        labels.to(device, non_blocking=True),
+        present.to(device, non_blocking=True),
+        classes.to(device, non_blocking=True),
+        support,
+        heads.to(device, non_blocking=True),
+    )
+
+
+def _filled(drawn: Draw, support: int, rest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Index, labels and presence, of `support` + `rest` images: each part is repeated until it is full."""
+    parts = (np.arange(drawn.support), support), (np.arange(drawn.support, len(drawn.chosen)), rest)
+    place = np.concatenate([np.resize(part, length) for part, length in parts])
+    present = np.concatenate([np.arange(length) < len(part) for part, length in parts])
+    where = torch.from_numpy(place)
+    return torch.from_numpy(drawn.chosen)[where], drawn.labels[where], torch.from_numpy(present).float()

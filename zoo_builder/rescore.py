@@ -18,7 +18,7 @@ from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import DataError
 from zoo_builder.finetune import task_probes
 from zoo_builder.progress import progress_bar
-from zoo_builder.scoring import mean_solved_accuracy, set_parameters
+from zoo_builder.scoring import Trial, mean_accuracy, score
 from zoo_builder.store import Zoo, ZooEntry
 
 # Points of accuracy. Nothing in a score is random: on one thread, as the builder's workers have, one machine gives the
@@ -94,13 +94,10 @@ def rescore(
 
 
 def _rescore(entry: ZooEntry, body: nn.Module, shared: SharedImages) -> Rescored:
-    """`body` comes in as the base and leaves as it."""
-    origin = {k: v.clone() for k, v in body.state_dict().items()}
     task, domain = entry.task, entry.task.domains[0]
     probes = task_probes(task, body, {(name, domain): shared.view(name, domain, task) for name in task.datasets})
     recorded = entry.metrics["solved_accuracy"], entry.metrics["best_accuracy"]
-    base = mean_solved_accuracy(body, probes)
-    set_parameters(body, origin, entry.delta(), entry.metrics["best_strength"])
-    best = mean_solved_accuracy(body, probes)
-    body.load_state_dict(origin)
+    delta, strength = entry.delta(), entry.metrics["best_strength"]
+    base = mean_accuracy(score(body, [Trial(probe, {}) for probe in probes]))
+    best = mean_accuracy(score(body, [Trial(probe, delta, strength) for probe in probes]))
     return Rescored(entry.id, recorded[0], base, recorded[1], best)

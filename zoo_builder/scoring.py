@@ -1,20 +1,25 @@
-"""What a body is worth on a dataset: test accuracy of a head solved on a few hundred train images."""
+"""What bodies are worth on datasets: test accuracy of a head solved on a few hundred train images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from zoo_builder.backbones import prepare_images
-from zoo_builder.batchnorm import recalibrate_batchnorm
+from zoo_builder.batchnorm import equal_batches
 from zoo_builder.domain_images import DomainImages, sample_images
 from zoo_builder.errors import DataError
+from zoo_builder.model_stack import ModelStack, shifted
 from zoo_builder.solved_head import solve_head
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # that are tried, beside none at all
+BATCH = 256  # images
+
+Delta = Mapping[str, torch.Tensor]  # by parameter name; what is not there is the base's
+Head = tuple[torch.Tensor, torch.Tensor]  # weight [K, d] and bias [K]
 
 
 @dataclass(frozen=True)
@@ -35,65 +40,91 @@ class Probe:
         query, query_index = sample_images(source.x_test, queries, seed)
         device = next(body.parameters()).device
         prepared = prepare_images(body, torch.cat([images, query]).to(device))
-        return cls(images, source.y_train[index], prepared, source.y_test[query_index], source.num_classes)
-
-    def features(self, body: nn.Module, query: bool = True) -> torch.Tensor:
-        """[n + m, d] in evaluation mode; [n, d] of the support alone without `query`."""
-        body.eval()
-        images = self.images if query else self.images[: len(self.labels)]
-        with torch.no_grad():
-            return torch.cat([body(batch).float() for batch in images.split(256)]).cpu()
-
-    def accuracies(self, body: nn.Module, head: nn.Linear | None = None) -> tuple[float, float]:
-        """In percent, of a solved head and of `head` (NaN for none), after BatchNorm recalibration, which stays."""
-        n = len(self.labels)
-        recalibrate_batchnorm(body, self.images[:n])
-        features = self.features(body)
-        solved = solve_head(features[:n], self.labels, self.num_classes)
-        logits = [features[n:] @ solved.weight.T + solved.bias]
-        if head is not None:
-            with torch.no_grad():
-                logits.append(head(features[n:]))
-        right = [100 * (x.argmax(1) == self.query_labels).float().mean().item() for x in logits]
-        return right[0], right[1] if head is not None else float("nan")
+        return cls(images.cpu(), source.y_train[index], prepared, source.y_test[query_index], source.num_classes)
 
 
 @dataclass(frozen=True)
-class Strengths:
-    accuracies: dict[float, float]  # strength -> solved accuracy in percent, mean over the probes
-    best: float
+class Trial:
+    """A body, base + strength * delta, on a dataset; with a head of its own, if it has one."""
 
-    @property
-    def best_accuracy(self) -> float:
-        return self.accuracies[self.best]
-
-
-def mean_solved_accuracy(body: nn.Module, probes: list[Probe]) -> float:
-    """In percent, over the probes; the body's BatchNorm statistics are left as those of the last."""
-    return sum(probe.accuracies(body)[0] for probe in probes) / len(probes)
+    probe: Probe
+    delta: Delta
+    strength: float = 1.0
+    head: Head | None = None
 
 
-def best_strength(
-    body: nn.Module,
-    origin: Mapping[str, torch.Tensor],
-    delta: Mapping[str, torch.Tensor],
-    probes: list[Probe],
-    floor: float,
-) -> Strengths:
-    """How strong a delta serves best, the stronger of two that are equal. `origin` is the base's state dict, `floor`
-    its own mean solved accuracy."""
-    accuracies = {0.0: floor}
-    for strength in STRENGTHS:
-        set_parameters(body, origin, delta, strength)
-        accuracies[strength] = mean_solved_accuracy(body, probes)
-    return Strengths(accuracies, max(accuracies, key=lambda s: (accuracies[s], s)))
+@dataclass(frozen=True)
+class Score:
+    accuracy: float  # in percent, of the solved head
+    head_accuracy: float  # of the head of the trial; NaN for none
+    solved: Head
 
 
-def set_parameters(
-    model: nn.Module, base: Mapping[str, torch.Tensor], delta: Mapping[str, torch.Tensor], strength: float
-) -> None:
+@torch.no_grad()
+def score(body: nn.Module, trials: Sequence[Trial], at_once: int = 1) -> list[Score]:
+    """A score for each trial, after BatchNorm recalibration on its support, for up to `at_once` trials in one pass.
+    `body` is the base, which stays as it is."""
+    base = {k: v.detach() for k, v in body.named_parameters()}
+    scores: dict[int, Score] = {}
+    for chunk in _chunks(trials, at_once):
+        together = [trials[i] for i in chunk]
+        scores.update(zip(chunk, _score_together(body, base, together), strict=True))
+    return [scores[i] for i in range(len(trials))]
+
+
+def _chunks(trials: Sequence[Trial], at_once: int) -> Iterator[list[int]]:
+    """Places of trials with equally many support images, at most `at_once` of them."""
+    groups: dict[int, list[int]] = {}
+    for i, trial in enumerate(trials):
+        groups.setdefault(len(trial.probe.labels), []).append(i)
+    for group in groups.values():
+        for start in range(0, len(group), at_once):
+            yield group[start : start + at_once]
+
+
+def _score_together(body: nn.Module, base: Delta, trials: list[Trial]) -> Iterator[Score]:
+    probes = [t.probe for t in trials]
+    stack = ModelStack(body, [shifted(base, t.delta, t.strength) for t in trials])
+    n = len(probes[0].labels)
+    stack.recalibrate(torch.stack([p.images[part] for p in probes]) for part in equal_batches(torch.arange(n), BATCH))
+    body.eval()
+    longest = max(len(p.images) for p in probes)
+    features = torch.cat(
+        [
+            # Shorter ones are filled up with their last image.
+            stack.features(torch.stack([p.images[part.clamp(max=len(p.images) - 1)] for p in probes])).float()
+            for part in torch.arange(longest).split(BATCH)
+        ],
+        dim=1,
+    )
+    # A body whose features overflow is worth a guess.
+    features[~features.isfinite().all(2).all(1)] = 0.0
+    labels = torch.stack([p.labels for p in probes]).to(features.device)
+    counts = torch.tensor([p.num_classes for p in probes], device=features.device)
+    solved = solve_head(features[:, :n], labels, counts)
+    for i, (trial, probe) in enumerate(zip(trials, probes, strict=True)):
+        queries = features[i, n : len(probe.images)]
+        head = (solved.weight[i, : probe.num_classes], solved.bias[i, : probe.num_classes])
+        own = _accuracy(queries, trial.head, probe) if trial.head is not None else float("nan")
+        yield Score(_accuracy(queries, head, probe), own, (head[0].cpu(), head[1].cpu()))
+
+
+def _accuracy(features: torch.Tensor, head: Head, probe: Probe) -> float:
+    weight, bias = (t.to(features) for t in head)
+    return 100 * ((features @ weight.T + bias).argmax(1).cpu() == probe.query_labels).float().mean().item()
+
+
+def best_strength(accuracies: Mapping[float, float]) -> float:
+    """That of the highest accuracy; the stronger of two that are equal."""
+    return max(accuracies, key=lambda strength: (accuracies[strength], strength))
+
+
+def mean_accuracy(scores: Sequence[Score]) -> float:
+    return sum(s.accuracy for s in scores) / len(scores)
+
+
+def set_parameters(model: nn.Module, base: Mapping[str, torch.Tensor], delta: Delta, strength: float) -> None:
     """Parameters become base + strength * delta, in place; those that `delta` lacks become the base's."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            change = delta[name].to(base[name]) if name in delta else 0.0
-            parameter.copy_(base[name] + strength * change)
+            parameter.copy_(shifted({name: base[name]}, delta, strength)[name])

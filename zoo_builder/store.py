@@ -2,7 +2,7 @@
 
 ZOO/zoo.json                  what all entries share: backbone, size, held-out sets, the base's hash
 ZOO/base.safetensors          the body that all deltas refer to
-ZOO/clusters.json             which datasets are related, as it was found at the first build
+ZOO/datasets.json             licence, origin and hash of the datasets, and which are related
 ZOO/entries/ID.safetensors    delta/* or weights/*, heads/*, support, support_labels, embedding
 ZOO/rows/ID.parquet           one row: the task, what it is worth, the file's hash; or why it failed
 """
@@ -25,7 +25,7 @@ from zoo_builder.backbones import BackboneSpec
 from zoo_builder.checkpoint import halved_if_exact
 from zoo_builder.errors import RecipeError, ZooError
 from zoo_builder.files import as_path, is_local, write_bytes
-from zoo_builder.finetune import FineTuneResult
+from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.recipe import parse_config
 from zoo_builder.rows import read_rows, write_row
 from zoo_builder.tasks import FineTuneTask, ZooRecipe

@@ -39,7 +39,7 @@ def write_folders(images: DomainImages, task: FineTuneTask, place: Path) -> None
 
 
 def plain_loop(model: nn.Module, place: Path, task: FineTuneTask) -> float:
-    """Fine-tune on `place`/train, write `place`/model.safetensors; the accuracy (%) on `place`/test."""
+    """Fine-tune `model`, where it is, on `place`/train; write `place`/model.safetensors; accuracy (%) on `place`/test."""
     torch.manual_seed(task.seed)
     training, rate = task.training, task.training.learning_rates[0]
     normalize = transforms.Normalize(*image_statistics(model))
@@ -56,12 +56,13 @@ def plain_loop(model: nn.Module, place: Path, task: FineTuneTask) -> float:
         warmup_lr_init=rate / 20,
         t_in_epochs=False,
     )
+    device = next(model.parameters()).device
     model.train()
     losses = []
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     for step, (images, labels) in zip(range(training.steps), epochs, strict=False):
         schedule.step_update(step)
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -75,8 +76,9 @@ def plain_loop(model: nn.Module, place: Path, task: FineTuneTask) -> float:
 def loader_accuracy(model: nn.Module, loader: DataLoader) -> float:
     """Top-1 in percent, in evaluation mode, which stays."""
     model.eval()
+    device = next(model.parameters()).device
     right = seen = 0
     for images, labels in loader:
-        right += int((model(images).argmax(1) == labels).sum())
+        right += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
         seen += len(labels)
     return 100 * right / seen

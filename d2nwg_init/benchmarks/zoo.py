@@ -11,7 +11,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -22,7 +22,7 @@ from d2nwg_init.benchmarks.plain_loop import plain_loop, write_folders
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.candidates import set_body_and_solve
 from zoo_builder.backbones import BackboneSpec, prepare_images
-from zoo_builder.build import begin_zoo, build
+from zoo_builder.build import CPU, Device, begin_zoo, build
 from zoo_builder.datasets import load_dataset
 from zoo_builder.domain_images import DomainImages, SharedImages, sample_images
 from zoo_builder.errors import ZooError
@@ -31,7 +31,7 @@ from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask, Plan, Training, ZooRecipe
 
-METHODS = ("builder", "plain_loop")
+METHODS = ("builder", "plain_loop", "one_at_a_time")  # the last is the builder where it could train several at once
 LEARNING_RATE, CLASSES = 0.01, 20  # of plain fine-tuning in the shipped recipes
 ALL = "all"  # in place of a dataset's name: a figure of all tasks together
 
@@ -54,35 +54,43 @@ def bench_recipe(recipe: ZooRecipe, names: Sequence[str], count: int, steps: int
 
 
 def run_zoo_benchmark(
-    recipe: ZooRecipe, count: int, backbone: BackboneSpec, base: str | Path, data: Path, workers: int
+    recipe: ZooRecipe,
+    count: int,
+    backbone: BackboneSpec,
+    base: str | Path,
+    data: Path,
+    workers: int,
+    device: Device = CPU,
 ) -> list[Row]:
     """Rows of `entries_per_hour` over the first `count` tasks of `recipe` (see bench_recipe), and of `test_accuracy`
-    (%) for each task and, with the dataset "all", in the mean; on the CPU. The methods run one after the other.
+    (%) for each task and, with the dataset "all", in the mean. The methods run one after the other, on one device.
 
     Raises:
         DataError: a dataset cannot be read or has no test images. ModelError: the base does not fit.
         ZooError: the builder failed on a task.
     """
     with tempfile.TemporaryDirectory(prefix="d2nwg-bench-") as folder:
-        zoo, tasks, sources = begin_zoo(Path(folder) / "zoo", backbone, base, recipe, data)
-        tasks = sorted(tasks, key=lambda t: t.seed)[:count]  # every dataset before one comes again
-        began = time.perf_counter()
-        failed = build(zoo, tasks, sources, data, process_executor(workers))
-        seconds = time.perf_counter() - began
-        if failed:
-            raise ZooError(f"The builder failed on {len(failed)} of {count} tasks: {next(iter(failed.values()))}")
-        made = {
-            "builder": Made(seconds, [zoo.entry(t.id).metrics["head_accuracy"] for t in tasks]),
-            "plain_loop": run_plain_loops(zoo, tasks, data, Path(folder)),
-        }
+        built = functools.partial(run_builder, backbone, base, recipe, count, data, workers)
+        zoo, tasks, builder = built(Path(folder) / "zoo", device)
+        made = {"builder": builder, "plain_loop": run_plain_loops(zoo, tasks, data, Path(folder), device.name)}
+        if device.at_once > 1:
+            made["one_at_a_time"] = built(Path(folder) / "one", replace(device, at_once=1))[2]
+    processes = f"{workers} processes of 1 thread" if device.name == "cpu" else "1 process"
+    timed = "its time includes the score of every entry"
     conditions = {
-        "builder": f"{workers} processes of 1 thread; its time includes the score of every entry",
+        "builder": f"{processes}, {device.at_once} models at once; {timed}",
+        "one_at_a_time": f"{processes}, 1 model at once; {timed}",
         "plain_loop": f"1 process of {torch.get_num_threads()} threads, 2 loader workers",
     }
     rows = []
     for method, result in made.items():
         row = functools.partial(
-            Row, bundle="", method=method, device="cpu", step=tasks[0].training.steps, condition=conditions[method]
+            Row,
+            bundle="",
+            method=method,
+            device=device.name,
+            step=tasks[0].training.steps,
+            condition=conditions[method],
         )
         seed = tasks[0].seed
         per_hour, average = 3600 * count / result.seconds, mean(result.accuracies)
@@ -93,7 +101,27 @@ def run_zoo_benchmark(
     return rows
 
 
-def run_plain_loops(zoo: Zoo, tasks: list[FineTuneTask], data: Path, folder: Path) -> Made:
+def run_builder(
+    backbone: BackboneSpec,
+    base: str | Path,
+    recipe: ZooRecipe,
+    count: int,
+    data: Path,
+    workers: int,
+    out: Path,
+    device: Device,
+) -> tuple[Zoo, list[FineTuneTask], Made]:
+    zoo, tasks, sources = begin_zoo(out, backbone, base, recipe, data)
+    tasks = sorted(tasks, key=lambda t: t.seed)[:count]  # every dataset before one comes again
+    began = time.perf_counter()
+    failed = build(zoo, tasks, sources, data, process_executor(workers), device=device)
+    seconds = time.perf_counter() - began
+    if failed:
+        raise ZooError(f"The builder failed on {len(failed)} of {count} tasks: {next(iter(failed.values()))}")
+    return zoo, tasks, Made(seconds, [zoo.entry(t.id).metrics["head_accuracy"] for t in tasks])
+
+
+def run_plain_loops(zoo: Zoo, tasks: list[FineTuneTask], data: Path, folder: Path, device: str) -> Made:
     """Every task by the plain loop, in turn; its images and its start are made before the clock runs."""
     shared = SharedImages(folder / "arrays", zoo.size, functools.partial(load_dataset, data_dir=data, size=zoo.size))
     seconds, accuracies = 0.0, []
@@ -104,7 +132,7 @@ def run_plain_loops(zoo: Zoo, tasks: list[FineTuneTask], data: Path, folder: Pat
                 write_folders(images, task, Path(place))
                 model = start_model(zoo, images, task)
                 began = time.perf_counter()
-                accuracies.append(plain_loop(model, Path(place), task))
+                accuracies.append(plain_loop(model.to(device), Path(place), task))
                 seconds += time.perf_counter() - began
             bar.advance()
             bar.note(f"{task.id}: {accuracies[-1]:.1f} %")
@@ -119,11 +147,13 @@ def start_model(zoo: Zoo, images: DomainImages, task: FineTuneTask) -> nn.Module
     return model
 
 
-def figure(rows: Sequence[Row], method: str, metric: str) -> float:
-    """Of all tasks together."""
-    return next(r.value for r in rows if (r.dataset, r.method, r.metric) == (ALL, method, metric))
+def figure(rows: Sequence[Row], method: str, metric: str, device: str = "cpu") -> float:
+    """Of all tasks together; NaN where it was not measured."""
+    wanted = (ALL, method, metric, device)
+    return next((r.value for r in rows if (r.dataset, r.method, r.metric, r.device) == wanted), float("nan"))
 
 
-def accuracies(rows: Sequence[Row], method: str) -> list[float]:
+def accuracies(rows: Sequence[Row], method: str, device: str = "cpu") -> list[float]:
     """Test accuracy in percent, a task each, in the order of the tasks."""
-    return [r.value for r in rows if r.method == method and r.metric == "test_accuracy" and r.dataset != ALL]
+    wanted = (method, "test_accuracy", device)
+    return [r.value for r in rows if (r.method, r.metric, r.device) == wanted and r.dataset != ALL]

@@ -28,18 +28,23 @@ def zoo(
     tasks: Annotated[int, typer.Option(min=1, help="Fine-tuning tasks, the same for both methods.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a task, of 128 images each.")] = 120,
     workers: Annotated[int, typer.Option(help="The builder's processes of one thread; 0 takes one a core.")] = 0,
+    at_once: Annotated[int, typer.Option(min=1, help="Models that the builder trains at once on a GPU.")] = 32,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The builder's forward pass on a GPU in bfloat16.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
 ) -> None:
-    """Entries per hour of the zoo builder and of a plain loop over the same fine-tuning tasks, one after the other."""
+    """Entries per hour of the zoo builder and of a plain loop over the same fine-tuning tasks, one after the other; on
+    the CPU, and on a GPU where there is one."""
     import json
     import os
 
+    import torch
     from rich.console import Console
 
     from d2nwg_init.benchmarks.results import results
     from d2nwg_init.benchmarks.zoo import bench_recipe, run_zoo_benchmark
     from zoo_builder.backbones import BackboneSpec
+    from zoo_builder.build import Device
     from zoo_builder.checkpoint import write_text_atomically
     from zoo_builder.datasets import dataset_names, load_dataset
     from zoo_builder.recipe import read_recipe
@@ -49,6 +54,8 @@ def zoo(
     measured = bench_recipe(given, choose_datasets(given, dataset_names(data)), tasks, steps)
     spec = BackboneSpec(model, img_size=measured.size)
     rows = run_zoo_benchmark(measured, tasks, spec, base, data, workers or os.cpu_count() or 1)
+    if torch.cuda.is_available():
+        rows += run_zoo_benchmark(measured, tasks, spec, base, data, 1, Device("cuda", at_once, bf16))
     report = results("zoo", (load_dataset(name, data) for name in measured.datasets), rows)
     if out:
         write_text_atomically(out, json.dumps(report, indent=1) + "\n")
@@ -56,7 +63,8 @@ def zoo(
         typer.echo(json.dumps(report))
         return
     Console().print(_table(rows, f"{model}: {tasks} fine-tuning tasks of {steps} steps"))
-    typer.echo(_comparison(rows))
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        typer.echo(_comparison(rows, device))
 
 
 def _table(rows: list[Row], title: str) -> Table:
@@ -67,22 +75,26 @@ def _table(rows: list[Row], title: str) -> Table:
     table = Table("method", "device", title=title)
     for heading in ("entries an hour", "test accuracy (%)"):
         table.add_column(heading, justify="right")
-    for method in METHODS:
-        accuracy = figure(rows, method, "test_accuracy")
-        table.add_row(method, "cpu", f"{figure(rows, method, 'entries_per_hour'):.0f}", f"{accuracy:.1f}")
-    table.add_row("builder", "cuda", "not measured", "not measured")
+    for device in ("cpu", "cuda"):
+        for method in METHODS if device == "cuda" else METHODS[:2]:
+            figures = (figure(rows, method, "entries_per_hour", device), figure(rows, method, "test_accuracy", device))
+            texts = (f"{figures[0]:.0f}", f"{figures[1]:.1f}") if figures[0] > 0 else 2 * ("not measured",)
+            table.add_row(method, device, *texts)
     return table
 
 
-def _comparison(rows: list[Row]) -> str:
+def _comparison(rows: list[Row], device: str) -> str:
     """The builder over the plain loop, with the standard error over tasks where there are several."""
     from statistics import mean, stdev
 
     from d2nwg_init.benchmarks.zoo import METHODS, accuracies, figure
 
-    fast, plain = (figure(rows, m, "entries_per_hour") for m in METHODS)
-    pairs = zip(*(accuracies(rows, m) for m in METHODS), strict=True)
+    fast, plain, one = (figure(rows, method, "entries_per_hour", device) for method in METHODS)
+    pairs = zip(*(accuracies(rows, method, device) for method in METHODS[:2]), strict=True)
     apart = [a - b for a, b in pairs]
     error = f" ± {stdev(apart) / len(apart) ** 0.5:.1f}" if len(apart) > 1 else ""
-    points = f"{mean(apart):+.1f}{error}"
-    return f"The builder makes {fast / plain:.2f} times as many entries; its test accuracy is {points} points apart."
+    over_one = f" ({fast / one:.2f} times those of one at a time)" if one > 0 else ""
+    return (
+        f"{device}: the builder makes {fast / plain:.2f} times as many entries{over_one}; its test accuracy is "
+        f"{mean(apart):+.1f}{error} points apart."
+    )

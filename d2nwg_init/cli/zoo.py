@@ -58,8 +58,15 @@ def build(
     model_arg: Annotated[list[str] | None, typer.Option(help="More arguments of the model, as NAME=VALUE.")] = None,
     in_chans: Annotated[int, typer.Option(min=1, help="Channels of the model's stem.")] = 3,
     executor: Annotated[Executors, typer.Option(help="Where tasks run.")] = Executors.processes,
-    workers: Annotated[int, typer.Option(help="Processes of one thread each; 0 takes one a core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes of one thread each; 0 takes one a core, and one for a GPU.")
+    ] = 0,
     address: Annotated[str | None, typer.Option(help="Ray cluster, as `ray start` prints it; else a new one.")] = None,
+    device: Annotated[str, typer.Option(help="Where bodies are trained, as torch names it: cpu, cuda.")] = "cpu",
+    at_once: Annotated[
+        int, typer.Option(min=0, help="Models trained in one pass; 0 takes 1 on the CPU and 32 elsewhere.")
+    ] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Forward pass of the training in bfloat16.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run tasks again that failed before.")] = False,
     download: Annotated[bool, typer.Option("--download", help="Fetch datasets that are not on disk.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the tasks with an estimate, and stop.")] = False,
@@ -68,7 +75,7 @@ def build(
     import os
 
     from zoo_builder.backbones import BackboneSpec
-    from zoo_builder.build import begin_zoo
+    from zoo_builder.build import Device, begin_zoo
     from zoo_builder.build import build as build_tasks
     from zoo_builder.errors import ZooError
     from zoo_builder.estimate import estimate
@@ -78,19 +85,23 @@ def build(
     parsed = read_recipe(recipe, ZooRecipe, "zoo_builder")
     spec = BackboneSpec(model, in_chans, parsed.size, _model_args(model_arg or []))
     zoo, tasks, sources = begin_zoo(out, spec, base, parsed, data, download)
-    cores = workers or os.cpu_count() or 1
+    if executor is Executors.processes:
+        _check_device(device)
+    place = Device(device, at_once or (1 if device == "cpu" else 32), bf16)
+    cores = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
     if dry_run:
         for task in tasks:
             typer.echo(task.id)
-        typer.echo(estimate(zoo, tasks, cores))
+        typer.echo(estimate(zoo, tasks, place, cores))
         return
     failed = build_tasks(
         zoo,
         tasks,
         sources,
         data,
-        _executor(executor, cores, address),
+        _executor(executor, cores, address, device),
         retry_failed=retry_failed,
+        device=place,
         download=download,
     )
     if failed:
@@ -102,11 +113,22 @@ def build(
     typer.echo(f"{len(tasks)} entries in {out}.")
 
 
-def _executor(kind: Executors, workers: int, address: str | None) -> Executor:
+def _check_device(name: str) -> None:
+    import torch
+
+    from zoo_builder.errors import ZooError
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as e:  # the latter where torch was built without CUDA
+        raise ZooError(f"This machine has no device {name!r} ({str(e).splitlines()[0]}). Try --device cpu.") from e
+
+
+def _executor(kind: Executors, workers: int, address: str | None, device: str) -> Executor:
     if kind is Executors.ray:
         from zoo_builder.executors.ray import RayExecutor
 
-        return RayExecutor(address)
+        return RayExecutor(address, gpus=0 if device == "cpu" else 1)
     from zoo_builder.executors.processes import process_executor
 
     return process_executor(workers)

@@ -14,7 +14,7 @@ from pretrained_generators.training.recipe import DiffusionStage, EncoderStage, 
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig
 from zoo_builder.backbones import BackboneSpec, create_backbone
-from zoo_builder.finetune import FineTuneResult
+from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask, Training, ZooRecipe
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.zoo_builder.synthetic import random_body, striped_dataset, write_npz
 from zoo_builder.backbones import BackboneSpec
-from zoo_builder.build import begin_zoo, build
+from zoo_builder.build import Device, begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import DataError, ZooError
 from zoo_builder.executors.processes import process_executor
@@ -260,6 +260,31 @@ def test_workers_share_the_decoded_images(data, whole, tmp_path, monkeypatch):
     assert run_build(data, tmp_path) == {}
     assert sorted(read) == ["bands"] * 3 + ["secret"] + ["stripes"] * 3
     assert bits(Zoo.open(tmp_path)) == bits(whole)
+
+
+def test_models_trained_at_once_are_the_same_after_an_interruption(data, tmp_path):
+    """A group of which some are there already is trained whole, since a sum of floats depends on what is beside it."""
+    device = Device(at_once=4)
+    assert run_build(data, tmp_path / "whole", device=device) == {}
+    zoo = Zoo.open(tmp_path / "whole")
+    first = bits(zoo)
+    assert len(first) == TASKS
+    (about,) = {str(e.about["device"]) for e in zoo.entries()}
+    assert "4" in about
+    for entry in [e for e in zoo.entries() if e.task.plan == "branch"][1:3]:
+        (zoo.path / "rows" / f"{entry.id}.parquet").unlink()
+        entry.path.unlink()
+    assert run_build(data, tmp_path / "whole", device=device) == {}
+    assert bits(zoo) == first
+
+
+def test_a_task_that_fails_beside_others_does_not_stop_them(data, tmp_path):
+    plan = dataclasses.replace(PLAIN, training=Training(2, batch_size=16, learning_rates=(1e30,)), name="wild")
+    recipe = dataclasses.replace(RECIPE, plans=(TRUNK, plan, BRANCH))
+    failed = run_build(data, tmp_path, recipe, device=Device(at_once=8))
+    assert {i.split("-")[0] for i in failed} == {"wild"}
+    assert len(failed) == 2
+    assert len(bits(Zoo.open(tmp_path))) == TASKS - 2
 
 
 def test_a_leak_is_refused_before_any_task(data, tmp_path):

@@ -16,7 +16,7 @@ from tests.zoo_builder.tiny_zoo import ENTRIES, build_zoo, rewrite, write_data
 from zoo_builder.backbones import BackboneSpec, prepare_images
 from zoo_builder.errors import ZooError
 from zoo_builder.export import export, export_table
-from zoo_builder.finetune import FineTuneResult
+from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import ZooRecipe
 

@@ -1,16 +1,18 @@
 """One task: what is trained, what is kept of it, and what it is said to be worth."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.zoo_builder.synthetic import SIZE, copied, random_body, same, striped_dataset, tiny_task
-from zoo_builder import finetune
+from zoo_builder import finetune, finetune_result
 from zoo_builder.backbones import is_norm
 from zoo_builder.domain_images import SharedImages
-from zoo_builder.errors import ZooError
-from zoo_builder.finetune import Start, run_task
+from zoo_builder.errors import DataError, ZooError
+from zoo_builder.finetune import run_task, run_tasks
+from zoo_builder.finetune_result import Start
 from zoo_builder.tasks import Training
 
 SEEDS = {"stripes": 0, "bands": 5}
@@ -18,7 +20,13 @@ SEEDS = {"stripes": 0, "bands": 5}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    return SharedImages(tmp_path_factory.mktemp("images"), SIZE, lambda n: striped_dataset(n, seed=SEEDS[n]))
+
+    def load(name):
+        if name not in SEEDS:
+            raise DataError(f"No dataset {name}.")
+        return striped_dataset(name, seed=SEEDS[name])
+
+    return SharedImages(tmp_path_factory.mktemp("images"), SIZE, load)
 
 
 @pytest.fixture
@@ -93,13 +101,66 @@ def test_own_share_and_related_datasets_have_influence(run):
 
 
 def test_the_best_of_the_learning_rates_is_kept(run, monkeypatch):
-    tried, train = [], finetune._train
-    monkeypatch.setattr(finetune, "_train", lambda *args: tried.append(train(*args)) or tried[-1])
+    tried, results = [], finetune.score_members
+    monkeypatch.setattr(finetune, "score_members", lambda *args: tried.extend(results(*args)) or tried)
     for rates in ((1e-6, 0.05), (0.05, 1e-6)):
         tried.clear()
         kept = run(tiny_task(training=training(10, *rates)))
         assert [t.metrics["learning_rate"] for t in tried] == list(rates)
         assert same(kept.delta, max(tried, key=lambda t: t.metrics["best_accuracy"]).delta)
+
+
+KINDS = {
+    "episodic": tiny_task(training=training(6)),
+    "finetune": tiny_task("finetune", training=training(6)),
+    "rates": tiny_task("finetune", training=training(6, 0.005, 0.02)),
+    "mixture": tiny_task("mixture", datasets=("stripes", "bands"), training=training(6)),
+    "head": tiny_task("finetune", scope="head", training=training(6)),
+    "norms": tiny_task(scope="head+norm", training=training(6)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tasks_side_by_side_become_what_they_become_alone(kind, shared):
+    """But for the order in which floats are summed."""
+    task = KINDS[kind]
+    tasks = [replace(task, seed=seed) for seed in range(3)]
+    together = run_tasks(tasks, random_body(), [None] * 3, shared, at_once=4)
+    for one in tasks:
+        alone, other = run_task(one, random_body(), None, shared), together[one.id]
+        assert alone.delta.keys() == other.delta.keys()
+        far = sum((alone.delta[k].float() - v.float()).norm() ** 2 for k, v in other.delta.items())
+        size = sum(v.float().norm() ** 2 for v in alone.delta.values())
+        assert far <= 0.05**2 * size
+        assert alone.heads.keys() == other.heads.keys()
+        for name, value in alone.heads.items():
+            torch.testing.assert_close(value, other.heads[name], atol=0.02, rtol=0.02)
+        assert torch.equal(alone.support, other.support)
+        assert [loss for _, loss in alone.curve] == pytest.approx([loss for _, loss in other.curve], rel=0.02)
+        assert alone.metrics["learning_rate"] == other.metrics["learning_rate"]
+        assert alone.metrics["accuracy"] == pytest.approx(other.metrics["accuracy"], abs=100 / 24 + 0.01)
+
+
+def test_a_task_that_fails_leaves_those_beside_it_as_they_are(shared):
+    """One diverges and one has no data."""
+    good = tiny_task("finetune", training=training(3))
+    start = Start({k: torch.zeros_like(p) for k, p in random_body().named_parameters()}, learning_rate=1e25)
+    tasks = [good, replace(good, seed=1, datasets=("nowhere",)), replace(good, seed=2)]
+    tasks = [replace(t, training=training(3, rate_of_start=0.02)) for t in tasks]
+    starts = [replace(start, learning_rate=1.0), None, start]
+    found = run_tasks(tasks, random_body(), starts, shared, at_once=3)
+    assert "nowhere" in str(found[tasks[1].id])
+    assert "diverged" in str(found[tasks[2].id])
+    alone = run_task(tasks[0], random_body(), starts[0], shared)
+    for name, value in found[tasks[0].id].delta.items():
+        torch.testing.assert_close(value, alone.delta[name], atol=1e-3, rtol=1e-2)
+
+
+def test_half_precision_of_the_forward_pass_is_near_single(shared):
+    task = tiny_task("finetune", training=training(20))
+    found = [run_tasks([task], random_body(), [None], shared, bf16=half)[task.id] for half in (False, True)]
+    assert not same(found[0].delta, found[1].delta)
+    assert found[0].curve[-1][1] == pytest.approx(found[1].curve[-1][1], rel=0.2)
 
 
 def test_a_rate_that_diverges_is_passed_over_and_all_of_them_are_an_error(run):
@@ -126,7 +187,7 @@ def test_metrics_hang_together(run):
 
 
 def test_halves_that_lose_or_overflow_are_kept_whole(run, monkeypatch):
-    monkeypatch.setattr(finetune, "HALF_LOSES", -1e9)
+    monkeypatch.setattr(finetune_result, "HALF_LOSES", -1e9)
     whole = run(tiny_task())
     assert {v.dtype for v in whole.delta.values()} == {torch.float32}
     monkeypatch.undo()

@@ -10,7 +10,7 @@ import torch
 from tests.zoo_builder.synthetic import random_body, seeded, striped_images, tiny_task
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.errors import ZooError
-from zoo_builder.finetune import FineTuneResult
+from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.merge import MergeReport, merge
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import ZooRecipe

@@ -6,7 +6,7 @@ import torch
 
 from tests.zoo_builder.synthetic import seeded, striped_images, tiny_task
 from zoo_builder.domain_images import DomainImages
-from zoo_builder.objectives import Classification, Episodic, draw_episode
+from zoo_builder.objectives import SolvedHeads, TrainedHeads, collate, draw, draw_episode
 from zoo_builder.tasks import Training
 
 
@@ -16,10 +16,17 @@ def source(count=60, classes=3, seed=0):
     return DomainImages(x, y, x, y, classes)
 
 
+CPU = torch.device("cpu")
+
+
+def members(y):
+    return [np.flatnonzero(y == c) for c in np.unique(y)]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_an_episode_is_balanced_and_holds_no_image_twice(seed):
     y = np.repeat(np.arange(30), 20)
-    index, labels, count = draw_episode(y, Training(1, batch_size=40, classes=5), np.random.default_rng(seed))
+    index, labels, count = draw_episode(members(y), Training(1, batch_size=40, classes=5), np.random.default_rng(seed))
     assert count == 5
     assert len(index) == len(set(index.tolist())) == 40
     assert labels.bincount().tolist() == [8] * 5
@@ -30,7 +37,7 @@ def test_an_episode_is_balanced_and_holds_no_image_twice(seed):
 
 def test_an_episode_of_few_classes_and_images_takes_what_there_is():
     y = np.array([0, 0, 0, 7, 7, 9])
-    index, labels, count = draw_episode(y, Training(1, batch_size=40, classes=5), np.random.default_rng(0))
+    index, labels, count = draw_episode(members(y), Training(1, batch_size=40, classes=5), np.random.default_rng(0))
     assert count == 3
     assert sorted(index) == list(range(6))
     assert sorted(labels.bincount().tolist()) == [1, 2, 3]
@@ -41,7 +48,7 @@ def test_the_first_half_of_an_episode_holds_half_of_each_class(seed):
     """Else the query would ask for classes that the support does not know."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 9, 90)
-    _, labels, count = draw_episode(y, Training(1, batch_size=35, classes=5), rng)
+    _, labels, count = draw_episode(members(y), Training(1, batch_size=35, classes=5), rng)
     half = len(labels) // 2
     counts = [part.bincount(minlength=count) for part in (labels[:half], labels[half:])]
     assert (counts[0] - counts[1]).abs().max() <= 1
@@ -53,37 +60,65 @@ def test_batches_come_from_all_domains_and_in_their_shares():
     }
     task = tiny_task(datasets=("own",), related=("other",), own_share=0.75)
     rng = np.random.default_rng(0)
-    drawn = [Episodic(task, sources).draw(rng) for _ in range(200)]
-    share = sum(batch.dataset == "own" for batch in drawn) / len(drawn)
+    drawn = [draw(task, sources, rng) for _ in range(200)]
+    share = sum(one.source is not sources["other", "plain"] for one in drawn) / len(drawn)
     assert 0.65 < share < 0.85
-    firsts = {int(batch.images.float().sum()) for batch in drawn if batch.dataset == "own"}
-    assert len(firsts) > 2
+    assert {id(one.source) for one in drawn} == {id(one) for one in sources.values()}
+
+
+def episode(seed=0, classes=3, **training):
+    task = tiny_task(datasets=("own",), training=Training(1, batch_size=16, **training))
+    return draw(task, {("own", "plain"): source(classes=classes, seed=seed)}, np.random.default_rng(seed))
 
 
 def test_loss_of_an_episode_is_small_for_features_that_tell_the_classes_apart():
-    task = tiny_task(datasets=("own",))
-    objective = Episodic(task, {("own", "plain"): source()})
-    batch = objective.draw(np.random.default_rng(0))
-    noise = torch.randn(len(batch.labels), 8, generator=seeded(0))
+    batch = collate([episode()], CPU)
+    noise = torch.randn(1, batch.labels.shape[1], 8, generator=seeded(0))
     clear = torch.nn.functional.one_hot(batch.labels, 8).float() * 20 + noise
-    assert objective.loss(clear, batch) < 0.3 < objective.loss(noise, batch)
+    objective = SolvedHeads(1, CPU)
+    assert objective.losses(clear, batch) < 0.3 < objective.losses(noise, batch)
 
 
 def test_gradient_flows_into_support_query_ridge_and_scale():
-    objective = Episodic(tiny_task(datasets=("own",)), {("own", "plain"): source()})
-    batch = objective.draw(np.random.default_rng(0))
-    features = torch.randn(len(batch.labels), 8, generator=seeded(0)).requires_grad_()
-    objective.loss(features, batch).backward()
-    assert (features.grad.abs().sum(1) > 0).all()
+    objective, batch = SolvedHeads(1, CPU), collate([episode()], CPU)
+    features = torch.randn(1, batch.labels.shape[1], 8, generator=seeded(0)).requires_grad_()
+    objective.losses(features, batch).sum().backward()
+    assert (features.grad.abs().sum(2) > 0).all()
     assert all(p.grad.abs() > 0 for p in objective.parameters())
 
 
+def test_losses_of_several_models_are_those_of_each_alone():
+    """However many classes and images they draw; what fills a batch up counts for nothing."""
+    drawn = [episode(0), episode(1, classes=2), episode(2, classes=7)]
+    together = collate(drawn, CPU)
+    features = torch.randn(*together.labels.shape, 8, generator=seeded(0))
+    losses = SolvedHeads(3, CPU).losses(features, together)
+    for i, one in enumerate(drawn):
+        alone = collate([one], CPU)
+        own = features[i][together.present[i] > 0][None]
+        torch.testing.assert_close(SolvedHeads(1, CPU).losses(own, alone)[0], losses[i])
+        filled = together.images[i][together.present[i] > 0]
+        assert torch.equal(filled, alone.images[0])
+
+
 def test_each_dataset_of_a_mixture_has_its_own_head():
-    heads = {"a": torch.nn.Linear(4, 3), "b": torch.nn.Linear(4, 3)}
-    objective = Classification(tiny_task("mixture", datasets=("a", "b")), {(n, "plain"): source() for n in "ab"}, heads)
+    sources = {("a", "plain"): source(), ("b", "plain"): source(classes=2, seed=1)}
     rng = np.random.default_rng(0)
-    batch = next(b for b in iter(lambda: objective.draw(rng), None) if b.dataset == "b")
-    objective.loss(torch.randn(len(batch.labels), 4), batch).backward()
-    assert heads["a"].weight.grad is None
-    assert heads["b"].weight.grad.abs().sum() > 0
-    assert len(objective.parameters()) == 4
+    task = tiny_task("mixture", datasets=("a", "b"))
+    drawn = {one.head: one for one in (draw(task, sources, rng) for _ in range(20))}
+    assert {h: one.num_classes for h, one in drawn.items()} == {0: 3, 1: 2}
+    heads = [(torch.randn(k, 4, generator=seeded(k)), torch.zeros(k)) for k in (3, 2)]
+    objective = TrainedHeads([heads, heads], CPU)
+    batch = collate([drawn[1], drawn[0]], CPU)
+    features = torch.randn(*batch.labels.shape, 4, generator=seeded(0))
+    losses = objective.losses(features, batch)
+    for m, h in enumerate((1, 0)):
+        weight, bias = heads[h]
+        expected = torch.nn.functional.cross_entropy(features[m] @ weight.T + bias, batch.labels[m])
+        torch.testing.assert_close(losses[m], expected)
+    losses.sum().backward()
+    assert objective.weight.grad[0, 0].abs().sum() == objective.weight.grad[1, 1].abs().sum() == 0
+    assert objective.weight.grad[0, 1].abs().sum() > 0
+    for (weight, bias), (found, bias_found) in zip(heads, objective.heads(0, [3, 2]), strict=True):
+        assert torch.equal(weight, found)
+        assert torch.equal(bias, bias_found)

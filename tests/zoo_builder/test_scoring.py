@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.zoo_builder.synthetic import copied, random_body, same, seeded, striped_images
-from zoo_builder import scoring
+from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.domain_images import DomainImages
 from zoo_builder.errors import DataError
-from zoo_builder.scoring import Probe, best_strength, mean_solved_accuracy, set_parameters
+from zoo_builder.scoring import Probe, Trial, best_strength, mean_accuracy, score, set_parameters
+from zoo_builder.solved_head import solve_head
 
 
 def source(train=60, test=40, seed=0):
@@ -35,38 +36,34 @@ def test_without_test_images_there_is_no_score():
         probe(random_body(), test=0)
 
 
-def test_solved_accuracy_is_high_where_features_tell_the_classes_apart_and_chance_where_they_do_not():
+class Told(torch.nn.Module):
+    """Features that are the labels, told by the first pixel, times a parameter."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = torch.nn.Parameter(torch.tensor(size))
+
+    def forward(self, x):
+        return self.size * torch.nn.functional.one_hot(x[:, 0, 0, 0].long(), 3).float()
+
+
+@pytest.mark.parametrize("size", [1.0, 0.0, float("inf")])
+def test_solved_accuracy_is_high_where_features_tell_the_classes_apart_and_a_guess_where_they_do_not(size):
     one = probe(random_body())
-    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 8))
-
-    class Told(torch.nn.Module):
-        """Features that are the labels."""
-
-        def __init__(self, labels):
-            super().__init__()
-            self.labels, self.at = labels, 0
-
-        def forward(self, x):
-            part = self.labels[self.at : self.at + len(x)]
-            self.at += len(x)
-            return torch.nn.functional.one_hot(part, 3).float()
-
-    assert one.accuracies(Told(torch.cat([one.labels, one.query_labels])))[0] == 100
-    with torch.no_grad():
-        flat[1].weight.zero_()
-    assert one.accuracies(flat)[0] < 60
+    labels = torch.cat([one.labels, one.query_labels])
+    telling = dataclasses.replace(one, images=labels[:, None, None, None].float().expand(-1, 3, 2, 2))
+    (found,) = score(Told(size), [Trial(telling, {})])
+    assert found.accuracy == 100 if size == 1.0 else found.accuracy < 60
 
 
 def test_a_given_head_is_scored_as_it_is():
     body, one = random_body(), probe(random_body())
-    head = torch.nn.Linear(96, 3)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
     share = 100 * (one.query_labels == 1).float().mean().item()
-    solved, given = one.accuracies(body, head)
-    assert given == pytest.approx(share)
-    assert solved == one.accuracies(body)[0]
+    (given,) = score(body, [Trial(one, {}, head=(torch.zeros(3, 96), torch.tensor([0.0, 1.0, 0.0])))])
+    assert given.head_accuracy == pytest.approx(share)
+    (plain,) = score(body, [Trial(one, {})])
+    assert given.accuracy == plain.accuracy
+    assert plain.head_accuracy != plain.head_accuracy
 
 
 def test_parameters_become_base_and_strength_times_delta():
@@ -84,30 +81,51 @@ def test_parameters_become_base_and_strength_times_delta():
 @pytest.mark.parametrize(
     ("table", "best"),
     [
-        ({0.25: 60, 0.5: 70, 0.75: 65, 1.0: 50}, 0.5),
-        ({0.25: 40, 0.5: 30, 0.75: 20, 1.0: 10}, 0.0),
-        ({0.25: 60, 0.5: 60, 0.75: 60, 1.0: 60}, 1.0),
+        ({0.0: 55, 0.25: 60, 0.5: 70, 0.75: 65, 1.0: 50}, 0.5),
+        ({0.0: 55, 0.25: 40, 0.5: 30, 0.75: 20, 1.0: 10}, 0.0),
+        ({0.0: 55, 0.25: 60, 0.5: 60, 0.75: 60, 1.0: 60}, 1.0),
     ],
 )
-def test_best_strength_is_that_of_the_highest_accuracy_and_the_stronger_of_equals(table, best, monkeypatch):
-    body = random_body()
-    origin = copied(body.state_dict())
-    name = next(n for n, _ in body.named_parameters())
-    delta = {name: torch.ones_like(origin[name])}
+def test_best_strength_is_that_of_the_highest_accuracy_and_the_stronger_of_equals(table, best):
+    assert best_strength(table) == best
 
-    def told(model, _probes):
-        strength = (dict(model.named_parameters())[name] - origin[name]).mean().item()
-        return float(table[round(strength, 2)])
 
-    monkeypatch.setattr(scoring, "mean_solved_accuracy", told)
-    found = best_strength(body, origin, delta, [], floor=55.0)
-    assert found.best == best
-    assert found.accuracies == {0.0: 55.0} | {k: float(v) for k, v in table.items()}
-    assert found.best_accuracy == found.accuracies[best]
+def delta_of(body, seed, size=0.05):
+    return {n: size * torch.randn(p.shape, generator=seeded(seed)) for n, p in body.named_parameters()}
+
+
+def test_a_trial_is_scored_as_a_body_with_its_parameters_and_the_base_stays():
+    """By the functions for one model: BatchNorm recalibrated, a head solved."""
+    body, delta = random_body().eval(), delta_of(random_body(), 1)
+    before, one = copied(body.state_dict()), probe(body)
+    (found,) = score(body, [Trial(one, delta, 0.5)])
+    assert same(copied(body.state_dict()), before)
+    model = random_body().eval()
+    set_parameters(model, before, delta, 0.5)
+    recalibrate_batchnorm(model, one.images[:30])
+    with torch.no_grad():
+        features = model(one.images)
+    head = solve_head(features[:30], one.labels, 3)
+    torch.testing.assert_close(found.solved[0], head.weight, atol=1e-3, rtol=1e-3)
+    right = ((features[30:] @ head.weight.T + head.bias).argmax(1) == one.query_labels).float().mean().item()
+    assert found.accuracy == pytest.approx(100 * right)
+
+
+def test_trials_scored_at_once_are_those_scored_one_by_one():
+    """Whatever their supports, queries and classes."""
+    body = random_body().eval()
+    two = dataclasses.replace(probe(body, seed=2), labels=torch.arange(30) % 2, num_classes=2)
+    probes = [probe(body), probe(body, support=24), probe(body, queries=33, seed=3), two]
+    trials = [Trial(p, delta_of(body, i), 0.5) for i, p in enumerate(2 * probes)]
+    alone, together = score(body, trials), score(body, trials, at_once=3)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one.solved[0], other.solved[0], atol=1e-2, rtol=1e-2)
+        assert one.solved[1].shape == other.solved[1].shape
+        assert abs(one.accuracy - other.accuracy) <= 5.0 + 1e-6  # an image on the edge
 
 
 def test_mean_is_over_the_probes():
     body = random_body()
     probes = [probe(body), dataclasses.replace(probe(body), query_labels=torch.zeros(20, dtype=torch.long))]
-    each = [p.accuracies(body)[0] for p in probes]
-    assert mean_solved_accuracy(body, probes) == pytest.approx(sum(each) / 2)
+    scores = score(body, [Trial(p, {}) for p in probes])
+    assert mean_accuracy(scores) == pytest.approx(sum(s.accuracy for s in scores) / 2)

@@ -62,7 +62,7 @@ def test_ridge_and_scale_have_the_smallest_left_out_loss_of_the_grid(spread):
         logits = left_out(features, labels, penalty(features, ridge))
         losses |= {(ridge, scale): F.cross_entropy(scale * logits, labels).item() for scale in SCALES}
     head = solve_head(features, labels, 3)
-    assert losses[head.ridge, head.scale] <= min(losses.values()) + 1e-9
+    assert losses[head.ridge.item(), head.scale.item()] <= min(losses.values()) + 1e-9
     assert F.cross_entropy(head.left_out_logits, labels).item() == pytest.approx(min(losses.values()), abs=1e-5)
 
 
@@ -76,8 +76,31 @@ def test_features_without_information_give_the_frequencies_of_the_other_images()
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     head = solve_head(torch.full((6, 4), 2.5), labels, 3)
     counts = F.one_hot(labels, 3)
-    expected = head.scale * (counts.sum(0) - counts) / 5
+    expected = (head.scale * (counts.sum(0) - counts) / 5).float()
     torch.testing.assert_close(head.left_out_logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_solved_at_once_are_those_solved_alone():
+    features = torch.stack([clouds()[0], 2 * clouds(seed=3)[0] + 1, clouds(seed=4)[0]])
+    labels = torch.stack([clouds()[1], clouds(seed=3)[1], clouds(seed=4)[1] % 2])
+    together = solve_head(features, labels, torch.tensor([3, 5, 2]))
+    for i, classes in enumerate((3, 5, 2)):
+        alone = solve_head(features[i], labels[i], classes)
+        torch.testing.assert_close(together.weight[i, :classes], alone.weight, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            together.left_out_logits[i, :, :classes], alone.left_out_logits, atol=1e-5, rtol=1e-4
+        )
+        assert (together.ridge[i], together.scale[i]) == (alone.ridge, alone.scale)
+        assert (together.bias[i, classes:] == -torch.inf).all()
+
+
+def test_absent_support_images_count_for_nothing():
+    features, labels = clouds(12, 4)
+    ridge, scale = torch.tensor(0.3), torch.tensor(2.0)
+    present = (torch.arange(12) % 4 != 0).float()
+    some = features[present > 0], labels[present > 0]
+    expected = ridge_query_logits(*some, features, 3, ridge, scale)
+    torch.testing.assert_close(ridge_query_logits(features, labels, features, 3, ridge, scale, present), expected)
 
 
 def test_class_without_images_never_wins():

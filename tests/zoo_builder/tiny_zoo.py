@@ -12,7 +12,7 @@ from tests.zoo_builder.synthetic import random_body, striped_dataset, write_npz
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
-from zoo_builder.finetune import FineTuneResult
+from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.store import Zoo, ZooEntry
 from zoo_builder.tasks import Plan, Training, ZooRecipe
 

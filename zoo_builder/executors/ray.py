@@ -14,13 +14,13 @@ RETRIES = 3
 
 
 class RayExecutor(Executor):
-    """Tasks of one core each on a new local cluster, or on the one at `address` (what `ray start` printed).
+    """Tasks of one core and `gpus` each, on a new local cluster or the one at `address` (what `ray start` printed).
 
     Raises:
         ZooError: Ray is not installed, or no cluster answers at the address.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, gpus: int = 0) -> None:
         try:
             import ray
         except ImportError as e:
@@ -30,7 +30,7 @@ class RayExecutor(Executor):
         if self._began:
             _check_answers(address)
             ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING)
-        self._call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
+        self._call = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_call)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return self._call.remote(fn, *args, **kwargs).future()

@@ -1,0 +1,69 @@
+"""SGD on a stack of bodies: one loop for one model and for many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from timm.scheduler import CosineLRScheduler
+
+from zoo_builder.backbones import prepare_images
+from zoo_builder.model_stack import ModelStack
+from zoo_builder.objectives import Batch, Objective
+from zoo_builder.tasks import Training
+
+CURVE_POINTS = 20  # of the loss of a training
+MAX_NORM = 5.0  # of a model's gradient
+
+
+def fit(
+    stack: ModelStack,
+    objective: Objective,
+    draw_batch: Callable[[], Batch],
+    training: Training,
+    rates: Sequence[float],
+    *,
+    bf16: bool = False,
+) -> list[list[tuple[int, float]]]:
+    """Momentum under one cycle, gradients clipped, in place, with a peak learning rate for each model; for each model
+    the curve of its loss (step, mean since the point before)."""
+    parameters = [p for p in (*stack.parameters.values(), *objective.parameters()) if p.requires_grad]
+    # The cycle is one for all models; a model's own rate is in its gradient, in which momentum is linear.
+    optimizer = torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=training.steps,
+        warmup_t=max(1, training.steps // 10),
+        warmup_lr_init=1 / 20,
+        t_in_epochs=False,
+    )
+    device = next(iter(stack.parameters.values())).device
+    peaks = torch.tensor(rates, device=device)
+    since, every = torch.zeros(len(stack), device=device), max(1, training.steps // CURVE_POINTS)
+    points: list[tuple[int, list[float]]] = []
+    for step in range(training.steps):
+        schedule.step_update(step)
+        batch = draw_batch()
+        images = prepare_images(stack.body, batch.images.flatten(0, 1)).unflatten(0, batch.labels.shape)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            features = stack.features(images)
+        losses = objective.losses(features.float(), batch)
+        optimizer.zero_grad()
+        losses.sum().backward()
+        _scale_gradients(parameters, peaks)
+        optimizer.step()
+        since += losses.detach()  # read at the points of the curve alone: on a GPU each reading waits for it
+        if (step + 1) % every == 0 or step + 1 == training.steps:
+            passed = step + 1 - (points[-1][0] if points else 0)
+            points.append((step + 1, (since / passed).tolist()))
+            since.zero_()
+    return [[(step, losses[m]) for step, losses in points] for m in range(len(stack))]
+
+
+def _scale_gradients(parameters: Sequence[torch.Tensor], rates: torch.Tensor) -> None:
+    """Clip each model's gradient to MAX_NORM, then give it the model's learning rate."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))) for g in gradients])  # [P, M]
+    factor = rates * (MAX_NORM / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
