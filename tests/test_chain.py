@@ -124,6 +124,10 @@ def test_dry_run_names_the_tasks_and_makes_none(work, zoo):
     args = ("--recipe", work / "zoo.toml", "--data", work / "data", "--base", work / "base.safetensors")
     before = sorted(zoo.path.rglob("*"))
     output = run("zoo", "build", *args, "--out", zoo.path, "--dry-run")
+    new = run("zoo", "build", *args, "--out", work / "nowhere", "--dry-run")
+    assert new.splitlines()[:-1] == output.splitlines()[:-1]
+    assert "9 tasks, 0 of them done" in new
+    assert not (work / "nowhere").exists()
     assert all(e.id in output for e in zoo.entries())
     assert "9 tasks, 9 of them done" in output
     assert sorted(zoo.path.rglob("*")) == before

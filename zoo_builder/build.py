@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
 import tempfile
 import traceback
@@ -80,6 +81,9 @@ class Job:
 
     def _run(self, tasks: Sequence[FineTuneTask]) -> dict[str, str]:
         results: Mapping[str, FineTuneResult | Exception]
+        if self.device.name != "cpu":  # or equal seeds would not give equal bits
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             base = self.zoo.backbone.create()
             load_body(base, self.zoo.base(), str(self.zoo.path))

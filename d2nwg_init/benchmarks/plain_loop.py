@@ -39,7 +39,7 @@ def write_folders(images: DomainImages, task: FineTuneTask, place: Path) -> None
 
 
 def plain_loop(model: nn.Module, place: Path, task: FineTuneTask) -> float:
-    """Fine-tune `model`, where it is, on `place`/train; write `place`/model.safetensors; accuracy (%) on `place`/test."""
+    """Fine-tune `model`, where it is, on `place`/train, write `place`/model.safetensors; its accuracy (%)."""
     torch.manual_seed(task.seed)
     training, rate = task.training, task.training.learning_rates[0]
     normalize = transforms.Normalize(*image_statistics(model))

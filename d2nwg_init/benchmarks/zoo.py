@@ -76,10 +76,11 @@ def run_zoo_benchmark(
         if device.at_once > 1:
             made["one_at_a_time"] = built(Path(folder) / "one", replace(device, at_once=1))[2]
     processes = f"{workers} processes of 1 thread" if device.name == "cpu" else "1 process"
+    precision = "forward in bfloat16" if device.bf16 else "float32"
     timed = "its time includes the score of every entry"
     conditions = {
-        "builder": f"{processes}, {device.at_once} models at once; {timed}",
-        "one_at_a_time": f"{processes}, 1 model at once; {timed}",
+        "builder": f"{processes}, {device.at_once} models at once, {precision}; {timed}",
+        "one_at_a_time": f"{processes}, 1 model at once, {precision}; {timed}",
         "plain_loop": f"1 process of {torch.get_num_threads()} threads, 2 loader workers",
     }
     rows = []

@@ -29,7 +29,7 @@ def zoo(
     steps: Annotated[int, typer.Option(min=1, help="Steps of a task, of 128 images each.")] = 120,
     workers: Annotated[int, typer.Option(help="The builder's processes of one thread; 0 takes one a core.")] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="Models that the builder trains at once on a GPU.")] = 32,
-    bf16: Annotated[bool, typer.Option("--bf16", help="The builder's forward pass on a GPU in bfloat16.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The builder's forward pass in bfloat16.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
 ) -> None:
@@ -53,7 +53,8 @@ def zoo(
     given = read_recipe(recipe, ZooRecipe, "zoo_builder")
     measured = bench_recipe(given, choose_datasets(given, dataset_names(data)), tasks, steps)
     spec = BackboneSpec(model, img_size=measured.size)
-    rows = run_zoo_benchmark(measured, tasks, spec, base, data, workers or os.cpu_count() or 1)
+    cores = workers or os.cpu_count() or 1
+    rows = run_zoo_benchmark(measured, tasks, spec, base, data, cores, Device(bf16=bf16))
     if torch.cuda.is_available():
         rows += run_zoo_benchmark(measured, tasks, spec, base, data, 1, Device("cuda", at_once, bf16))
     report = results("zoo", (load_dataset(name, data) for name in measured.datasets), rows)

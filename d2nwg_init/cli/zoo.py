@@ -73,27 +73,32 @@ def build(
 ) -> None:
     """Fine-tune the base on every task of a recipe. Resumable: entries that exist are kept."""
     import os
+    import tempfile
 
     from zoo_builder.backbones import BackboneSpec
     from zoo_builder.build import Device, begin_zoo
     from zoo_builder.build import build as build_tasks
     from zoo_builder.errors import ZooError
     from zoo_builder.estimate import estimate
+    from zoo_builder.files import as_path
     from zoo_builder.recipe import read_recipe
     from zoo_builder.tasks import ZooRecipe
 
     parsed = read_recipe(recipe, ZooRecipe, "zoo_builder")
     spec = BackboneSpec(model, in_chans, parsed.size, _model_args(model_arg or []))
-    zoo, tasks, sources = begin_zoo(out, spec, base, parsed, data, download)
     if executor is Executors.processes:
         _check_device(device)
     place = Device(device, at_once or (1 if device == "cpu" else 32), bf16)
     cores = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
-    if dry_run:
-        for task in tasks:
-            typer.echo(task.id)
-        typer.echo(estimate(zoo, tasks, place, cores))
-        return
+    with tempfile.TemporaryDirectory() as scratch:
+        new = not (as_path(out) / "zoo.json").exists()  # which a dry run leaves so
+        where = scratch if dry_run and new else out
+        zoo, tasks, sources = begin_zoo(where, spec, base, parsed, data, download)
+        if dry_run:
+            for task in tasks:
+                typer.echo(task.id)
+            typer.echo(estimate(zoo, tasks, place, cores))
+            return
     failed = build_tasks(
         zoo,
         tasks,
