@@ -7,7 +7,7 @@ import time
 import torch
 
 from zoo_builder.backbones import load_body
-from zoo_builder.build import Device
+from zoo_builder.job import Device
 from zoo_builder.model_stack import ModelStack
 from zoo_builder.scoring import STRENGTHS
 from zoo_builder.store import Zoo

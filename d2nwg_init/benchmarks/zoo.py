@@ -22,11 +22,12 @@ from d2nwg_init.benchmarks.plain_loop import plain_loop, write_folders
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.candidates import set_body_and_solve
 from zoo_builder.backbones import BackboneSpec, prepare_images
-from zoo_builder.build import CPU, Device, begin_zoo, build
+from zoo_builder.build import begin_zoo, build
 from zoo_builder.datasets import load_dataset
 from zoo_builder.domain_images import DomainImages, SharedImages, sample_images
 from zoo_builder.errors import ZooError
 from zoo_builder.executors.processes import process_executor
+from zoo_builder.job import CPU, Device
 from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask, Plan, Training, ZooRecipe

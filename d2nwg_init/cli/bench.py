@@ -44,9 +44,9 @@ def zoo(
     from d2nwg_init.benchmarks.results import results
     from d2nwg_init.benchmarks.zoo import bench_recipe, run_zoo_benchmark
     from zoo_builder.backbones import BackboneSpec
-    from zoo_builder.build import Device
     from zoo_builder.checkpoint import write_text_atomically
     from zoo_builder.datasets import dataset_names, load_dataset
+    from zoo_builder.job import Device
     from zoo_builder.recipe import read_recipe
     from zoo_builder.tasks import ZooRecipe, choose_datasets
 

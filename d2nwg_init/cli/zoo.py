@@ -76,11 +76,12 @@ def build(
     import tempfile
 
     from zoo_builder.backbones import BackboneSpec
-    from zoo_builder.build import Device, begin_zoo
+    from zoo_builder.build import begin_zoo
     from zoo_builder.build import build as build_tasks
     from zoo_builder.errors import ZooError
     from zoo_builder.estimate import estimate
     from zoo_builder.files import as_path
+    from zoo_builder.job import Device
     from zoo_builder.recipe import read_recipe
     from zoo_builder.tasks import ZooRecipe
 

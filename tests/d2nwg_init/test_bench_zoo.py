@@ -18,9 +18,9 @@ from tests.cli.conftest import fail, succeed
 from tests.d2nwg_init.conftest import new_model
 from tests.zoo_builder.synthetic import MODEL, SIZE, random_body, striped_dataset, tiny_task, write_npz
 from zoo_builder.backbones import BackboneSpec, body_state, prepare_images
-from zoo_builder.build import Device
 from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.domain_images import SharedImages
+from zoo_builder.job import Device
 from zoo_builder.scoring import Probe, Trial, score
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import Plan, Training, ZooRecipe

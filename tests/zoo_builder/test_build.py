@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 
 from tests.zoo_builder.synthetic import random_body, striped_dataset, write_npz
 from zoo_builder.backbones import BackboneSpec
-from zoo_builder.build import Device, begin_zoo, build
+from zoo_builder.build import begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import DataError, ZooError
 from zoo_builder.executors.processes import process_executor
+from zoo_builder.job import Device
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import Plan, Training, ZooRecipe
 
@@ -253,10 +254,10 @@ def test_lost_entry_comes_back_with_equal_bits(data, whole, tmp_path):
 
 def test_workers_share_the_decoded_images(data, whole, tmp_path, monkeypatch):
     """Each dataset is read once to look at it, once to look for leaks, and once for all tasks together."""
-    from zoo_builder import build as building
+    from zoo_builder import survey
 
-    read, load = [], building.load_dataset
-    monkeypatch.setattr(building, "load_dataset", lambda name, *a, **k: read.append(name) or load(name, *a, **k))
+    read, load = [], survey.load_dataset
+    monkeypatch.setattr(survey, "load_dataset", lambda name, *a, **k: read.append(name) or load(name, *a, **k))
     assert run_build(data, tmp_path) == {}
     assert sorted(read) == ["bands"] * 3 + ["secret"] + ["stripes"] * 3
     assert bits(Zoo.open(tmp_path)) == bits(whole)

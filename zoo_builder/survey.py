@@ -1,0 +1,92 @@
+"""A look at every dataset before a zoo is begun: what it is, what leaks into it, what is related to it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from zoo_builder.backbones import check_body, load_body, prepare_images
+from zoo_builder.clusters import cluster_datasets, embed_dataset
+from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
+from zoo_builder.datasets.image_dataset import resize_images
+from zoo_builder.domain_images import sample_images
+from zoo_builder.errors import DataError
+from zoo_builder.files import write_bytes
+from zoo_builder.leakage import check_leakage, held_out_datasets
+from zoo_builder.progress import progress_bar
+from zoo_builder.store import Zoo
+from zoo_builder.tasks import ZooRecipe
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What a zoo remembers of a dataset."""
+
+    licence: str
+    origin: str
+    sha256: str
+    cluster: int
+
+
+def surveyed(
+    zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
+) -> dict[str, SourceRecord]:
+    """What the zoo knows of the datasets `names`; it looks at them the first time, and then remembers.
+
+    Raises:
+        DataError: a dataset cannot be read, or leaks.
+    """
+    record = zoo.path / "datasets.json"
+    if record.exists():
+        sources = {name: SourceRecord(**values) for name, values in json.loads(record.read_text()).items()}
+        if set(sources) == set(names):
+            return sources
+    sources = _survey(zoo, recipe, names, data_dir, download)
+    write_bytes(record, json.dumps({n: asdict(s) for n, s in sources.items()}, indent=1).encode())
+    return sources
+
+
+def _survey(
+    zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
+) -> dict[str, SourceRecord]:
+    """Look once at every dataset: leaks from the held-out ones, and what the base sees in each."""
+    load = functools.partial(load_dataset, data_dir=data_dir, size=zoo.size, download=download)
+    body = zoo.backbone.create()
+    load_body(body, zoo.base(), str(zoo.path))
+    check_body(body, zoo.size, zoo.backbone.in_chans)
+    body.eval()
+    embeddings, records = {}, {}
+    with progress_bar("looking at the datasets", total=len(names)) as bar:
+        for name in names:
+            dataset = load(name)
+            records[name] = (dataset.licence, dataset.origin, dataset.sha256)
+            index = sample_images(torch.arange(len(dataset.x_train)), recipe.support, recipe.seed)[0].numpy()
+            images = prepare_images(body, resize_images(dataset.x_train[index], zoo.size))
+            embeddings[name] = embed_dataset(body, images, torch.from_numpy(dataset.y_train[index]))
+            bar.advance()
+    if recipe.leakage != "off":
+        check_leakage(
+            map(load, names), held_out_datasets(recipe.held_out, dataset_names(data_dir), load), recipe.leakage
+        )
+    clusters = cluster_datasets(embeddings, recipe.max_clusters)
+    return {name: SourceRecord(*records[name], i) for i, cluster in enumerate(clusters) for name in cluster}
+
+
+def load_unchanged(
+    sources: dict[str, SourceRecord], data_dir: Path, size: int, download: bool, name: str
+) -> ImageDataset:
+    """
+    Raises:
+        DataError: the dataset is not what it was when the zoo was begun.
+    """
+    dataset = load_dataset(name, data_dir, size=size, download=download)
+    if dataset.sha256 != sources[name].sha256:
+        raise DataError(
+            f"The dataset {name!r} has changed since this zoo was begun. Put it back, or take another --out."
+        )
+    return dataset
