@@ -33,6 +33,11 @@ class BackboneSpec:
     img_size: int | None = None  # pixels; None leaves the library's
     args: dict[str, str | int | float | bool] = field(default_factory=dict)  # more arguments of the library's factory
 
+    def policies(self) -> dict[str, str]:
+        """What is done to the library's model, in words."""
+        stem = "as it is" if self.in_chans == 3 else f"adapted by timm to {self.in_chans} channels"
+        return {"stem": stem, "head": "left out; heads are solved on its pooled features, or trained on them"}
+
     def create(self, checkpoint: str | Path | None = None, num_classes: int = 0) -> nn.Module:
         """The model in float32. With `num_classes=0` it gives pooled features [N, d].
 

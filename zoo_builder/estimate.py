@@ -9,12 +9,12 @@ import torch
 from zoo_builder.backbones import load_body
 from zoo_builder.job import Device
 from zoo_builder.model_stack import ModelStack
-from zoo_builder.scoring import STRENGTHS
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask
 
 TIMED_IMAGES = 128  # of each model
 QUERIES = 1000  # images of an entry's score, about
+SCORES = 5  # of an entry: the base, in single precision, and at three strengths
 
 
 def estimate(zoo: Zoo, tasks: list[FineTuneTask], device: Device, workers: int) -> str:
@@ -24,7 +24,7 @@ def estimate(zoo: Zoo, tasks: list[FineTuneTask], device: Device, workers: int) 
     seconds = 0.0
     for task in todo:
         trainings = 1 if task.training.rate_of_start is not None else len(task.training.learning_rates)
-        scores = (len(STRENGTHS) + 2) * (2 * task.support * len(task.datasets) + QUERIES)
+        scores = SCORES * (2 * task.support * len(task.datasets) + QUERIES)
         seconds += trainings * (task.training.steps * task.training.batch_size * step + scores * forward)
     size = sum(v.numel() * 2 for v in zoo.base().values()) + sum(t.support for t in tasks[:1]) * 3 * zoo.size**2
     return (

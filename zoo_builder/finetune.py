@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +25,7 @@ from zoo_builder.finetune_result import (
     score_probes,
 )
 from zoo_builder.model_stack import ModelStack, shifted
-from zoo_builder.objectives import Batch, SolvedHeads, Sources, TrainedHeads, collate, draw
+from zoo_builder.objectives import Batch, Sampler, SolvedHeads, Sources, TrainedHeads, collate
 from zoo_builder.scoring import Probe, mean_accuracy
 from zoo_builder.tasks import FineTuneTask
 from zoo_builder.training_loop import fit
@@ -155,10 +154,10 @@ def _train(members: Sequence[Member], base: nn.Module, bf16: bool) -> list[Train
         stack.recalibrate(part[None] for part in equal_batches(probe.images[: len(probe.labels)]))
     episodic = first.kind == "episodic"
     objective = SolvedHeads(len(members), device) if episodic else TrainedHeads([m.heads for m in members], device)
-    rngs = {i: np.random.default_rng(stable_seed(p.task.seed, i, "batches")) for i, p in tasks.items()}
+    samplers = {i: Sampler(p.task, p.sources) for i, p in tasks.items()}
 
     def draw_batch() -> Batch:
-        drawn = {i: draw(p.task, p.sources, rngs[i]) for i, p in tasks.items()}
+        drawn = {i: sampler.draw() for i, sampler in samplers.items()}
         return collate([drawn[m.task.id] for m in members], device)
 
     base.train(first.scope != "head")

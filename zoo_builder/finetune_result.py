@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from zoo_builder.objectives import Sources
-from zoo_builder.scoring import STRENGTHS, Delta, Head, Probe, Score, Trial, best_strength, mean_accuracy, score
+from zoo_builder.scoring import Delta, Head, Probe, Score, Trial, best_strength, mean_accuracy, score
 from zoo_builder.tasks import FineTuneTask
 
 HALF_LOSES = 0.1  # points of accuracy that half precision may cost an entry; else it is kept in single precision
@@ -118,9 +118,16 @@ def _result(
 
 
 def _strengths(wanted: Sequence[tuple[Member, Delta]], base: nn.Module, at_once: int) -> list[dict[float, float]]:
-    """Strength -> mean accuracy over a member's probes."""
-    scores = iter(score_probes([(m.prepared, d, s, None) for m, d in wanted for s in STRENGTHS], base, at_once))
-    return [{0.0: m.floor} | {s: mean_accuracy(next(scores)) for s in STRENGTHS} for m, _ in wanted]
+    """Strength -> mean accuracy over a member's probes: of none, half and whole, and of a quarter beside the better."""
+
+    def measure(strengths: Sequence[Sequence[float]]) -> Iterator[dict[float, float]]:
+        trials = [(m.prepared, d, s, None) for (m, d), some in zip(wanted, strengths, strict=True) for s in some]
+        scores = iter(score_probes(trials, base, at_once))
+        return ({s: mean_accuracy(next(scores)) for s in some} for some in strengths)
+
+    found = [{0.0: m.floor} | a for (m, _), a in zip(wanted, measure([(0.5, 1.0)] * len(wanted)), strict=True)]
+    between = [(0.75,) if a[1.0] >= a[0.5] else (0.25,) for a in found]
+    return [a | b for a, b in zip(found, measure(between), strict=True)]
 
 
 def score_probes(

@@ -86,6 +86,7 @@ class Job:
             "versions": {name: version(name) for name in ("d2nwg-init", "torch", "timm")},
             "machine": platform.machine(),
             "device": asdict(self.device),
+            "backbone": asdict(self.zoo.backbone) | self.zoo.backbone.policies(),
             "sources": {n: asdict(self.sources[n]) for n in (*task.datasets, *task.related)},
         }
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from zoo_builder.domain_images import DomainImages
+from zoo_builder.domain_images import DomainImages, stable_seed
 from zoo_builder.solved_head import ridge_query_logits
 from zoo_builder.tasks import FineTuneTask, Training
 
@@ -109,19 +109,32 @@ def _cross_entropies(
     return (each * present).sum(1) / present.sum(1)
 
 
-def draw(task: FineTuneTask, sources: Sources, rng: np.random.Generator) -> Draw:
-    """The images of one step of one task."""
-    if task.kind != "episodic":
-        names, keys = task.datasets, list(sources)
-        key = keys[rng.integers(len(keys))]
-        source = sources[key]
-        index = rng.integers(len(source.y_train), size=task.training.batch_size)
-        return Draw(source, index, source.y_train[index], 0, source.num_classes, names.index(key[0]))
-    related = bool(task.related) and rng.random() >= task.own_share
-    pool = [key for key in sources if key[0] in (task.related if related else task.datasets)]
-    source = sources[pool[rng.integers(len(pool))]]
-    index, labels, count = draw_episode(source.members, task.training, rng)
-    return Draw(source, index, labels, len(labels) // 2, count, 0)
+class Sampler:
+    """Draws the images of one task, step by step; the same ones for the same task."""
+
+    def __init__(self, task: FineTuneTask, sources: Sources) -> None:
+        self.task, self.sources = task, sources
+        self.rng = np.random.default_rng(stable_seed(task.seed, task.id, "batches"))
+        self.coming = {key: np.empty(0, np.int64) for key in sources}  # of each source, in the order of an epoch
+
+    def draw(self) -> Draw:
+        return self._episode() if self.task.kind == "episodic" else self._batch()
+
+    def _episode(self) -> Draw:
+        task, rng = self.task, self.rng
+        related = bool(task.related) and rng.random() >= task.own_share
+        pool = [key for key in self.sources if key[0] in (task.related if related else task.datasets)]
+        source = self.sources[pool[rng.integers(len(pool))]]
+        index, labels, count = draw_episode(source.members, task.training, rng)
+        return Draw(source, index, labels, len(labels) // 2, count, 0)
+
+    def _batch(self) -> Draw:
+        key = list(self.sources)[self.rng.integers(len(self.sources))]
+        source, size = self.sources[key], self.task.training.batch_size
+        while len(self.coming[key]) < size:
+            self.coming[key] = np.concatenate([self.coming[key], self.rng.permutation(len(source.y_train))])
+        index, self.coming[key] = np.split(self.coming[key], [size])
+        return Draw(source, index, source.y_train[index], 0, source.num_classes, self.task.datasets.index(key[0]))
 
 
 def draw_episode(

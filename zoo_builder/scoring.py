@@ -15,8 +15,8 @@ from zoo_builder.errors import DataError
 from zoo_builder.model_stack import ModelStack, shifted
 from zoo_builder.solved_head import solve_head
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # that are tried, beside none at all
-BATCH = 256  # images
+BATCH = 128  # images that are scored in one pass; of more, a core's cache holds too little
+RECALIBRATION_BATCH = 256
 
 Delta = Mapping[str, torch.Tensor]  # by parameter name; what is not there is the base's
 Head = tuple[torch.Tensor, torch.Tensor]  # weight [K, d] and bias [K]
@@ -86,7 +86,9 @@ def _score_together(body: nn.Module, base: Delta, trials: list[Trial]) -> Iterat
     probes = [t.probe for t in trials]
     stack = ModelStack(body, [shifted(base, t.delta, t.strength) for t in trials])
     n = len(probes[0].labels)
-    stack.recalibrate(torch.stack([p.images[part] for p in probes]) for part in equal_batches(torch.arange(n), BATCH))
+    stack.recalibrate(
+        torch.stack([p.images[part] for p in probes]) for part in equal_batches(torch.arange(n), RECALIBRATION_BATCH)
+    )
     body.eval()
     longest = max(len(p.images) for p in probes)
     features = torch.cat(

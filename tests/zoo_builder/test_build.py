@@ -101,6 +101,7 @@ def test_every_task_is_there_and_its_hash_is_its_files(whole):
     about = next(whole.entries()).about
     assert about["sources"].keys() >= {"bands"}
     assert about["versions"].keys() == {"d2nwg-init", "torch", "timm"}
+    assert about["backbone"].items() >= {"model": "test_resnet", "in_chans": 3, "stem": "as it is"}.items()
 
 
 def test_killed_twenty_times_it_is_the_zoo_of_an_uninterrupted_build(data, whole, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from tests.zoo_builder.synthetic import seeded, striped_images, tiny_task
 from zoo_builder.domain_images import DomainImages
-from zoo_builder.objectives import SolvedHeads, TrainedHeads, collate, draw, draw_episode
+from zoo_builder.objectives import Sampler, SolvedHeads, TrainedHeads, collate, draw_episode
 from zoo_builder.tasks import Training
 
 
@@ -59,16 +59,24 @@ def test_batches_come_from_all_domains_and_in_their_shares():
         (n, d): source(seed=i) for i, (n, d) in enumerate([("own", "plain"), ("own", "gray"), ("other", "plain")])
     }
     task = tiny_task(datasets=("own",), related=("other",), own_share=0.75)
-    rng = np.random.default_rng(0)
-    drawn = [draw(task, sources, rng) for _ in range(200)]
+    sampler = Sampler(task, sources)
+    drawn = [sampler.draw() for _ in range(200)]
     share = sum(one.source is not sources["other", "plain"] for one in drawn) / len(drawn)
     assert 0.65 < share < 0.85
     assert {id(one.source) for one in drawn} == {id(one) for one in sources.values()}
 
 
+def test_every_image_is_drawn_before_one_comes_again():
+    sampler = Sampler(tiny_task("finetune", datasets=("own",)), {("own", "plain"): source(count=60)})
+    drawn = np.concatenate([sampler.draw().chosen for _ in range(15)])
+    for epoch in drawn.reshape(4, 60):
+        assert sorted(epoch) == list(range(60))
+    assert not np.array_equal(drawn[:60], drawn[60:120])
+
+
 def episode(seed=0, classes=3, **training):
     task = tiny_task(datasets=("own",), training=Training(1, batch_size=16, **training))
-    return draw(task, {("own", "plain"): source(classes=classes, seed=seed)}, np.random.default_rng(seed))
+    return Sampler(task, {("own", "plain"): source(classes=classes, seed=seed)}).draw()
 
 
 def test_loss_of_an_episode_is_small_for_features_that_tell_the_classes_apart():
@@ -103,9 +111,8 @@ def test_losses_of_several_models_are_those_of_each_alone():
 
 def test_each_dataset_of_a_mixture_has_its_own_head():
     sources = {("a", "plain"): source(), ("b", "plain"): source(classes=2, seed=1)}
-    rng = np.random.default_rng(0)
-    task = tiny_task("mixture", datasets=("a", "b"))
-    drawn = {one.head: one for one in (draw(task, sources, rng) for _ in range(20))}
+    sampler = Sampler(tiny_task("mixture", datasets=("a", "b")), sources)
+    drawn = {one.head: one for one in (sampler.draw() for _ in range(20))}
     assert {h: one.num_classes for h, one in drawn.items()} == {0: 3, 1: 2}
     heads = [(torch.randn(k, 4, generator=seeded(k)), torch.zeros(k)) for k in (3, 2)]
     objective = TrainedHeads([heads, heads], CPU)
