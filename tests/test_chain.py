@@ -120,6 +120,14 @@ def test_held_out_dataset_is_refused(work, tmp_path):
     assert not (tmp_path / "z").exists()
 
 
+def test_models_trained_at_once_make_the_same_tasks(work, zoo, tmp_path):
+    args = ("--recipe", work / "zoo.toml", "--data", work / "data", "--base", work / "base.safetensors")
+    run("zoo", "build", *args, "--out", tmp_path / "zoo", "--workers", 1, "--at-once", 4)
+    beside = Zoo.open(tmp_path / "zoo")
+    assert {e.id for e in beside.entries()} == {e.id for e in zoo.entries()}
+    run("zoo", "verify", beside.path, "--data", work / "data")
+
+
 def test_dry_run_names_the_tasks_and_makes_none(work, zoo):
     args = ("--recipe", work / "zoo.toml", "--data", work / "data", "--base", work / "base.safetensors")
     before = sorted(zoo.path.rglob("*"))

@@ -103,6 +103,14 @@ def test_unknown_and_wrong_recipes(tmp_path):
         assert words in fail(*arguments, recipe)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_device_that_is_not_there(images, tmp_path, device):
+    arguments = ("--recipe", "small", "--data", images.parent, "--base", "none", "--out", tmp_path / "zoo")
+    message = fail("zoo", "build", *arguments, "--device", device)
+    assert f"no device '{device}'" in message
+    assert "Try --device cpu" in message
+
+
 def test_message_prints_markup_as_it_is(out):
     assert "[red]x" in init("[red]x", out)
 
