@@ -14,6 +14,10 @@ class DataError(D2NWGError):
     """A dataset, loader or image cannot be used."""
 
 
+class DataWarning(UserWarning):
+    """Some images of a dataset cannot be used; the others are."""
+
+
 class ModelError(D2NWGError):
     """A model cannot be used, or its name is unknown."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import typer
@@ -9,15 +10,26 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from d2nwg_init.cli import bench, demo, generator, init, zoo
-from zoo_builder.errors import D2NWGError
+from zoo_builder.errors import D2NWGError, DataWarning
 
 
 class _Commands(TyperGroup):
-    """The project's own errors are a message and exit code 1, Ctrl-C is exit code 130; neither is a traceback."""
+    """The project's own errors are a message and exit code 1, Ctrl-C is exit code 130; neither is a traceback. Its own
+    warnings are a message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                others = warnings.showwarning
+
+                def show(message: Any, category: type[Warning], *where: Any) -> None:
+                    if issubclass(category, DataWarning):
+                        self._say(str(message), "yellow")
+                    else:
+                        others(message, category, *where)
+
+                warnings.showwarning = show  # type: ignore[assignment]
+                return super().invoke(ctx)
         except D2NWGError as e:
             self._say(f"Error ({type(e).__name__}): {e}")
             raise typer.Exit(1) from e
@@ -26,8 +38,8 @@ class _Commands(TyperGroup):
             raise typer.Exit(130) from e
 
     @staticmethod
-    def _say(text: str) -> None:
-        Console(stderr=True).print(text, style="red", markup=False, highlight=False)
+    def _say(text: str, style: str = "red") -> None:
+        Console(stderr=True).print(text, style=style, markup=False, highlight=False)
 
 
 app = typer.Typer(

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.cli.conftest import fail, succeed, write_image_folder
+from tests.cli.conftest import fail, run, succeed, write_image_folder
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from zoo_builder.datasets import load_dataset
 
@@ -19,6 +19,15 @@ def data(tmp_path):
     (tmp_path / "datasets.toml").write_text('[insects]\nlicence = "CC0"\n')
     (tmp_path / "recipe.toml").write_text(RECIPE)
     return tmp_path
+
+
+@pytest.mark.filterwarnings("always:insects")
+def test_broken_images_are_a_message_and_no_trace(data):
+    result = run("zoo", "datasets", "insects", "--data", data)
+    assert result.exit_code == 0
+    said = " ".join(result.stderr.split())
+    assert said.startswith("insects: 1 of 31 images cannot be read and are left out: ant/zzz.png")
+    assert "Warning" not in said
 
 
 @pytest.mark.filterwarnings("ignore:insects")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.zoo_builder.synthetic import striped_dataset, striped_images, write_image_folder
 from zoo_builder.datasets import load_dataset, plugin_names, registry
-from zoo_builder.errors import DataError
+from zoo_builder.errors import DataError, DataWarning
 
 
 def write_idx(path, array):
@@ -134,7 +134,7 @@ def test_parquet_without_test_part_is_split_and_broken_images_are_named(tmp_path
     images = [*PARTS["train"][0]]
     images[4] = b"broken"
     write_parquet(tmp_path / "bands", {"train": (images, PARTS["train"][1])})
-    with pytest.warns(UserWarning, match="1 of 30 images cannot be read and are left out: train image 4"):
+    with pytest.warns(DataWarning, match="1 of 30 images cannot be read and are left out: train image 4"):
         read = load_dataset("hf:bands", tmp_path)
     assert len(read.x_train) + len(read.x_test) == 29
 

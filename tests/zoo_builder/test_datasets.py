@@ -11,7 +11,7 @@ from tests.zoo_builder.synthetic import CLASSES, striped_dataset, striped_images
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
 from zoo_builder.datasets.read_images import Part, split_by_class
-from zoo_builder.errors import DataError
+from zoo_builder.errors import DataError, DataWarning
 
 SPLITS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -89,7 +89,7 @@ def test_broken_jpeg_is_left_out_with_its_label_and_named_by_its_place(tmp_path)
     write_jpeg_npz(tmp_path / "j.npz", images, labels)
     whole = load_dataset("j", tmp_path)
     write_jpeg_npz(tmp_path / "j.npz", images, labels, damage)
-    with pytest.warns(UserWarning, match="j: 2 of 6 images .* are left out: train image 1, test image 1"):
+    with pytest.warns(DataWarning, match="j: 2 of 6 images .* are left out: train image 1, test image 1"):
         read = load_dataset("j", tmp_path)
     assert (read.y_train.tolist(), read.y_test.tolist()) == ([0, 0], [0, 0])
     assert np.array_equal(read.x_train, whole.x_train[[0, 2]])
@@ -220,7 +220,7 @@ def test_broken_image_is_left_out_and_named(tmp_path, content):
     whole = load_dataset(tmp_path)
     file = tmp_path / "dog" / "3.png"
     file.write_bytes(file.read_bytes()[:2000] if content == b"half" else content)
-    with pytest.warns(UserWarning, match=r"1 of 10 images cannot be read and are left out: dog/3\.png"):
+    with pytest.warns(DataWarning, match=r"1 of 10 images cannot be read and are left out: dog/3\.png"):
         read = load_dataset(tmp_path)
     assert read.skipped == ("dog/3.png",)
     assert np.bincount(np.concatenate([read.y_train, read.y_test])).tolist() == [5, 4]

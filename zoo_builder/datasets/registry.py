@@ -18,7 +18,7 @@ from zoo_builder.datasets.image_folder import is_image_folder, load_image_folder
 from zoo_builder.datasets.npz_folder import load_npz
 from zoo_builder.datasets.read_images import STORED_SIZE
 from zoo_builder.datasets.torchvision_datasets import load_torchvision
-from zoo_builder.errors import DataError, nearest_names
+from zoo_builder.errors import DataError, DataWarning, nearest_names
 
 MAX_IMAGES = 20_000  # of each part, at random, of sources that are read image by image
 PLUGINS = "d2nwg_init.datasets"  # group of entry points
@@ -66,6 +66,7 @@ def load_dataset(
         named = ", ".join(dataset.skipped[:SHOWN]) + (", ..." if len(dataset.skipped) > SHOWN else "")
         warnings.warn(
             f"{dataset.name}: {len(dataset.skipped)} of {count} images cannot be read and are left out: {named}",
+            DataWarning,
             stacklevel=2,
         )
     return dataset
