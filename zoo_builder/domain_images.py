@@ -67,8 +67,8 @@ class SharedImages:
                 shutil.rmtree(temporary)
         return tuple(np.load(place / f"{part}.npy", mmap_mode="r") for part in PARTS)
 
-    def view(self, name: str, domain: str, task: FineTuneTask) -> DomainImages:
-        """At most MAX_IMAGES of each part, of the task's classes, through `domain`."""
+    def view(self, name: str, domain: str, task: FineTuneTask, test: bool = True) -> DomainImages:
+        """At most MAX_IMAGES of each part, of the task's classes, through `domain`; the test part only with `test`."""
         x_train, y_train, x_test, y_test = self.read(name)
         total = int(max(y_train.max(), y_test.max(initial=0))) + 1
         classes = np.arange(total)
@@ -80,6 +80,8 @@ class SharedImages:
         parts = []
         for x, y in ((x_train, y_train), (x_test, y_test)):
             keep = np.flatnonzero(renumber[y] >= 0)
+            if x is x_test and not test:
+                keep = keep[:0]
             if len(keep) > MAX_IMAGES:
                 keep = np.random.default_rng(stable_seed(task.seed, name)).choice(keep, MAX_IMAGES, replace=False)
             keep.sort()  # a mapped file is read in order

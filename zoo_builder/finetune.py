@@ -110,9 +110,10 @@ def _prepare(
     sources = {}
     for name in (*task.datasets, *task.related):
         for domain in task.domains:
-            key = (name, domain, task.class_subset, task.seed)
+            scored = name in task.datasets and domain == task.domains[0]
+            key = (name, domain, task.class_subset, task.seed, scored)
             if key not in views:
-                views[key] = shared.view(name, domain, task).to(device)
+                views[key] = shared.view(name, domain, task, test=scored).to(device)
             sources[name, domain] = views[key]
     probes = task_probes(task, base, sources)
     labels = probes[0].labels.to(device)

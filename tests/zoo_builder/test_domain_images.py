@@ -45,6 +45,16 @@ def test_a_dataset_is_loaded_once_and_then_mapped(tmp_path):
     assert not arrays[1][0].flags.writeable
 
 
+def test_a_part_that_nothing_is_scored_on_is_left_out(tmp_path):
+    shared = SharedImages(tmp_path, 32, lambda name: striped_dataset(name))
+    for domain in ("plain", "gray"):
+        whole, some = (shared.view("stripes", domain, tiny_task(), test=test) for test in (True, False))
+        assert len(whole.x_test) == len(whole.y_test) == 24
+        assert len(some.x_test) == len(some.y_test) == 0
+        assert torch.equal(some.x_train, whole.x_train)
+        assert torch.equal(some.y_train, whole.y_train)
+
+
 def test_two_who_load_at_once_both_get_it(tmp_path):
     def load(name):
         if not loads:
