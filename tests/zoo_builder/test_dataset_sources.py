@@ -171,6 +171,14 @@ def test_folder_that_is_no_parquet_dataset_is_refused(tmp_path):
         load_dataset("hf:bad", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["train.pkl", "bands.py"])
+def test_folder_with_files_that_could_run_is_refused(tmp_path, name):
+    write_parquet(tmp_path / "bands", PARTS)
+    (tmp_path / "bands" / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"hf:bands holds {name}"):
+        load_dataset("hf:bands", tmp_path)
+
+
 class Point:
     name, value = "stripes", "somewhere:stripes"
 

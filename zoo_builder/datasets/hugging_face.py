@@ -11,6 +11,8 @@ from zoo_builder.errors import DataError, nearest_names
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 FILES = ["*.parquet", "**/*.parquet", "README.md"]  # nothing of a repository runs
+# What else may lie in a local folder; the library also reads formats that run what is in them.
+HARMLESS = (".parquet", ".md", ".txt", ".gitattributes", "")
 
 
 def load_hugging_face(
@@ -30,6 +32,9 @@ def load_hugging_face(
     if unknown:
         raise DataError(f"hf:{name}: unknown {sorted(unknown)}; known: config, image, label.")
     folder = next((p for p in (root / name, Path(name)) if p.is_dir()), None) or _snapshot(name, download)
+    strange = sorted(p.name for p in folder.rglob("*") if p.is_file() and p.suffix not in HARMLESS)
+    if strange:
+        raise DataError(f"hf:{name} holds {', '.join(strange[:5])}; expected Parquet files alone. Move them elsewhere.")
     try:
         found = datasets.load_dataset(str(folder), arguments.get("config"))
     except (OSError, ValueError, DatasetGenerationError) as e:
