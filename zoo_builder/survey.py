@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from zoo_builder.clusters import cluster_datasets, embed_dataset
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.domain_images import sample_images
-from zoo_builder.errors import DataError
+from zoo_builder.errors import DataError, DataWarning
 from zoo_builder.files import write_bytes
 from zoo_builder.leakage import check_leakage, held_out_datasets
 from zoo_builder.progress import progress_bar
@@ -84,7 +85,9 @@ def load_unchanged(
     Raises:
         DataError: the dataset is not what it was when the zoo was begun.
     """
-    dataset = load_dataset(name, data_dir, size=size, download=download)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the survey has told of broken images
+        dataset = load_dataset(name, data_dir, size=size, download=download)
     if dataset.sha256 != sources[name].sha256:
         raise DataError(
             f"The dataset {name!r} has changed since this zoo was begun. Put it back, or take another --out."

@@ -165,7 +165,10 @@ def list_entries(zoo: Annotated[str, typer.Argument(help="Folder or fsspec URL o
 
     from zoo_builder.store import Zoo
 
-    table = Table("entry", "solved %", "entry %", "best %", "at strength", "seconds")
+    table = Table()
+    table.add_column("entry", overflow="fold")  # an id that is cut short cannot be copied
+    for heading in ("solved %", "entry %", "best %", "at strength", "seconds"):
+        table.add_column(heading, justify="right")
     for e in Zoo.open(zoo).entries():
         m = e.metrics
         figures = (m["solved_accuracy"], m["accuracy"], m["best_accuracy"])
