@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import struct
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -169,6 +170,12 @@ def test_folder_that_is_no_parquet_dataset_is_refused(tmp_path):
     (tmp_path / "bad" / "train-0.parquet").write_bytes(gzip.compress(b"no parquet"))
     with pytest.raises(DataError, match="hf:bad is not a dataset of Parquet files"):
         load_dataset("hf:bad", tmp_path)
+
+
+def test_without_the_library_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'd2nwg-init\[zoo\]'"):
+        load_dataset("hf:org/name@abc")
 
 
 @pytest.mark.parametrize("name", ["train.pkl", "bands.py"])

@@ -25,8 +25,11 @@ def load_hugging_face(
     Raises:
         DataError: no revision, not there, or no columns of images and labels.
     """
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
+    try:
+        import datasets
+        from datasets.exceptions import DatasetGenerationError
+    except ImportError as e:
+        raise DataError(f"hf:{name} needs the library datasets. Install it with: pip install 'd2nwg-init[zoo]'") from e
 
     unknown = arguments.keys() - {"config", "image", "label"}
     if unknown:
