@@ -1,5 +1,31 @@
-"""For every test: one thread, so that figures do not depend on the machine's cores and tests can run side by side."""
+"""For every test: one thread, so that figures do not depend on the machine's cores and tests can run side by side; and
+a small zoo, for those that read one."""
 
+import shutil
+
+import pytest
 import torch
 
+from tests.zoo_builder.tiny_zoo import build_zoo, write_data
+from zoo_builder.store import Zoo
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The data folder of the zoo."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def whole(data, tmp_path_factory):
+    """The zoo, to be read."""
+    return build_zoo(data, tmp_path_factory.mktemp("whole") / "zoo")
+
+
+@pytest.fixture
+def zoo(whole, tmp_path):
+    """A copy of it, to be damaged."""
+    shutil.copytree(whole.path, tmp_path / "zoo")
+    return Zoo.open(tmp_path / "zoo")

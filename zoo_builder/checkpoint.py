@@ -1,4 +1,4 @@
-"""Long work that resumes: modules and their optimizer in one safetensors file, written atomically. No pickle."""
+"""Long work that resumes: modules and their optimizer in one safetensors file, written atomically."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import ModelError, ZooError
 from zoo_builder.files import as_path, write_bytes
-from zoo_builder.scoring import set_parameters
+from zoo_builder.model_stack import shifted
 from zoo_builder.store import Zoo, ZooEntry
 
 
@@ -30,9 +30,8 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
     """
     entry = zoo.entry(entry_id)
     model, classes = _with_head(entry)
-    origin = {k: v.clone() for k, v in model.state_dict().items()}
     strength = 1.0 if classes else entry.metrics["best_strength"]
-    set_parameters(model, origin, entry.delta(), strength)
+    model.load_state_dict(shifted(model.state_dict(), entry.delta(), strength))
     recalibrate_batchnorm(model, prepare_images(model, entry.support()[0]))
     about = {
         "entry": entry.id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -65,10 +65,11 @@ def run_tasks(
     results: dict[str, FineTuneResult | D2NWGError] = {}
     prepared = []
     views: dict[tuple[object, ...], DomainImages] = {}
+    scored = {(name, task.domains[0]) for task in tasks for name in task.datasets}
     try:
         for task, start in zip(tasks, starts, strict=True):
             try:
-                prepared.append(_prepare(task, base, start, shared, views))
+                prepared.append(_prepare(task, base, start, shared, views, scored))
             except D2NWGError as e:
                 results[task.id] = e
         members = _members(prepared, base, at_once)
@@ -104,16 +105,16 @@ def _prepare(
     start: Start | None,
     shared: SharedImages,
     views: dict[tuple[object, ...], DomainImages],
+    scored: Collection[tuple[str, str]],
 ) -> PreparedTask:
-    """`views` are images on the device of `base` that tasks share."""
+    """`views` are images on the device of `base` that tasks share; `scored` are those that need a test part."""
     device = next(base.parameters()).device
     sources = {}
     for name in (*task.datasets, *task.related):
         for domain in task.domains:
-            scored = name in task.datasets and domain == task.domains[0]
-            key = (name, domain, task.class_subset, task.seed, scored)
+            key = (name, domain, task.class_subset, task.seed)
             if key not in views:
-                views[key] = shared.view(name, domain, task, test=scored).to(device)
+                views[key] = shared.view(name, domain, task, test=(name, domain) in scored).to(device)
             sources[name, domain] = views[key]
     probes = task_probes(task, base, sources)
     labels = probes[0].labels.to(device)

@@ -123,10 +123,3 @@ def best_strength(accuracies: Mapping[float, float]) -> float:
 
 def mean_accuracy(scores: Sequence[Score]) -> float:
     return sum(s.accuracy for s in scores) / len(scores)
-
-
-def set_parameters(model: nn.Module, base: Mapping[str, torch.Tensor], delta: Delta, strength: float) -> None:
-    """Parameters become base + strength * delta, in place; those that `delta` lacks become the base's."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(shifted({name: base[name]}, delta, strength)[name])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PLAN_COLOURS = ("#2f4b7c", "#f95d6a", "#ffa600", "#a05195", "#5aa9e6", "#8d6e63", "#c7c034", "#555555")
 CLUSTER_COLOURS = ("#1b9e77", "#6a3d9a", "#b15928", "#17a2b8", "#d63384", "#8a9a1b", "#777777", "#000000")
-DOMAIN_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+DOMAIN_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "p", "<", ">", "h")
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#888888",

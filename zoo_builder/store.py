@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
 
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.checkpoint import halved_if_exact
@@ -73,13 +74,17 @@ class ZooEntry:
         """[2 d] float32, of the support."""
         return self._tensors("embedding")["embedding"]
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that the file holds, as it is stored."""
+        return self._tensors("")
+
     def _tensors(self, *prefixes: str) -> dict[str, torch.Tensor]:
         """Mapped from a local file, so that only what is asked for is read."""
         try:
             if is_local(self.path):
                 with safe_open(str(self.path), framework="pt") as file:
                     return {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefixes)}  # noqa: SIM118
-            whole = safetensors.torch.load(self.path.read_bytes())
+            whole = tensors_of(self.path.read_bytes())
             return {k: v for k, v in whole.items() if k.startswith(prefixes)}
         except (OSError, SafetensorError) as e:
             raise ZooError(f"{self.path} is not a readable zoo entry ({e!r}). Remove it and build again.") from e
@@ -108,7 +113,7 @@ class Zoo:
         """
         path = as_path(path)
         stored = {k: halved_if_exact(v).contiguous() for k, v in sorted(base.items())}
-        contents = safetensors.torch.save(stored, {"pretraining": pretraining})
+        contents = bytes_of(stored, {"pretraining": pretraining})
         sha256 = hashlib.sha256(contents).hexdigest()
         zoo = cls(path, backbone, recipe.size, recipe.held_out, sha256, recipe.keep)
         if (path / "zoo.json").exists():
@@ -148,7 +153,7 @@ class Zoo:
     def base(self) -> dict[str, torch.Tensor]:
         """The body's state dict in float32 (whole numbers stay)."""
         try:
-            tensors = safetensors.torch.load((self.path / "base.safetensors").read_bytes())
+            tensors = tensors_of((self.path / "base.safetensors").read_bytes())
         except (OSError, SafetensorError) as e:
             raise ZooError(f"{self.path}/base.safetensors cannot be read ({e}). Put it back, or build anew.") from e
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
@@ -230,7 +235,7 @@ class Zoo:
         tensors |= {
             "support": result.support, "support_labels": result.support_labels, "embedding": result.embedding,
         }  # fmt: skip
-        contents = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())})
+        contents = bytes_of({k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())})
         write_bytes(self.entry_path(task.id), contents)
         write_row(
             self.row_path(task.id),

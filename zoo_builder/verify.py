@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
 
 from zoo_builder.backbones import load_body
 from zoo_builder.errors import D2NWGError, ZooError
@@ -104,7 +104,7 @@ def _check_file(entry: ZooEntry, shapes: Mapping[str, torch.Size]) -> None:
     if hashlib.sha256(contents).hexdigest() != entry.sha256:
         raise ZooError(f"{entry.id}: the SHA-256 of its file is not that of its row. Remove it and build again.")
     try:
-        tensors = safetensors.torch.load(contents)
+        tensors = tensors_of(contents)
     except SafetensorError as e:
         raise ZooError(f"{entry.id}: its file is no safetensors file ({e}). Remove it and build again.") from e
     wrong = [f"{k} is not finite" for k, v in tensors.items() if not torch.isfinite(v).all()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset
 
 
@@ -43,6 +45,15 @@ def results(name: str, datasets: Iterable[ImageDataset], rows: Sequence[Row]) ->
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in datasets],
         "rows": [asdict(r) for r in rows],
     }
+
+
+def deliver(report: dict[str, object], out: Path | None, as_json: bool) -> bool:
+    """Write the object to `out`, if there is one, and print it, if it is asked for; whether it was printed."""
+    if out:
+        write_text_atomically(out, json.dumps(report, indent=1) + "\n")
+    if as_json:
+        print(json.dumps(report))
+    return as_json
 
 
 def header(name: str) -> dict[str, object]:

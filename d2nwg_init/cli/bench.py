@@ -35,16 +35,14 @@ def zoo(
 ) -> None:
     """Entries per hour of the zoo builder and of a plain loop over the same fine-tuning tasks, one after the other; on
     the CPU, and on a GPU where there is one."""
-    import json
     import os
 
     import torch
     from rich.console import Console
 
-    from d2nwg_init.benchmarks.results import results
+    from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.zoo import bench_recipe, run_zoo_benchmark
     from zoo_builder.backbones import BackboneSpec
-    from zoo_builder.checkpoint import write_text_atomically
     from zoo_builder.datasets import dataset_names, load_dataset
     from zoo_builder.job import Device
     from zoo_builder.recipe import read_recipe
@@ -58,10 +56,7 @@ def zoo(
     if torch.cuda.is_available():
         rows += run_zoo_benchmark(measured, tasks, spec, base, data, 1, Device("cuda", at_once, bf16))
     report = results("zoo", (load_dataset(name, data) for name in measured.datasets), rows)
-    if out:
-        write_text_atomically(out, json.dumps(report, indent=1) + "\n")
-    if json_:
-        typer.echo(json.dumps(report))
+    if deliver(report, out, json_):
         return
     Console().print(_table(rows, f"{model}: {tasks} fine-tuning tasks of {steps} steps"))
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):

@@ -20,15 +20,12 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Initialise a model in five ways on images that the bundle never saw, fine-tune each for 100 steps, compare."""
-    import json
-
     from rich.console import Console
 
     from d2nwg_init.benchmarks.demo import draw_curves, run_demo
     from d2nwg_init.benchmarks.fine_tuning import FineTuning
-    from d2nwg_init.benchmarks.results import results
+    from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import load_bundle
-    from zoo_builder.checkpoint import write_text_atomically
     from zoo_builder.datasets import load_dataset
     from zoo_builder.errors import DataError
 
@@ -52,10 +49,7 @@ def demo(
         rows += run_demo(dataset, loaded, recipe, seeds=seeds)
     report = results("demo", datasets, rows)
     draw_curves(rows, plot)
-    if out:
-        write_text_atomically(out, json.dumps(report, indent=1) + "\n")
-    if json_:
-        typer.echo(json.dumps(report))
+    if deliver(report, out, json_):
         return
     for dataset in datasets:
         Console().print(

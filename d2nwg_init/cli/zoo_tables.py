@@ -73,10 +73,8 @@ def sources_table(entry: ZooEntry) -> Table:
 
 def tensors_table(entry: ZooEntry) -> Table:
     """What the file holds, by the first part of the tensors' names."""
-    import safetensors.torch
-
     groups = defaultdict(list)
-    for name, tensor in safetensors.torch.load(entry.path.read_bytes()).items():
+    for name, tensor in entry.tensors().items():
         groups[name.partition("/")[0]].append(tensor)
     table = Table("tensors", "count", "dtype", "values", "bytes", title="file", title_justify="left")
     for name, tensors in sorted(groups.items()):

@@ -126,12 +126,9 @@ def stats(
     out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Print what a zoo's entries gain (points over a solved head on the base), how far they went, what they cost."""
-    import json
-
     from rich.console import Console
 
-    from d2nwg_init.benchmarks.results import header
-    from zoo_builder.checkpoint import write_text_atomically
+    from d2nwg_init.benchmarks.results import deliver, header
     from zoo_builder.stats import stats as zoo_stats
     from zoo_builder.stats_plot import draw_stats
     from zoo_builder.store import Zoo
@@ -141,10 +138,7 @@ def stats(
     report = header("zoo_stats") | found
     if plot:
         draw_stats(opened, plot)
-    if out:
-        write_text_atomically(out, json.dumps(report, indent=1) + "\n")
-    if json_:
-        typer.echo(json.dumps(report))
+    if deliver(report, out, json_):
         return
     console = Console()
     for by in ("plan", "dataset", "domain"):

@@ -15,8 +15,8 @@ from pretrained_generators.training.zoo_data import target_delta
 from zoo_builder.backbones import image_statistics
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import normalize_images
+from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
-from zoo_builder.scoring import set_parameters
 from zoo_builder.solved_head import solve_head
 from zoo_builder.store import ZooEntry
 
@@ -80,8 +80,7 @@ def left_out_accuracy(
     base = generator.base
     state = {k: v.clone() for k, v in base.state_dict().items()}
     try:
-        if delta:
-            set_parameters(base, {k: state[k] for k in delta}, delta, 1.0)
+        base.load_state_dict(shifted(state, delta))
         recalibrate_batchnorm(base, images)
         with torch.no_grad():
             features = torch.cat([base(batch) for batch in images.split(256)])

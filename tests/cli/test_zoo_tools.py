@@ -10,25 +10,9 @@ from safetensors.torch import load_file
 from d2nwg_init.cli import zoo_tools
 from tests.cli.conftest import fail, succeed
 from tests.zoo_builder.synthetic import tiny_task
-from tests.zoo_builder.tiny_zoo import ENTRIES, build_zoo, write_data
+from tests.zoo_builder.tiny_zoo import ENTRIES
 from zoo_builder.rescore import TOLERANCE
 from zoo_builder.store import Zoo
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    return build_zoo(data, tmp_path_factory.mktemp("whole") / "zoo")
-
-
-@pytest.fixture
-def zoo(whole, tmp_path):
-    shutil.copytree(whole.path, tmp_path / "zoo")
-    return Zoo.open(tmp_path / "zoo")
 
 
 def test_verify_says_what_it_checked(whole, data):

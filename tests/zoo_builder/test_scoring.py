@@ -9,7 +9,8 @@ from tests.zoo_builder.synthetic import copied, random_body, same, seeded, strip
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.domain_images import DomainImages
 from zoo_builder.errors import DataError
-from zoo_builder.scoring import Probe, Trial, best_strength, mean_accuracy, score, set_parameters
+from zoo_builder.model_stack import shifted
+from zoo_builder.scoring import Probe, Trial, best_strength, mean_accuracy, score
 from zoo_builder.solved_head import solve_head
 
 
@@ -66,16 +67,15 @@ def test_a_given_head_is_scored_as_it_is():
     assert plain.head_accuracy != plain.head_accuracy
 
 
-def test_parameters_become_base_and_strength_times_delta():
-    body, base = random_body(), copied(random_body(1).state_dict())
-    names = [n for n, _ in body.named_parameters()]
+def test_shifted_tensors_are_base_and_strength_times_delta_and_the_given_ones_stay():
+    base = copied(random_body(1).state_dict())
+    before, names = copied(base), [n for n, _ in random_body().named_parameters()]
     delta = {n: torch.randn(base[n].shape, generator=seeded(0)).half() for n in names[:3]}
-    set_parameters(body, base, delta, 0.5)
-    for name, parameter in body.named_parameters():
-        want = base[name] + 0.5 * delta[name].float() if name in delta else base[name]
-        torch.testing.assert_close(parameter.detach(), want)
-    set_parameters(body, base, delta, 0.0)
-    assert same({n: p.detach() for n, p in body.named_parameters()}, {n: base[n] for n in names})
+    found = shifted(base, delta, 0.5)
+    for name, value in found.items():
+        torch.testing.assert_close(value, base[name] + 0.5 * delta[name].float() if name in delta else base[name])
+    assert same(shifted(base, delta, 0.0), before)
+    assert same(base, before)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_trial_is_scored_as_a_body_with_its_parameters_and_the_base_stays():
     (found,) = score(body, [Trial(one, delta, 0.5)])
     assert same(copied(body.state_dict()), before)
     model = random_body().eval()
-    set_parameters(model, before, delta, 0.5)
+    model.load_state_dict(shifted(before, delta, 0.5))
     recalibrate_batchnorm(model, one.images[:30])
     with torch.no_grad():
         features = model(one.images)

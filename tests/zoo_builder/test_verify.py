@@ -7,27 +7,9 @@ import pytest
 import torch
 
 from tests.zoo_builder.synthetic import seeded, striped_dataset, tiny_task, write_npz
-from tests.zoo_builder.tiny_zoo import ENTRIES, RECIPE, build_zoo, result_of, rewrite, write_data
+from tests.zoo_builder.tiny_zoo import ENTRIES, RECIPE, build_zoo, result_of, rewrite
 from zoo_builder.rescore import spread_over_plans
-from zoo_builder.store import Zoo
 from zoo_builder.verify import verify
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    return build_zoo(data, tmp_path_factory.mktemp("whole") / "zoo")
-
-
-@pytest.fixture
-def zoo(whole, tmp_path):
-    """A copy, to be damaged."""
-    shutil.copytree(whole.path, tmp_path / "zoo")
-    return Zoo.open(tmp_path / "zoo")
 
 
 def first(zoo, plan="branch"):

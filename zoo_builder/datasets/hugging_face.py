@@ -57,7 +57,9 @@ def load_hugging_face(
 
         def get(i: int, rows: Any = rows, split: str = split) -> Sample:
             row = rows[i]
-            return Sample(f"{split} image {i}", row[label], row[image]["bytes"])
+            return Sample(
+                f"{split} image {i}", row[label], (row[image] or {}).get("bytes") or b""
+            )  # none is broken too
 
         parts.append(read_part(get, len(rows), size, max_images))
     classes = found["train"].features[label].names
