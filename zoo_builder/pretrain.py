@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
-from zoo_builder.backbones import body_state, create_backbone, find_classifier, image_statistics, predict
+from zoo_builder.backbones import BackboneSpec, body_state, find_classifier, image_statistics, predict
 from zoo_builder.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
@@ -58,7 +58,8 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
         Top-1 test accuracy in percent.
     """
     torch.manual_seed(config.seed)
-    model = create_backbone(config.model, num_classes=dataset.num_classes).to(memory_format=torch.channels_last)
+    spec = BackboneSpec(config.model, img_size=config.size)
+    model = spec.create(num_classes=dataset.num_classes).to(memory_format=torch.channels_last)
     mean, std = image_statistics(model)
     average = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
     decayed = [p for p in model.parameters() if p.ndim > 1]

@@ -63,6 +63,42 @@ def zoo(
         typer.echo(_comparison(rows, device))
 
 
+@app.command(epilog="Example: d2nwg-init bench bases --data DIR test_vit mobilevit_xxs --out bases.json")
+def bases(
+    models: Annotated[list[str], typer.Argument(help="timm model names, or torchvision:NAME.")],
+    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    dataset: Annotated[str, typer.Option(help="Dataset in the folder to pretrain on.")] = "tinyimagenet",
+    size: Annotated[int, typer.Option(min=32, help="Side of the square images, in pixels.")] = 64,
+    seconds: Annotated[float, typer.Option(min=1, help="Time for each model, rounded to whole epochs.")] = 200,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes torch's default.")] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well, after each model.")] = None,
+) -> None:
+    """Test accuracy that models reach from scratch in equal time: which to pretrain as a base."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from d2nwg_init.benchmarks.bases import race_bases
+    from d2nwg_init.benchmarks.results import deliver, results
+    from zoo_builder.datasets import load_dataset
+
+    if threads:
+        torch.set_num_threads(threads)
+    source = load_dataset(dataset, data, size=size, max_images=None)
+    table = Table("model", title=f"{dataset} at {size} pixels, about {seconds:.0f} s each on {threads} threads")
+    for heading in ("test accuracy (%)", "seconds", "images/s", "parameters (M)"):
+        table.add_column(heading, justify="right")
+    rows: list[Row] = []
+    for found in race_bases(models, source, size, seconds):
+        rows += found
+        accuracy, took, speed, parameters = (r.value for r in found)
+        table.add_row(found[0].bundle, f"{accuracy:.1f}", f"{took:.0f}", f"{speed:.0f}", f"{parameters / 1e6:.2f}")
+        deliver(results("bases", [source], rows), out, False)
+    if not deliver(results("bases", [source], rows), None, json_):
+        Console().print(table)
+
+
 def _table(rows: list[Row], title: str) -> Table:
     from rich.table import Table
 
