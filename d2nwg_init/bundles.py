@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from pretrained_generators.bundle import Bundle, embedded_bundles, load_bundle
-from zoo_builder.backbones import find_classifier
+from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError
 
 
@@ -39,7 +39,7 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | None) -> tupl
 
 def _misfit(model: nn.Module, bundle: Bundle) -> str | None:
     """The first parameter, of the body, that differs in name or shape."""
-    classifier = find_classifier(model)[0] + "."
+    classifier = find_classifier(model).name + "."
     have = {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(classifier)}
     want = {n: tuple(p.shape) for n, p in bundle.generator.base.named_parameters()}
     for name in sorted(have.keys() | want.keys()):

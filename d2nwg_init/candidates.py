@@ -4,7 +4,7 @@ recalibrated and a head solved on the support images."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrained_generators.generator import Generator
-from zoo_builder.backbones import extract_features, find_classifier, predict
+from zoo_builder.backbones import extract_features, predict, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
+from zoo_builder.classifier import find_classifier
+from zoo_builder.model_stack import shifted
 from zoo_builder.solved_head import solve_head
 from zoo_builder.support_set import SupportSet
+
+
+@dataclass(frozen=True)
+class Body:
+    """Parameters by name to try in place of the model's own; what is not there stays the model's."""
+
+    kind: str  # "base" or "generated"
+    name: str
+    parameters: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,22 +53,17 @@ def set_body_and_solve(
     """
     model.load_state_dict(body, strict=False)
     recalibrate_batchnorm(model, images)
-    _, head = find_classifier(model)
+    head = find_classifier(model)
     features = extract_features(model, images).cpu()
     if not torch.isfinite(features).all():
-        return torch.full((len(labels), head.out_features), float("nan"))
-    solved = solve_head(features, labels, head.out_features)
-    with torch.no_grad():
-        head.weight.copy_(solved.weight)
-        if head.bias is not None:
-            head.bias.copy_(solved.bias)
+        return torch.full((len(labels), head.num_classes), float("nan"))
+    solved = solve_head(features, labels, head.num_classes)
+    set_head(model, solved.weight, solved.bias, images)
     return solved.left_out_logits
 
 
-def propose(
-    model: nn.Module, support: SupportSet, generator: Generator | None, num_candidates: int, seed: int
-) -> Iterator[Candidate]:
-    """All candidates, the simplest first. `model` is only read."""
+def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body]) -> Iterator[Candidate]:
+    """The model as it was passed, its own body and `bodies`, in this order. `model` is only read."""
     parameter = next(model.parameters())
     # Channels last is the faster layout for convolutions, on CPUs above all.
     images = support.images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
@@ -65,15 +71,18 @@ def propose(
     yield _candidate("as_passed", "as_passed", model, predict(model, images).cpu(), labels)
     work = copy.deepcopy(model).to(memory_format=torch.channels_last)
     yield _candidate("own_body", "own_body", work, set_body_and_solve(work, {}, images, labels), labels)
-    if generator is None:
-        return
+    for body in bodies:
+        logits = set_body_and_solve(work, body.parameters, images, labels)
+        yield _candidate(body.kind, body.name, work, logits, labels)
+
+
+def generated_bodies(generator: Generator, support: SupportSet, num_candidates: int, seed: int) -> Iterator[Body]:
+    """The generator's base, and `num_candidates` samples for the support set."""
     base = generator.base_parameters()
-    yield _candidate("base", "base", work, set_body_and_solve(work, base, images, labels), labels)
-    embedding = generator.embed(support.images, labels, support.num_classes)
+    yield Body("base", "base", base)
+    embedding = generator.embed(support.images, support.labels, support.num_classes)
     for i, delta in enumerate(generator.sample_deltas(embedding, num_candidates, seed)):
-        body = {k: v + delta[k] if k in delta else v for k, v in base.items()}
-        logits = set_body_and_solve(work, body, images, labels)
-        yield _candidate("generated", f"generated_{i}", work, logits, labels)
+        yield Body("generated", f"generated_{i}", shifted(base, delta))
 
 
 def _candidate(kind: str, name: str, model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> Candidate:

@@ -12,11 +12,12 @@ from typing import Any
 from torch import nn
 
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import Candidate, propose
+from d2nwg_init.candidates import Candidate, generated_bodies, propose
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
 from pretrained_generators.bundle import Bundle
-from zoo_builder.backbones import evaluating, find_classifier
+from zoo_builder.backbones import evaluating
+from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import DataError, ModelError
 from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
 
@@ -48,18 +49,18 @@ def initialize(
         DataError: the loader's batches cannot be used. ModelError: the model cannot. BundleError: the bundle cannot.
     """
     seconds: dict[str, float] = {}
-    _, head = find_classifier(model)
-    if head.out_features < 2:
-        raise ModelError(f"The model has {head.out_features} output; create it with num_classes >= 2.")
+    num_classes = find_classifier(model).num_classes
+    if num_classes < 2:
+        raise ModelError(f"The model has {num_classes} output; create it with num_classes >= 2.")
     with unchanged_random_state(train_loader):
         with _timed(seconds, "reading"):
-            support = read_support_set(train_loader, num_support, head.out_features)
+            support = read_support_set(train_loader, num_support, num_classes)
             _check_fit(model, support)
         with _timed(seconds, "bundle"):
             bundle, reason = find_bundle(model, generator)
         with _timed(seconds, "candidates"):
-            body_generator = bundle.generator if bundle else None
-            candidates = list(propose(model, support, body_generator, num_candidates, seed))
+            bodies = generated_bodies(bundle.generator, support, num_candidates, seed) if bundle else ()
+            candidates = list(propose(model, support, bodies))
         chosen = select(candidates)
         model.load_state_dict(chosen.state)
     return InitReport(

@@ -14,6 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from zoo_builder.checkpoint import read_tensors
+from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ModelError, nearest_names
 
@@ -125,35 +126,21 @@ def load_body(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str
     model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()}, strict=False)
 
 
-def find_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The name and module of the last linear layer: what timm's get_classifier() gives, else the last nn.Linear.
-
-    Raises:
-        ModelError: the model has none (a detector, a headless body, a convolutional classifier).
-    """
-    linears = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    get_classifier = getattr(model, "get_classifier", None)
-    head = get_classifier() if get_classifier is not None else next(reversed(linears), None)
-    if not isinstance(head, nn.Linear) or head not in linears:
-        raise ModelError(
-            f"{type(model).__name__} has no linear classifier to solve for (found {type(head).__name__}). Expected an "
-            "image classifier of timm or torchvision that ends in nn.Linear, created with num_classes >= 2."
-        )
-    return linears[head], head
-
-
 def _classifier_names(model: nn.Module) -> tuple[str, ...]:
     """Where the classifier is, or was before it was left out."""
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
     if named:
         return (named,) if isinstance(named, str) else tuple(named)
-    return tuple(name for name, module in model.named_modules() if isinstance(module, nn.Identity))
+    try:
+        return (find_classifier(model).name,)
+    except ModelError:
+        return tuple(name for name, module in model.named_modules() if isinstance(module, nn.Identity))
 
 
 def body_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict without the classifier's tensors (all of it where there is no classifier)."""
     try:
-        prefix = find_classifier(model)[0] + "."
+        prefix = find_classifier(model).name + "."
     except ModelError:
         return dict(model.state_dict())
     return {k: v for k, v in model.state_dict().items() if not k.startswith(prefix)}
@@ -218,9 +205,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
     """What goes into the classifier, [N, d] float32, in evaluation mode, of images [N, C, H, W]."""
-    _, head = find_classifier(model)
+    head = find_classifier(model)
     caught: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0].float()))
+    hook = head.layer.register_forward_pre_hook(lambda _, args: caught.append(head.features(args[0])))
     try:
         with evaluating(model):
             for batch in images.split(batch_size):
@@ -234,6 +221,23 @@ def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = 2
             f"{head.in_features}]; it sees {list(features.shape)}. Such a model is not supported."
         )
     return features.clone()
+
+
+def set_head(model: nn.Module, weight: torch.Tensor, bias: torch.Tensor, images: torch.Tensor) -> None:
+    """Give the classifier of `model` a linear head, weight [K, d] and bias [K]; for a convolution that is rectified
+    and pooled see Classifier, whose range is taken over `images` [N, C, H, W]."""
+    head = find_classifier(model)
+    head.set(weight, bias)
+    if isinstance(head.layer, nn.Linear):
+        return
+    ranges: list[torch.Tensor] = []
+    hook = head.layer.register_forward_hook(lambda _, args, out: ranges.append(torch.stack(out.aminmax())))
+    try:
+        predict(model, images)
+    finally:
+        hook.remove()
+    low, high = torch.stack(ranges).unbind(1)
+    head.raise_bias(low.min().item(), high.max().item())
 
 
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:

@@ -6,12 +6,12 @@ import io
 import json
 from pathlib import Path
 
-from torch import nn
+import torch
 
-from zoo_builder.backbones import find_classifier, load_body, prepare_images
+from zoo_builder.backbones import load_body, prepare_images, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.checkpoint import write_atomically
-from zoo_builder.errors import ModelError, ZooError
+from zoo_builder.errors import ZooError
 from zoo_builder.files import as_path, write_bytes
 from zoo_builder.model_stack import shifted
 from zoo_builder.store import Zoo, ZooEntry
@@ -29,10 +29,16 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
         ZooError: no such entry.
     """
     entry = zoo.entry(entry_id)
-    model, classes = _with_head(entry)
+    head = _head(entry)
+    classes = len(head[1]) if head else 0
+    model = zoo.backbone.create(num_classes=classes)
+    load_body(model, zoo.base(), str(zoo.path))
     strength = 1.0 if classes else entry.metrics["best_strength"]
     model.load_state_dict(shifted(model.state_dict(), entry.delta(), strength))
-    recalibrate_batchnorm(model, prepare_images(model, entry.support()[0]))
+    images = prepare_images(model, entry.support()[0])
+    recalibrate_batchnorm(model, images)
+    if head:
+        set_head(model, *head, images)
     about = {
         "entry": entry.id,
         "model": zoo.model,
@@ -46,22 +52,13 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
     return classes
 
 
-def _with_head(entry: ZooEntry) -> tuple[nn.Module, int]:
-    """The base with the entry's own head and its number of classes; without one and 0 where it has not just one."""
-    zoo, heads = entry.zoo, entry.heads()
-    if entry.task.kind == "finetune" and len(heads) == 2:
-        weight, bias = (next(v for k, v in heads.items() if k.endswith(f"/{part}")) for part in ("weight", "bias"))
-        model = zoo.backbone.create(num_classes=len(weight))
-        try:
-            _, head = find_classifier(model)
-            load_body(model, zoo.base(), str(zoo.path))
-            head.load_state_dict({"weight": weight, "bias": bias})
-            return model, len(weight)
-        except ModelError:  # no linear layer: squeezenet's is a convolution
-            pass
-    model = zoo.backbone.create()
-    load_body(model, zoo.base(), str(zoo.path))
-    return model, 0
+def _head(entry: ZooEntry) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weight and bias of the entry's own head, where it has just one."""
+    heads = entry.heads()
+    if entry.task.kind != "finetune" or len(heads) != 2:
+        return None
+    weight, bias = (next(v for k, v in heads.items() if k.endswith(f"/{part}")) for part in ("weight", "bias"))
+    return weight, bias
 
 
 def export_table(zoo: Zoo, out: str | Path) -> int:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
-from zoo_builder.backbones import BackboneSpec, body_state, find_classifier, image_statistics, predict
+from zoo_builder.backbones import BackboneSpec, body_state, image_statistics, predict
 from zoo_builder.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
 from zoo_builder.progress import progress_bar

@@ -242,11 +242,21 @@ def test_unknown_bundle_is_an_error(model, loader):
 
 
 def test_model_without_a_linear_classifier_is_an_error(loader):
-    model = torchvision.models.squeezenet1_1(num_classes=3)
+    model = new_model(classes=0)
     before = copied(model.state_dict())
     with pytest.raises(ModelError, match="no linear classifier"):
         initialize(model, loader)
     assert same(model.state_dict(), before)
+
+
+def test_a_convolutional_classifier_is_solved_for(loader):
+    torch.manual_seed(0)
+    model = torchvision.models.squeezenet1_1(num_classes=3).eval()
+    report = initialize(model, loader)
+    images, labels = labelled_images(48, 3)
+    own = next(c for c in report.candidates if c.name == "own_body")
+    assert report.chosen == "own_body"
+    assert 100 * (model(images).argmax(1) == labels).float().mean() >= own.accuracy > 60
 
 
 def test_model_of_one_output_is_an_error(loader):

@@ -9,7 +9,16 @@ import torchvision
 from safetensors.torch import save_file
 
 from tests.zoo_builder.synthetic import random_body, same
-from zoo_builder.backbones import BackboneSpec, body_state, check_body, load_body, prepare_images
+from zoo_builder.backbones import (
+    BackboneSpec,
+    body_state,
+    check_body,
+    extract_features,
+    load_body,
+    predict,
+    prepare_images,
+    set_head,
+)
 from zoo_builder.errors import ModelError
 
 BODIES = {
@@ -105,3 +114,21 @@ def test_images_are_prepared_for_the_stem(channels):
 def test_torchvision_takes_three_channels_alone():
     with pytest.raises(ModelError, match="takes 3 channels, not 1"):
         BackboneSpec("torchvision:resnet18", in_chans=1).create()
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "vit_b_16", "resnet18", "squeezenet1_1", "maxvit_t"])
+def test_a_torchvision_body_is_all_of_the_model_but_its_classifier(name):
+    with torch.device("meta"):
+        body = BackboneSpec(f"torchvision:{name}").create()
+        model = BackboneSpec(f"torchvision:{name}").create(num_classes=3)
+    assert body_state(body).keys() == body.state_dict().keys() == body_state(model).keys()
+
+
+def test_a_convolution_that_is_rectified_and_pooled_becomes_a_linear_head():
+    torch.manual_seed(0)
+    model = BackboneSpec("torchvision:squeezenet1_1").create(num_classes=5).eval()
+    images, others = torch.randn(2, 6, 3, 64, 64)
+    weight, bias = torch.randn(5, 512), torch.randn(5)
+    set_head(model, weight, bias, images)
+    wanted = extract_features(model, others) @ weight.T + bias
+    torch.testing.assert_close(predict(model, others).log_softmax(1), wanted.log_softmax(1), rtol=1e-4, atol=1e-4)
