@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -37,36 +40,48 @@ def train_loader(dataset: ImageDataset, model: nn.Module, size: int, batch_size:
     return DataLoader(data, batch_size=batch_size, shuffle=True, generator=generator)
 
 
+def train_steps(
+    model: nn.Module, loader: Iterable, recipe: FineTuning, length: int | None
+) -> Iterator[tuple[int, float]]:
+    """Train in place by one cycle of `length` steps (None: without end, at the peak rate), going through the loader as
+    often as that takes; yields after every step its number, from 1, and the seconds of training so far. What is done
+    between two steps is not counted."""
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = None
+    if length is not None:
+        schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=max(length, 1),
+            warmup_t=max(1, length // 10),
+            warmup_lr_init=recipe.learning_rate / 20,
+            t_in_epochs=False,
+        )
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    seconds = 0.0
+    for step in itertools.count() if length is None else range(length):
+        began = time.perf_counter()
+        images, labels = next(batches)
+        if schedule is not None:
+            schedule.step_update(step)
+        model.train()
+        loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        seconds += time.perf_counter() - began
+        yield step + 1, seconds
+
+
 def fine_tune(
     model: nn.Module, loader: DataLoader, test: tuple[torch.Tensor, torch.Tensor], recipe: FineTuning
 ) -> dict[int, float]:
     """Train in place and return test accuracy in percent by step."""
-    model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    length = recipe.steps[-1]
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=max(length, 1),
-        warmup_t=max(1, length // 10),
-        warmup_lr_init=recipe.learning_rate / 20,
-        t_in_epochs=False,
-    )
     accuracies = {0: accuracy(model, *test)}
-    step = 0
-    while step < length:
-        for images, labels in loader:
-            schedule.step_update(step)
-            model.train()
-            loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
-            step += 1
-            if step in recipe.steps:
-                accuracies[step] = accuracy(model, *test)
-            if step == length:
-                break
+    for step, _ in train_steps(model, loader, recipe, recipe.steps[-1]):
+        if step in recipe.steps:
+            accuracies[step] = accuracy(model, *test)
     return accuracies
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nwg_init.cli.bench_transfer import transfer
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -130,3 +132,8 @@ def _comparison(rows: list[Row], device: str) -> str:
         f"{device}: the builder makes {fast / plain:.2f} times as many entries{over_one}; its test accuracy is "
         f"{mean(apart):+.1f}{error} points apart."
     )
+
+
+app.command("transfer", epilog="Example: d2nwg-init bench transfer --data DIR --zoo runs/zoo --out transfer.json")(
+    transfer
+)

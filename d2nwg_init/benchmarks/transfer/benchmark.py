@@ -1,0 +1,138 @@
+"""The whole benchmark: what is chosen on the development sets, the cells of one split, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2nwg_init.benchmarks.results import header
+from d2nwg_init.benchmarks.transfer.cells import Cell
+from d2nwg_init.benchmarks.transfer.live import LiveTable
+from d2nwg_init.benchmarks.transfer.plan import (
+    Choices,
+    choose_rates,
+    choose_strengths,
+    chosen_methods,
+    plan_cells,
+    rate_cells,
+    read_choices,
+    strength_cells,
+    write_choices,
+)
+from d2nwg_init.benchmarks.transfer.report import Found, compare, merge_report, rows_of, write_report
+from d2nwg_init.benchmarks.transfer.run import run_cells
+from d2nwg_init.benchmarks.transfer.splits import SPLITS, Split
+from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, open_subject, work_folder
+from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
+from zoo_builder.errors import DataError, RecipeError, nearest_names
+from zoo_builder.executors.processes import process_executor
+
+
+@dataclass(frozen=True)
+class Request:
+    subject: SubjectSpec
+    split: Split
+    data: Path
+    methods: tuple[str, ...]  # empty takes all that the subject has what is needed for
+    datasets: tuple[str, ...]  # of the split; empty takes all
+    shots: tuple[int | None, ...]
+    seeds: int
+    choose: bool  # learning rates and strengths, on the development sets
+
+
+def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> tuple[Found, dict]:
+    """Measure all cells that are not in `work` yet; write `out` and the page beside it.
+
+    Returns:
+        The cells of this request, and the object that `out` holds, in which other subjects' rows are kept.
+
+    Raises:
+        RecipeError: an unknown method or dataset. ZooError, BundleError: the subject cannot be read.
+        DataError: a dataset of the split is not there, or has no test images.
+    """
+    from d2nwg_init.benchmarks.transfer.page import write_page
+
+    measured_on = _chosen_datasets(request.datasets, request.split)
+    methods = chosen_methods(request.methods, request.subject.zoo is not None, request.subject.bundle is not None)
+    folder = work_folder(request.subject, work)
+    loaded = {n: _load(n, request.data) for n in measured_on}
+    subject = open_subject(request.subject, folder)
+    choices = Choices()
+    if request.choose:
+        choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
+    cells = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
+    about = header("transfer") | {
+        "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()]
+    }
+    if request.split == "held_out":
+        _record(out.with_name("heldout_runs.json"), subject.name, list(methods), request, about)
+    found = _measure(f"{subject.name}, {request.split}", request, folder, cells, measured_on, workers)
+    rows = rows_of(found, subject.name, request.split, choices)
+    report = merge_report(out, about, rows, compare(found, subject.name, request.split, choices))
+    write_report(out, report)
+    write_page(report, out.with_suffix(".html"))
+    return found, report
+
+
+def _measure(
+    title: str, request: Request, folder: Path, cells: Sequence[Cell], datasets: Sequence[str], workers: int
+) -> Found:
+    """Run what is missing; a shuffled condition is that of the next dataset."""
+    others: dict[str, str | None] = {n: datasets[(i + 1) % len(datasets)] for i, n in enumerate(datasets)}
+    if len(datasets) == 1:
+        others, cells = {}, [c for c in cells if c.condition != "shuffled"]
+    with LiveTable(title, folder / "cells", cells) as table:
+        executor = process_executor(workers or os.cpu_count() or 1)
+        run_cells(cells, request.subject, folder, request.data, others, executor, table.look)
+    return table.found
+
+
+def _choose(request: Request, subject: Subject, folder: Path, file: Path, workers: int) -> Choices:
+    """What `file` says of the subject; else it is measured, on a seed of its own, and written there. Strengths come
+    first, and learning rates with these."""
+    found = read_choices(file, subject.name)
+    if found is not None:
+        return found
+    datasets = SPLITS["development"]
+    for name in datasets:
+        _load(name, request.data)
+    methods = chosen_methods((), subject.library is not None, subject.bundle is not None)
+    shots = (1, 5, 16, None)
+
+    def measure(title: str, cells: list[Cell]) -> Found:
+        return _measure(f"{subject.name}, {title}", request, folder, cells, datasets, workers)
+
+    choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
+    choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, datasets, choices)))
+    write_choices(file, subject.name, choices, header("transfer"))
+    return choices
+
+
+def _chosen_datasets(names: Sequence[str], split: Split) -> tuple[str, ...]:
+    for name in names:
+        if name not in SPLITS[split]:
+            raise RecipeError(f"{name!r} is not in the split {split!r}; {nearest_names(name, SPLITS[split])}")
+    return tuple(names) or SPLITS[split]
+
+
+def _load(name: str, data: Path) -> ImageDataset:
+    if name not in dataset_names(data):
+        raise DataError(f"{data} has no dataset {name!r}, which the benchmark measures on. Add it, or name --datasets.")
+    dataset = load_dataset(name, data)
+    if not len(dataset.x_test):
+        raise DataError(f"Dataset {name!r} has no test images to measure on. Give it a test part.")
+    return dataset
+
+
+def _record(file: Path, subject: str, methods: list[str], request: Request, about: dict) -> None:
+    """Every look at the held-out sets is counted, before it is taken."""
+    runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    run = {k: about[k] for k in ("date", "commit", "command", "machine")}
+    run |= {"bundle": subject, "methods": methods, "datasets": [d["name"] for d in about["data"]]}
+    run |= {"shots": list(request.shots), "seeds": request.seeds}
+    text = json.dumps({"schema": 1, "name": "heldout_runs", "runs": [*runs, run]}, indent=1)
+    write_text_atomically(file, text + "\n")

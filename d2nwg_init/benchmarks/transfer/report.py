@@ -1,0 +1,221 @@
+"""Cells -> rows of one measured value each, and comparisons with their intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
+from d2nwg_init.benchmarks.transfer.plan import Choices
+from d2nwg_init.benchmarks.transfer.statistics import Difference, paired_bootstrap, steps_to_target, with_verdicts
+from zoo_builder.checkpoint import write_text_atomically
+
+Found = Mapping[Cell, Measured]
+POINTS = ("step/0", "step/10", "step/30", "step/100", "epoch/1", "epoch/10")
+TARGETS = {"pretrained_epoch1": "pretrained", "solved_epoch1": "solved"}
+VARIANT = ("condition", "shots", "sample", "sigma", "strength", "learning_rate")  # keys of a cell that rows have too
+RIVALS = ("solved", "pretrained", "no_generator")  # what every row is compared with
+
+
+@dataclass(frozen=True)
+class TransferRow(Row):
+    """A row of transfer.json: what the benchmark adds to the common keys."""
+
+    target: str | None = None  # of `steps_to_target`
+    sigma: float | None = None
+    strength: float | None = None
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against a rival on one dataset, at one point of the training."""
+
+    bundle: str
+    split: str
+    dataset: str
+    method: str
+    rival: str
+    at: str  # "step/0", ..., "epoch/10"
+    shots: int | None
+    condition: str
+    sigma: float | None
+    seeds: int
+    difference: float  # points of test accuracy, mean over seeds (and samples)
+    low: float  # bounds of one-sided intervals of 95 %
+    high: float
+    p_win: float
+    p_loss: float
+    verdict: str  # "win", "loss" or "tie", after Holm's correction over the datasets
+
+
+def rows_of(found: Found, subject: str, split: str, choices: Choices) -> list[TransferRow]:
+    """`test_accuracy` (%), `seconds` (s) and `steps_to_target` of every cell; `best_closed_form` is the head that was
+    chosen for its number of shots."""
+    rows: list[TransferRow] = []
+    for cell, measured in _with_closed_form(found, choices).items():
+        about = (subject, cell.dataset, cell.method, cell.seed)
+        variant: dict[str, Any] = {
+            k: getattr(cell, k) for k in ("condition", "shots", "sample", "sigma", "strength", "learning_rate")
+        }
+
+        def add(
+            metric: str,
+            value: float,
+            unit: str,
+            at: str = "",
+            target: str | None = None,
+            about: tuple[str, str, str, int] = about,
+            variant: dict[str, Any] = variant,
+        ) -> None:
+            kind, _, number = at.partition("/")
+            step, epoch = (int(number) if kind == wanted else None for wanted in ("step", "epoch"))
+            row = TransferRow(*about, metric, round(value, 3), unit, split, step, epoch, target=target, **variant)
+            rows.append(row)
+
+        for at in measured.correct:
+            add("test_accuracy", measured.accuracy(at), "%", at)
+        for at, value in measured.seconds.items():
+            add("seconds_initialise" if at == "initialise" else "seconds", value, "s", at)
+        for metric, unit in (("peak_bytes", "B"), ("steps", "steps")):
+            if metric in measured.notes:
+                add(metric, float(measured.notes[metric]), unit)
+        for target, method in TARGETS.items() if measured.curve else ():
+            goal = _epoch_point(found, cell, method)
+            if goal is not None:
+                steps = steps_to_target(measured.curve, goal)
+                add("steps_to_target", float("nan") if steps is None else steps, "steps", target=target)
+    return rows
+
+
+def _epoch_point(found: Found, cell: Cell, method: str) -> float | None:
+    """Where `method`'s curve stands after epoch 1, on the same dataset, seed and test images as the cell's."""
+    for other, measured in found.items():
+        if (other.method, other.dataset, other.seed, other.shots) == (method, cell.dataset, cell.seed, cell.shots):
+            seconds = measured.seconds.get("epoch/1")
+            return next((a for _, s, a in measured.curve if s == seconds), None)
+    return None
+
+
+def _with_closed_form(found: Found, choices: Choices) -> dict[Cell, Measured]:
+    all_cells = dict(found)
+    for cell, measured in found.items():
+        if cell.shots is not None and choices.closed_form.get(str(cell.shots)) == cell.method:
+            all_cells[replace(cell, method="best_closed_form")] = measured
+    return all_cells
+
+
+def compare(found: Found, subject: str, split: str, choices: Choices) -> list[Comparison]:
+    """Every method against each of RIVALS, and with few shots against `best_closed_form`, where both were measured."""
+    cells = _with_closed_form(found, choices)
+    keys = dict.fromkeys((c.method, c.shots, c.condition, c.sigma) for c in cells)
+    comparisons = []
+    for key in keys:
+        method, shots, _, _ = key
+        for rival in RIVALS if shots is None else (*RIVALS, "best_closed_form"):
+            rival_key = (rival, shots, "right", None)
+            if method == rival or rival_key not in keys:
+                continue
+            for at in POINTS:
+                differences = _differences(cells, key, rival_key, at)
+                comparisons += [
+                    Comparison(
+                        subject, split, dataset, method, rival, at, shots, key[2], key[3], seeds,
+                        round(d.mean, 3), round(d.low, 3), round(d.high, 3), d.p_win, d.p_loss, d.verdict,
+                    )
+                    for dataset, (seeds, d) in differences.items()
+                ]  # fmt: skip
+    return comparisons
+
+
+Key = tuple[str, int | None, str, float | None]  # method, shots, condition, sigma
+
+
+def _differences(found: Found, first: Key, second: Key, at: str) -> dict[str, tuple[int, Difference]]:
+    datasets = dict.fromkeys(c.dataset for c in found)
+    seeds, differences = {}, {}
+    for dataset in datasets:
+        a, b = (_correct(found, key, dataset, at) for key in (first, second))
+        common = sorted(a.keys() & b.keys())
+        if common:
+            seeds[dataset] = len(common)
+            differences[dataset] = paired_bootstrap(np.stack([a[s] for s in common]), np.stack([b[s] for s in common]))
+    return {name: (seeds[name], d) for name, d in with_verdicts(differences).items()}
+
+
+def _correct(found: Found, key: Key, dataset: str, at: str) -> dict[int, np.ndarray]:
+    """Seed -> [images]: correct or not; of several samples the share of them that is."""
+    by_seed: dict[int, list[np.ndarray]] = {}
+    for cell, measured in found.items():
+        if (
+            (cell.method, cell.shots, cell.condition, cell.sigma) == key
+            and cell.dataset == dataset
+            and at in measured.correct
+        ):
+            by_seed.setdefault(cell.seed, []).append(measured.correct[at])
+    return {seed: np.mean(values, axis=0) for seed, values in by_seed.items()}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A method's mean over datasets of the mean over seeds, and how far single seeds are from it."""
+
+    mean: float
+    spread: float  # standard deviation over seeds of the mean over datasets; NaN for one seed
+
+
+def summarise(rows: Sequence[TransferRow]) -> dict[str, Summary]:
+    """Of rows of one metric, point, condition and number of shots: by method."""
+    values: dict[str, dict[int, dict[str, list[float]]]] = {}
+    for row in rows:
+        values.setdefault(row.method, {}).setdefault(row.seed, {}).setdefault(row.dataset, []).append(row.value)
+    found = {}
+    for method, by_seed in values.items():
+        means = [mean(mean(v) for v in by_dataset.values()) for by_dataset in by_seed.values()]
+        found[method] = Summary(mean(means), stdev(means) if len(means) > 1 else float("nan"))
+    return found
+
+
+def merge_report(
+    file: Path, header: Mapping[str, object], rows: Sequence[TransferRow], comparisons: Sequence[Comparison]
+) -> dict:
+    """The object of transfer.json: that of `file`, in which the rows of this subject and split are replaced. Each run
+    keeps a header of its own."""
+    subject, split = rows[0].bundle, rows[0].split
+    before = json.loads(file.read_text()) if file.exists() else {}
+
+    def others(items: list[dict]) -> list[dict]:
+        return [i for i in items if (i["bundle"], i["split"]) != (subject, split)]
+
+    runs = [*others(before.get("runs", [])), {"bundle": subject, "split": split, **header}]
+    return {
+        **{k: v for k, v in header.items() if k != "data"},
+        "data": list({d["name"]: d for run in runs for d in run["data"]}.values()),
+        "runs": runs,
+        "comparisons": others(before.get("comparisons", [])) + [asdict(c) for c in comparisons],
+        "rows": others(before.get("rows", [])) + [_without_empty(asdict(r)) for r in rows],
+    }
+
+
+SPARSE = ("sample", "device", "target", "sigma", "strength", "learning_rate")  # left out of a row where they are None
+
+
+def _without_empty(row: dict) -> dict:
+    """As JSON has it: NaN, a target that was never reached, is null."""
+    row = {k: None if v != v else v for k, v in row.items()}
+    return {k: v for k, v in row.items() if v is not None or k not in SPARSE}
+
+
+def write_report(file: Path, report: dict) -> None:
+    """One line for each row and comparison, so that a difference of two versions can be read."""
+    lists = {k: report[k] for k in ("comparisons", "rows")}
+    head = json.dumps({k: v for k, v in report.items() if k not in lists}, indent=1)[:-2]
+    parts = [f' "{k}": [\n' + ",\n".join("  " + json.dumps(i) for i in items) + "\n ]" for k, items in lists.items()]
+    write_text_atomically(file, head + ",\n" + ",\n".join(parts) + "\n}\n")

@@ -1,0 +1,154 @@
+"""Cells -> files, one process a core. What is there is kept; a run that was interrupted goes on with the next cell."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, train_steps
+from d2nwg_init.benchmarks.transfer.arena import Arena
+from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, write_cell
+from d2nwg_init.benchmarks.transfer.methods import make
+from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, open_subject
+from zoo_builder.backbones import predict
+from zoo_builder.datasets import load_dataset
+from zoo_builder.errors import D2NWGError
+
+STEPS = (10, 30, 100)
+EVERY = 5  # steps between two points of a curve
+CURVE_IMAGES = 500  # test images, at most, that a curve is drawn from; steps and epochs are measured on all
+LONG_EPOCHS = 10
+LONG_IMAGES = 2000  # train images, at most, of the long run
+POLL = 1.0  # seconds between two looks at what is done
+
+
+def run_cell(arena: Arena, cell: Cell) -> Measured:
+    """Make the method's model, measure it at step 0, and train it:
+
+    none   not at all
+    rates  to step 100 and through one epoch, measured at 30, 100 and the epoch: to choose a learning rate by
+    short  the same, measured at all of STEPS and, on CURVE_IMAGES, at every fifth step
+    long   the same, and anew from the start for ten epochs of LONG_IMAGES
+    """
+    made = make(arena, cell)
+    images, labels = arena.test
+    measured = Measured({}, [], {"initialise": made.seconds}, made.notes)
+
+    def measure(model: nn.Module, at: str) -> None:
+        measured.correct[at] = (predict(model, images).argmax(1) == labels).numpy()
+
+    measure(made.model, "step/0")
+    if cell.training == "none":
+        return measured
+    begun = copy.deepcopy(made.model)
+    recipe = FineTuning(learning_rate=cell.learning_rate or FineTuning.learning_rate)
+    loader = arena.loader()
+    epoch = len(loader)
+    torch.manual_seed(cell.seed)
+    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:CURVE_IMAGES]
+    curve_images, curve_labels = images[drawn], labels[drawn]
+    curve = [] if cell.training == "rates" else [(0, 0.0, _accuracy(made.model, curve_images, curve_labels))]
+    for step, seconds in train_steps(made.model, loader, recipe, max(*STEPS, epoch)):
+        if step in STEPS and not (cell.training == "rates" and step == STEPS[0]):
+            measure(made.model, f"step/{step}")
+            measured.seconds[f"step/{step}"] = seconds
+        if step == epoch:
+            measure(made.model, "epoch/1")
+            measured.seconds["epoch/1"] = seconds
+        if cell.training != "rates" and (step % EVERY == 0 or step == epoch):
+            curve.append((step, seconds, _accuracy(made.model, curve_images, curve_labels)))
+    measured.curve.extend(curve)
+    if cell.training == "long":
+        loader = arena.loader(LONG_IMAGES)
+        for _, seconds in train_steps(begun, loader, recipe, LONG_EPOCHS * len(loader)):
+            measured.seconds[f"epoch/{LONG_EPOCHS}"] = seconds
+        measure(begun, f"epoch/{LONG_EPOCHS}")
+    return measured
+
+
+def _accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    return 100 * (predict(model, images).argmax(1) == labels).float().mean().item()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells of one arena: a worker reads its images once."""
+
+    subject: SubjectSpec
+    folder: Path  # of the subject's work
+    data: Path
+    other: str | None  # the dataset whose condition a shuffled one is
+    cells: tuple[Cell, ...]
+
+    def __call__(self) -> None:
+        subject = _subject(self.subject, self.folder)
+        first = self.cells[0]
+        load = functools.partial(load_dataset, data_dir=self.data, size=subject.size, max_images=None)
+        other = Arena(subject, load(self.other), first.seed, first.shots) if self.other else None
+        arena = Arena(subject, load(first.dataset), first.seed, first.shots, other)
+        for cell in self.cells:
+            measured = run_cell(arena, cell)
+            if any(not np.isfinite(v) for _, _, v in measured.curve):
+                raise D2NWGError(f"{cell.id}: an accuracy is not finite.")
+            write_cell(self.folder / "cells", cell, measured)
+
+
+@functools.lru_cache(maxsize=1)
+def _subject(spec: SubjectSpec, folder: Path) -> Subject:
+    return open_subject(spec, folder)
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    spec: SubjectSpec,
+    folder: Path,
+    data: Path,
+    others: dict[str, str | None],
+    executor: Executor,
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Measure the cells that have no file yet. `others` names each dataset's shuffled condition; `look` is called about
+    every second, and at the end.
+
+    Raises:
+        D2NWGError: a worker died.
+    """
+    todo = missing(folder / "cells", cells)
+    groups: dict[tuple[str, int | None, int], list[Cell]] = {}
+    for cell in todo:
+        groups.setdefault((cell.dataset, cell.shots, cell.seed), []).append(cell)
+    # The largest first, so that no core is idle at the end.
+    ordered = sorted(groups.values(), key=lambda g: (-sum(_weight(c) for c in g), g[0].id))
+    try:
+        running = {executor.submit(Group(spec, folder, data, others.get(g[0].dataset), tuple(g))) for g in ordered}
+        while running:
+            done, running = wait(running, timeout=POLL)
+            look()
+            for future in done:
+                future.result()
+    except BrokenProcessPool as e:
+        raise D2NWGError(
+            "A worker died (of too little memory?). Run again, with fewer --workers: what is done is kept."
+        ) from e
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+    look()
+
+
+def _weight(cell: Cell) -> float:
+    """How long a cell takes, roughly, in units of a short one."""
+    return {"none": 0.2, "rates": 0.6, "short": 1.0, "long": 3.0}[cell.training] + 10 * (cell.method == "oracle")
+
+
+def total_weight(cells: Iterable[Cell]) -> float:
+    return math.fsum(map(_weight, cells))

@@ -1,0 +1,75 @@
+"""Is one method better than another on a dataset, and by how much: paired, over test images and seeds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 4000
+LEVEL = 0.05  # one-sided, over the datasets of a comparison together
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one dataset, in points of accuracy, first minus second."""
+
+    mean: float
+    low: float  # bounds of one-sided intervals of 95 %, each by itself
+    high: float
+    p_win: float  # that the first is no better
+    p_loss: float  # that it is no worse
+    verdict: str = "tie"  # "win" or "loss" where that holds after Holm's correction over the datasets
+
+
+def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
+    """Of correctness bool [S, n], of the same S seeds and n test images: both are drawn anew, independently of one
+    another, so that the interval holds for other images and other seeds (Efron and Tibshirani 1993)."""
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"expected two arrays [seeds, images] of one shape, got {first.shape} and {second.shape}")
+    difference = 100 * (first.astype(np.float32) - second.astype(np.float32))
+    by_seed, by_image = (_draws(count, seed) for count in difference.shape)
+    means = ((by_image @ difference.T) * by_seed).sum(1)
+    return Difference(
+        mean=float(difference.mean()),
+        low=float(np.quantile(means, LEVEL)),
+        high=float(np.quantile(means, 1 - LEVEL)),
+        p_win=float((1 + (means <= 0).sum()) / (1 + RESAMPLES)),
+        p_loss=float((1 + (means >= 0).sum()) / (1 + RESAMPLES)),
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _draws(count: int, seed: int) -> np.ndarray:
+    """float32 [RESAMPLES, count]: how often each of `count` is in a draw of as many with replacement, over `count`."""
+    rng = np.random.default_rng((count, seed))
+    return (rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count).astype(np.float32)
+
+
+def with_verdicts(differences: Mapping[str, Difference]) -> dict[str, Difference]:
+    """The same by dataset, each called a win or a loss where it is one at LEVEL after Holm's correction (1979)."""
+    names = list(differences)
+    wins = holm([differences[n].p_win for n in names])
+    losses = holm([differences[n].p_loss for n in names])
+    verdicts = ["win" if w else "loss" if x else "tie" for w, x in zip(wins, losses, strict=True)]
+    return {
+        n: Difference(d.mean, d.low, d.high, d.p_win, d.p_loss, v)
+        for (n, d), v in zip(differences.items(), verdicts, strict=True)
+    }
+
+
+def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
+    """Which hypotheses are rejected, the chance of any false rejection being at most `level`."""
+    rejected = [False] * len(p_values)
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[i] > level / (len(p_values) - rank):
+            break
+        rejected[i] = True
+    return rejected
+
+
+def steps_to_target(curve: Sequence[tuple[int, float, float]], target: float) -> int | None:
+    """The first step of a curve of (step, seconds, accuracy) at which the accuracy is at least `target`."""
+    return next((step for step, _, accuracy in curve if accuracy >= target), None)

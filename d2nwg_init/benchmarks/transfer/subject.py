@@ -1,0 +1,116 @@
+"""What is measured: a base, and what is known beside it: the zoo of its deltas, a generator."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from d2nwg_init.benchmarks.transfer.regressor import NetworkRegressor
+from d2nwg_init.benchmarks.transfer.splits import SPLITS
+from pretrained_generators.bundle import Bundle, load_bundle
+from zoo_builder.backbones import BackboneSpec, load_body
+from zoo_builder.clusters import embed_dataset
+from zoo_builder.delta_library import DeltaLibrary
+from zoo_builder.errors import ZooError
+from zoo_builder.store import Zoo
+from zoo_builder.tasks import is_held_out
+
+PROTOCOL = 1  # of the cells; another number is another folder
+
+
+@dataclass(frozen=True)
+class SubjectSpec:
+    """Where it is; small, to be sent to workers. One of the two, or both, of the same base."""
+
+    zoo: str | None
+    bundle: str | None
+    plans: tuple[str, ...]  # of the zoo, whose entries the rivals combine
+    universal: str  # the zoo's plan of the one delta for all datasets
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    backbone: BackboneSpec
+    size: int  # pixels
+    base: Mapping[str, torch.Tensor]  # the body's state dict
+    library: DeltaLibrary | None
+    universal: Mapping[str, torch.Tensor] | None  # a delta
+    network: NetworkRegressor | None
+    bundle: Bundle | None
+
+    @functools.cached_property
+    def body(self) -> nn.Module:
+        """The base in evaluation mode, to look at datasets through."""
+        body = self.backbone.create().requires_grad_(False).eval()
+        load_body(body, self.base, self.name)
+        return body.to(memory_format=torch.channels_last)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        return {name: self.base[name] for name, _ in self.body.named_parameters()}
+
+    def embed(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """[k], as the zoo's entries are embedded; of normalised images [N, C, H, W]."""
+        with torch.no_grad():
+            return embed_dataset(self.body, images, labels)
+
+
+def work_folder(spec: SubjectSpec, root: Path) -> Path:
+    """The folder under `root` for all that is measured of a subject: another base, zoo or bundle has another one."""
+    parts: dict[str, object] = {"protocol": PROTOCOL, "plans": spec.plans, "universal": spec.universal}
+    if spec.zoo is not None:
+        zoo = Zoo.open(spec.zoo)
+        parts |= {"base": zoo.base_sha256, "entries": [e.sha256 for e in zoo.entries()]}
+    if spec.bundle is not None:
+        parts |= {"bundle": load_bundle(spec.bundle).config.weights_sha256}
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
+    return root / f"{_names(spec)[0]}-{digest}"
+
+
+def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
+    """Read it; what takes long, the library's file and the regressor, is made in `folder` the first time.
+
+    Raises:
+        ZooError: neither a zoo nor a bundle, not of one base, or a zoo that knows datasets of the splits.
+    """
+    bundle = load_bundle(spec.bundle) if spec.bundle is not None else None
+    name, backbone, size = _names(spec)
+    if spec.zoo is None:
+        if bundle is None:
+            raise ZooError("There is nothing to measure: give a --zoo, a --bundle, or both.")
+        return Subject(name, backbone, size, bundle.generator.base.state_dict(), None, None, None, bundle)
+    zoo = Zoo.open(spec.zoo)
+    if bundle is not None and bundle.config.base_sha256 != zoo.base_sha256:
+        raise ZooError(f"{spec.bundle} was trained on deltas to another base than {spec.zoo} has. Give its zoo.")
+    measured = [*SPLITS["development"], *SPLITS["held_out"]]
+    seen = sorted({d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related) if is_held_out(d, measured)})
+    if seen:
+        raise ZooError(f"{spec.zoo} was trained on {seen}, which the benchmark measures on. Build it without them.")
+    library = DeltaLibrary.of(zoo, spec.plans, folder / "deltas.f16")
+    universal = next((e for e in zoo.entries([spec.universal])), None)
+    if universal is None:
+        raise ZooError(f"{spec.zoo} has no entry of the plan {spec.universal!r}: the row `universal` needs one.")
+    subject = Subject(name, backbone, size, zoo.base(), library, universal.delta(), None, bundle)
+    entries = [zoo.entry(i) for i in library.ids]
+    network = NetworkRegressor.trained(subject.body, library, entries, folder)
+    return Subject(name, backbone, size, subject.base, library, subject.universal, network, bundle)
+
+
+def _names(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
+    if spec.bundle is not None:
+        config = load_bundle(spec.bundle).config
+        model, size = config.generator.model, config.generator.size
+        if spec.zoo is None:
+            return config.name, BackboneSpec(model, img_size=size), size
+        return config.name, Zoo.open(spec.zoo).backbone, size
+    if spec.zoo is None:
+        raise ZooError("There is nothing to measure: give a --zoo, a --bundle, or both.")
+    zoo = Zoo.open(spec.zoo)
+    return f"{zoo.model.rpartition(':')[2]}-{zoo.size}", zoo.backbone, zoo.size
