@@ -134,6 +134,7 @@ def ridge_weights(embeddings: torch.Tensor, query: torch.Tensor, ridge: float) -
     mean = z.mean(0)
     z, q = z - mean, query.double() - mean
     kernel = z @ z.T
-    regularised = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(z), dtype=torch.double)
+    penalty = (ridge * kernel.diagonal().mean()).clamp_min(1e-12)  # equal embeddings say nothing: the mean
+    regularised = kernel + penalty * torch.eye(len(z), dtype=torch.double)
     alpha = torch.linalg.solve(regularised, z @ q)
     return (alpha - alpha.mean() + 1 / len(z)).float()

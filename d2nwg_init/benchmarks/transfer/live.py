@@ -16,7 +16,7 @@ from rich.table import Table
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell
 from d2nwg_init.benchmarks.transfer.run import total_weight
 
-QUIET = 10.0  # seconds between two lines where there is no terminal
+QUIET = 30.0  # seconds between two lines where there is no terminal
 
 
 class LiveTable:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, train_steps
-from d2nwg_init.benchmarks.transfer.arena import Arena
+from d2nwg_init.benchmarks.peak_memory import peak_memory
+from d2nwg_init.benchmarks.transfer.arena import NUM_SUPPORT, Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.heads import Head, logistic_head, nearest_class_mean_head
 from d2nwg_init.candidates import Body, propose, set_body_and_solve
@@ -27,10 +29,12 @@ NUM_CANDIDATES = 8  # of every method that selects, as initialize() has by defau
 SIGMAS = (0.1, 0.3, 1.0)  # of noise_on_nearest
 STRENGTHS = (0.5, 1.0, 1.5)  # tried for each row that adds one delta to the base
 ORACLE_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
+ORACLE_IMAGES = 500  # of the images read, and of the test images, that entries are shortlisted on
 ORACLE_SHORTLIST = 8  # entries that are tried at every strength
 PENALTIES = (0.01, 0.1, 1.0)  # tried for scikit-learn's logistic regression, as its C
 
 Delta = Mapping[str, torch.Tensor]
+Built = tuple[nn.Module, dict[str, str | float]]  # a model, and what is worth noting
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Method:
-    make: Callable[[Arena, Cell], tuple[nn.Module, dict[str, str | float]]]
+    make: Callable[[Arena, Cell], Built]
     needs: str = ""  # "zoo" or "bundle"
     long: bool = False  # trained for 10 epochs too
     trained: bool = True  # else only step 0 is measured
@@ -51,6 +55,7 @@ class Method:
     strength: bool = False  # adds one delta to the base, whose strength is chosen
     conditions: tuple[str, ...] = ("right",)
     samples: int = 1
+    seeds: int | None = None  # at most; None is no limit
 
 
 def make(arena: Arena, cell: Cell) -> Made:
@@ -58,22 +63,24 @@ def make(arena: Arena, cell: Cell) -> Made:
     # Read before the clock runs: all methods share them.
     _ = arena.support, arena.test, arena.other and arena.other.support
     torch.manual_seed(cell.seed)
-    began = time.perf_counter()
-    model, notes = METHODS[cell.method].make(arena, cell)
-    return Made(model, time.perf_counter() - began, notes)
+    with peak_memory() as peak:
+        began = time.perf_counter()
+        model, notes = METHODS[cell.method].make(arena, cell)
+        seconds = time.perf_counter() - began
+    return Made(model, seconds, notes | ({"peak_bytes": float(peak.bytes)} if peak.bytes else {}))
 
 
-def _plainly(build: Callable[[Arena], nn.Module]) -> Callable[[Arena, Cell], tuple[nn.Module, dict[str, str | float]]]:
+def _plainly(build: Callable[[Arena], nn.Module]) -> Callable[[Arena, Cell], Built]:
     return lambda arena, _: (build(arena), {})
 
 
-def _solved_full(arena: Arena, _: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+def _solved_full(arena: Arena, _: Cell) -> Built:
     model = arena.pretrained().to(memory_format=torch.channels_last)
     set_body_and_solve(model, {}, *arena.train)
     return model, {"images": float(len(arena.train[1]))}
 
 
-def _sgd_equal_time(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+def _sgd_equal_time(arena: Arena, cell: Cell) -> Built:
     """`solved`, then plain fine-tuning on the images read, for as long as the hook takes."""
     began = time.perf_counter()
     hook = "initialize" if arena.subject.bundle else "no_generator" if arena.subject.library else "initialize"
@@ -95,7 +102,7 @@ def _sgd_equal_time(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str 
 def _combined(weigh: Callable[[DeltaLibrary, Arena], torch.Tensor]) -> Callable:
     """A row whose delta is a combination of the zoo's, by the embedding of the arena or, shuffled, of another one."""
 
-    def build(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+    def build(arena: Arena, cell: Cell) -> Built:
         library = _library(arena)
         weights = weigh(library, _conditioned(arena, cell.condition))
         notes: dict[str, str | float] = {"entry": library.ids[int(weights.argmax())]}
@@ -118,12 +125,12 @@ def _library(arena: Arena) -> DeltaLibrary:
     return arena.subject.library
 
 
-def _universal(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+def _universal(arena: Arena, cell: Cell) -> Built:
     assert arena.subject.universal is not None
     return arena.solved(arena.subject.universal, cell.strength or 1.0), {}
 
 
-def _noise_on_nearest(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+def _noise_on_nearest(arena: Arena, cell: Cell) -> Built:
     """The best, on left-out images, of as many noisy copies of the nearest entry as a generator has candidates."""
     library = _library(arena)
     nearest = library.combine(library.nearest(arena.embedding))
@@ -139,7 +146,7 @@ def _noise_on_nearest(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, st
     return _best_of(arena, (noisy(i) for i in range(NUM_CANDIDATES)))
 
 
-def _best_of(arena: Arena, bodies: Iterator[Body]) -> tuple[nn.Module, dict[str, str | float]]:
+def _best_of(arena: Arena, bodies: Iterator[Body]) -> Built:
     """The body, of `bodies` alone, with the smallest loss on left-out images."""
     model = arena.pretrained()
     tried = [c for c in propose(model, arena.support, bodies) if c.kind not in ("as_passed", "own_body")]
@@ -148,7 +155,7 @@ def _best_of(arena: Arena, bodies: Iterator[Body]) -> tuple[nn.Module, dict[str,
     return model, {"chosen": best.name}
 
 
-def _no_generator(arena: Arena, _: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+def _no_generator(arena: Arena, _: Cell) -> Built:
     """The hook with its selection, whose candidates are what a zoo gives without a generator."""
     library, base = _library(arena), arena.subject.parameters()
     assert arena.subject.universal is not None
@@ -169,43 +176,39 @@ def _no_generator(arena: Arena, _: Cell) -> tuple[nn.Module, dict[str, str | flo
     return model, {"chosen": chosen.name}
 
 
-def _oracle(arena: Arena, _: Cell) -> tuple[nn.Module, dict[str, str | float]]:
-    """The entry and strength that are best on the test images: what the zoo holds for who knew them. Every entry is
-    tried as it is; the best ones, the universal one too, at every strength."""
-    library = _library(arena)
-    accuracies: dict[tuple[str, float], float] = {}
-    models: dict[tuple[str, float], nn.Module] = {}
+def _oracle(arena: Arena, _: Cell) -> Built:
+    """The entry and strength that are best on the test images: what the zoo holds for who knew them. Entries are
+    shortlisted on a part of the images; the base, the universal delta and the shortlist are tried at every strength."""
+    library, base = _library(arena), arena.subject.parameters()
+    images, labels = arena.support.images[:ORACLE_IMAGES], arena.support.labels[:ORACLE_IMAGES]
+    test_images, test_labels = arena.test[0][:ORACLE_IMAGES], arena.test[1][:ORACLE_IMAGES]
+    model = arena.pretrained().to(memory_format=torch.channels_last)
 
-    def attempt(name: str, delta: Delta, strength: float) -> None:
-        model = arena.solved(delta, strength)
-        accuracies[name, strength] = accuracy(model, *arena.test)
-        models[name, strength] = model
-        for key in sorted(models, key=lambda k: -accuracies[k])[1:]:  # only the best is kept
-            del models[key]
+    def entry(name: str) -> Delta:
+        return library.combine(F.one_hot(torch.tensor(library.ids.index(name)), len(library.ids)).float())
 
-    def entry(i: int) -> dict[str, torch.Tensor]:
-        return library.combine(torch.nn.functional.one_hot(torch.tensor(i), len(library.ids)).float())
-
-    attempt("base", {}, 0.0)
-    for i, name in enumerate(library.ids):
-        attempt(name, entry(i), 1.0)
-    best = sorted((k for k in accuracies if k[0] != "base"), key=lambda k: -accuracies[k])[:ORACLE_SHORTLIST]
-    for strength in ORACLE_STRENGTHS:
-        for name, _strength in best:
-            if strength != 1.0:
-                attempt(name, entry(library.ids.index(name)), strength)
-        attempt("universal", arena.subject.universal or {}, strength)
-    name, strength = max(accuracies, key=lambda k: accuracies[k])
-    return models[name, strength], {"entry": name, "strength": strength, "tried": float(len(accuracies))}
+    first = {}
+    for name in library.ids:
+        set_body_and_solve(model, shifted(base, entry(name)), images, labels)
+        first[name] = accuracy(model, test_images, test_labels)
+    deltas = {name: entry(name) for name in sorted(first, key=lambda n: -first[n])[:ORACLE_SHORTLIST]}
+    deltas["universal"] = arena.subject.universal or {}
+    tried: dict[tuple[str, float], float] = {("base", 0.0): accuracy(arena.solved({}), *arena.test)}
+    for name, delta in deltas.items():
+        for strength in ORACLE_STRENGTHS:
+            tried[name, strength] = accuracy(arena.solved(delta, strength), *arena.test)
+    name, strength = max(tried, key=lambda k: tried[k])
+    model = arena.solved(deltas.get(name, {}), strength)
+    return model, {"entry": name, "strength": strength, "tried": float(len(first) + len(tried))}
 
 
-def _generated(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+def _generated(arena: Arena, cell: Cell) -> Built:
     """One sample, not selected. Its seed is not among those that initialize() chooses from."""
     seed = 1_000_000 + 1_000 * cell.seed + (cell.sample or 0)
     return arena.solved(_samples(arena, cell.condition, 1, seed)[0]), {}
 
 
-def _generated_selected(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+def _generated_selected(arena: Arena, cell: Cell) -> Built:
     base = arena.subject.parameters()
     deltas = _samples(arena, cell.condition, NUM_CANDIDATES, cell.seed)
     return _best_of(
@@ -223,16 +226,16 @@ def _samples(arena: Arena, condition: str, count: int, seed: int) -> list[dict[s
     return generator.sample_deltas(embedding, count, seed)
 
 
-def _initialize(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+def _initialize(arena: Arena, cell: Cell) -> Built:
     model = arena.pretrained()
-    report = initialize(model, arena.loader(), generator=arena.subject.bundle, seed=cell.seed)
+    report = initialize(model, arena.loader(), generator=arena.subject.bundle, num_support=NUM_SUPPORT, seed=cell.seed)
     return model, {"chosen": report.chosen}
 
 
 def _with_head(head: Callable[[torch.Tensor, torch.Tensor, int, Cell], Head]) -> Callable:
     """The recalibrated base with a head from its features."""
 
-    def build(arena: Arena, cell: Cell) -> tuple[nn.Module, dict[str, str | float]]:
+    def build(arena: Arena, cell: Cell) -> Built:
         model, support = arena.pretrained().to(memory_format=torch.channels_last), arena.support
         recalibrate_batchnorm(model, support.images)
         features = extract_features(model, support.images)
@@ -273,5 +276,5 @@ METHODS: dict[str, Method] = {
     "generated_selected": Method(_generated_selected, "bundle", conditions=("right", "shuffled", "null")),
     "initialize": Method(_initialize, long=True),
     "sgd_equal_time": Method(_sgd_equal_time, few_shot=False),
-    "oracle": Method(_oracle, "zoo", trained=False, few_shot=False),
+    "oracle": Method(_oracle, "zoo", trained=False, few_shot=False, seeds=1),
 }

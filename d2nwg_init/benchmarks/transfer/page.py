@@ -1,4 +1,122 @@
+"""transfer.json -> one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
+from d2nwg_init.benchmarks.transfer.plots import as_svg, draw_curves, draw_wins
+from d2nwg_init.benchmarks.transfer.report import POINTS, TARGETS
+from d2nwg_init.benchmarks.transfer.tables import (
+    Part,
+    Reached,
+    by_dataset,
+    in_order,
+    means,
+    parts,
+    reached,
+    selected,
+    spreads,
+    verdicts,
+)
+from zoo_builder.checkpoint import write_text_atomically
 
-def write_page(report: dict, out: Path) -> None: ...
+WIN_ROWS = ("universal", "nearest", "regressor", "no_generator", "generated_mean", "initialize", "oracle")
+SHOTS = (1, 5, 16)
+
+
+def write_page(report: dict, out: Path) -> None:
+    """Of every subject and split in the report: its tables and plots."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("page.html.jinja")
+    write_text_atomically(out, page.render(report=report, sections=[section(part) for part in parts(report)]))
+
+
+def section(part: Part) -> dict:
+    """What the template shows of one subject and split; figures as text."""
+    from markupsafe import Markup
+
+    figures = [draw_curves(part), draw_wins(part, WIN_ROWS), draw_wins(part, WIN_ROWS, at="step/30")]
+    return {
+        "bundle": part.bundle,
+        "split": part.split,
+        "run": part.run,
+        "tables": [table for table in (points(part), datasets(part), few_shot(part), targets(part)) if table["rows"]],
+        "plots": [Markup(as_svg(figure)) for figure in figures if figure is not None],
+    }
+
+
+def points(part: Part) -> dict:
+    """Mean accuracy along the training."""
+    columns = {}
+    for at in POINTS:
+        kind, _, number = at.partition("/")
+        columns[at] = selected(part.rows, "test_accuracy", **{kind: int(number)})  # type: ignore[arg-type]
+    found = {at: means(rows, part.datasets) for at, rows in columns.items()}
+    spread = spreads(columns["step/0"])
+    seconds = means(selected(part.rows, "seconds_initialise"), part.datasets)
+    won = verdicts(part.comparisons, "solved", "step/0", None)
+    return {
+        "title": "Test accuracy (%), mean over datasets and seeds",
+        "head": ["", *(at.replace("/", " ") for at in POINTS), "± over seeds", "seconds", "won / tied / lost"],
+        "rows": [
+            [
+                name,
+                *(_figure(found[at].get(name)) for at in POINTS),
+                _figure(spread[name]),
+                _figure(seconds.get(name)),
+                " / ".join(map(str, won[name])) if name in won else "",
+            ]
+            for name in in_order(found["step/0"])
+        ],
+        "note": "± is the standard deviation over seeds of the mean at step 0. Seconds are those to initialise. "
+        "Won, tied and lost: datasets against solved at step 0, paired bootstrap, Holm over datasets, one-sided 95 %. "
+        "oracle looks at the test images: it is no rival.",
+    }
+
+
+def datasets(part: Part) -> dict:
+    found = by_dataset(selected(part.rows, "test_accuracy", step=0))
+    return {
+        "title": "Test accuracy (%) at step 0 by dataset",
+        "head": ["", *part.datasets],
+        "rows": [[name, *(_figure(row.get(d)) for d in part.datasets)] for name, row in found.items()],
+        "note": "",
+    }
+
+
+def few_shot(part: Part) -> dict:
+    found = {n: means(selected(part.rows, "test_accuracy", step=0, shots=n), part.datasets) for n in SHOTS}
+    names = in_order(name for row in found.values() for name in row)
+    return {
+        "title": "Test accuracy (%) at step 0 with few images, mean over datasets and seeds",
+        "head": ["", *(f"{n} a class" for n in SHOTS)],
+        "rows": [[name, *(_figure(found[n].get(name)) for n in SHOTS)] for name in names],
+        "note": "best_closed_form is the best, on the development sets, of the heads solved, nearest_class_mean and "
+        "logistic on the recalibrated base.",
+    }
+
+
+def targets(part: Part) -> dict:
+    found = {t: reached(selected(part.rows, "steps_to_target", target=t)) for t in TARGETS}
+    names = in_order(name for row in found.values() for name in row)
+    return {
+        "title": "Steps to a target, median over datasets and seeds",
+        "head": ["", *(t.replace("_", " ") for t in TARGETS)],
+        "rows": [[name, *(_reached(found[t].get(name)) for t in TARGETS)] for name in names],
+        "note": "The target is the accuracy of pretrained, or of solved, after one epoch. Looked at every 5 steps.",
+    }
+
+
+def _reached(found: Reached | None) -> str:
+    if found is None:
+        return ""
+    middle = "never" if found.median is None else f"{found.median:g}"
+    return f"{middle} ({found.never} of {found.runs} never)" if found.never else middle
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.1f}"

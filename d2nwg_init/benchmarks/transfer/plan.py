@@ -97,7 +97,7 @@ def plan_cells(
             for count in shots:
                 if not (method.all_shots if count is None else method.few_shot):
                     continue
-                for seed in seeds:
+                for seed in seeds[: method.seeds]:
                     for condition in method.conditions:
                         training = _training(method) if count is None and condition == "right" else "none"
                         for variant in _variants(name, method):

@@ -22,7 +22,7 @@ from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.store import ZooEntry
 
 COMPONENTS = 48  # at most; principal directions of the zoo's deltas
-STAGE = Stage(steps=500, learning_rate=1e-3, batch_size=32, weight_decay=0.1)
+STAGE = Stage(steps=500, learning_rate=1e-3, batch_size=16, weight_decay=0.1)
 SHOTS, CLASSES = 16, 20  # of a support that is drawn for a step, at most
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -161,26 +160,6 @@ def _correct(found: Found, key: Key, dataset: str, at: str) -> dict[int, np.ndar
         ):
             by_seed.setdefault(cell.seed, []).append(measured.correct[at])
     return {seed: np.mean(values, axis=0) for seed, values in by_seed.items()}
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A method's mean over datasets of the mean over seeds, and how far single seeds are from it."""
-
-    mean: float
-    spread: float  # standard deviation over seeds of the mean over datasets; NaN for one seed
-
-
-def summarise(rows: Sequence[TransferRow]) -> dict[str, Summary]:
-    """Of rows of one metric, point, condition and number of shots: by method."""
-    values: dict[str, dict[int, dict[str, list[float]]]] = {}
-    for row in rows:
-        values.setdefault(row.method, {}).setdefault(row.seed, {}).setdefault(row.dataset, []).append(row.value)
-    found = {}
-    for method, by_seed in values.items():
-        means = [mean(mean(v) for v in by_dataset.values()) for by_dataset in by_seed.values()]
-        found[method] = Summary(mean(means), stdev(means) if len(means) > 1 else float("nan"))
-    return found
 
 
 def merge_report(

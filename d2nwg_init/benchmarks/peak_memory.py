@@ -1,0 +1,26 @@
+"""The most memory that this process held while something ran; on Linux, elsewhere None."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+RESET_PEAK = "5"  # what proc(5) has written to clear_refs to begin the peak anew
+
+
+class Peak:
+    bytes: int | None = None  # resident, of the whole process; known when the context ends
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    peak = Peak()
+    try:
+        Path("/proc/self/clear_refs").write_text(RESET_PEAK)
+    except OSError:
+        yield peak
+        return
+    yield peak
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak.bytes = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

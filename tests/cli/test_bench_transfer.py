@@ -1,0 +1,99 @@
+"""`bench transfer` from the command line: two small datasets under names of the split, and the tiny zoo."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from d2nwg_init.benchmarks.transfer import regressor
+from tests.cli.conftest import fail, run, succeed
+from tests.zoo_builder.synthetic import striped_dataset, write_npz
+from tests.zoo_builder.tiny_zoo import result_of
+from zoo_builder.store import Zoo
+
+
+@pytest.fixture(scope="module")
+def measured_on(tmp_path_factory):
+    data = tmp_path_factory.mktemp("splits")
+    for seed, name in enumerate(("kmnist", "dtd_part", "trashnet", "cifar10")):
+        write_npz(data / f"{name}.npz", striped_dataset(name, seed=seed))
+    return data
+
+
+@pytest.fixture(autouse=True)
+def quick_regressor(monkeypatch):
+    monkeypatch.setattr(regressor, "STAGE", replace(regressor.STAGE, steps=2))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+def arguments(zoo, data, work, *more, datasets="kmnist,dtd_part"):
+    command = ["bench", "transfer", "--data", data, "--zoo", zoo.path, "--plans", "branch", "--universal", "trunk"]
+    return [*command, "--work", work / "cells", "--out", work / "transfer.json", "--datasets", datasets, *more]
+
+
+FEW = ("--defaults", "--methods", "solved,no_generator", "--shots", "2,all", "--seeds", "1", "--workers", "2")
+
+
+def test_a_run_ends_in_results_and_a_page_and_the_next_one_takes_up_what_is_there(whole, measured_on, work):
+    printed = succeed(*arguments(whole, measured_on, work, *FEW))
+    assert "at step/0, 2 images a class" in " ".join(printed.split())
+    assert "no_generator" in printed
+    report = json.loads((work / "transfer.json").read_text())
+    assert [d["name"] for d in report["data"]] == ["kmnist", "dtd_part"]
+    assert {r["method"] for r in report["rows"]} == {"solved", "no_generator"}
+    assert {r["shots"] for r in report["rows"]} == {2, None}
+    assert "<svg" in (work / "transfer.html").read_text()
+    files = {p: p.stat().st_mtime_ns for p in (work / "cells").glob("*/cells/*")}
+    shown = json.loads(succeed(*arguments(whole, measured_on, work, *FEW, "--json")))
+    assert shown["rows"] == report["rows"]
+    assert {p: p.stat().st_mtime_ns for p in (work / "cells").glob("*/cells/*")} == files
+    assert not (work / "heldout_runs.json").exists()
+
+
+def test_every_look_at_the_held_out_sets_is_put_on_record(whole, measured_on, work):
+    held_out = arguments(
+        whole, measured_on, work, "--split", "held_out", *FEW, "--shots", "2", datasets="trashnet,cifar10"
+    )
+    for count in (1, 2):
+        succeed(*held_out)
+        runs = json.loads((work / "heldout_runs.json").read_text())["runs"]
+        assert len(runs) == count
+    assert runs[0]["datasets"] == ["trashnet", "cifar10"]
+    assert runs[0]["methods"] == ["solved", "no_generator"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--methods", "solvd"), "did you mean 'solved'"),
+        (("--methods", "generated_mean"), "needs a --bundle"),
+        (("--datasets", "trashnet"), "'trashnet' is not in the split 'development'"),
+        (("--datasets", "fashion_mnist"), "has no dataset 'fashion_mnist'"),
+        (("--plans", "mix"), "0 entries of ['mix']"),
+        (("--universal", "everything"), "no entry of the plan 'everything'"),
+        (("--bundle", "test_resnet-64"), "another base"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(whole, measured_on, tmp_path, more, words):
+    assert words in fail(*arguments(whole, measured_on, tmp_path, *FEW, *more))
+    assert not (tmp_path / "transfer.json").exists()
+
+
+def test_neither_a_zoo_nor_a_bundle_is_nothing_to_measure(measured_on, tmp_path):
+    assert "give a --zoo" in fail("bench", "transfer", "--data", measured_on, "--work", tmp_path)
+
+
+def test_a_zoo_that_was_trained_on_a_dataset_of_the_splits_is_refused(whole, zoo, measured_on, tmp_path):
+    entry = next(zoo.entries(plans=["branch"]))
+    Zoo.open(zoo.path).write(replace(entry.task, datasets=("CIFAR-10",)), result_of(entry), entry.about)
+    assert "trained on ['CIFAR-10']" in fail(*arguments(zoo, measured_on, tmp_path, *FEW))
+
+
+def test_other_shots_are_refused(whole, measured_on, tmp_path):
+    result = run(*arguments(whole, measured_on, tmp_path, "--shots", "0,many"))
+    assert result.exit_code == 2
+    assert "or 'all', by commas" in " ".join(result.output.split())

@@ -1,0 +1,129 @@
+"""Which cells there are, and what is chosen of what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
+from d2nwg_init.benchmarks.transfer.methods import METHODS, PENALTIES, SIGMAS, STRENGTHS
+from d2nwg_init.benchmarks.transfer.plan import (
+    CHOOSING_SEED,
+    RATES,
+    Choice,
+    Choices,
+    choose_rates,
+    choose_strengths,
+    chosen_methods,
+    plan_cells,
+    rate_cells,
+    read_choices,
+    strength_cells,
+    write_choices,
+)
+from zoo_builder.errors import RecipeError
+
+DATASETS = ("kmnist", "dtd_part")
+ALL = chosen_methods((), True, True)
+
+
+def measured(**accuracies):
+    """Out of 100 test images so many are right, at step_0 and the like."""
+    return Measured({at.replace("_", "/"): np.arange(100) < value for at, value in accuracies.items()})
+
+
+def plan(methods=ALL, shots=(5, None), seeds=(0, 1, 2), choices=None):
+    return plan_cells(methods, DATASETS, shots, range(len(seeds)), choices or Choices())
+
+
+def test_every_method_is_planned_with_its_variants():
+    cells = plan()
+    assert {c.method for c in cells} == METHODS.keys()
+    assert {c.sigma for c in cells if c.method == "noise_on_nearest"} == set(SIGMAS)
+    assert {c.sample for c in cells if c.method == "generated_mean"} == {0, 1}
+    assert {c.condition for c in cells if c.method == "generated_mean"} == {"right", "shuffled", "null"}
+    assert len({c.id for c in cells}) == len(cells)
+
+
+def test_only_step_0_is_measured_with_few_images_and_wrong_conditions():
+    assert {c.training for c in plan() if c.shots == 5 or c.condition != "right"} == {"none"}
+    long = {c.method for c in plan() if c.training == "long"}
+    assert long == {"scratch", "pretrained", "solved", "initialize"}
+
+
+def test_the_oracle_is_asked_once():
+    assert {c.seed for c in plan() if c.method == "oracle"} == {0}
+
+
+def test_what_a_subject_lacks_is_not_planned():
+    rivals = chosen_methods((), True, False)
+    assert not [name for name in rivals if name.startswith("generated")]
+    assert chosen_methods((), False, False).keys() == {n for n, m in METHODS.items() if not m.needs}
+    with pytest.raises(RecipeError, match="needs a --bundle"):
+        chosen_methods(("generated_mean",), True, False)
+    with pytest.raises(RecipeError, match="did you mean 'nearest'"):
+        chosen_methods(("neerest",), True, True)
+
+
+def test_choices_reach_the_cells():
+    choices = Choices({"universal": Choice(3e-3, 0.5, {"5": 1.5}), "solved": Choice(3e-4)})
+    cells = [c for c in plan(choices=choices) if c.method in ("universal", "solved")]
+    found = {(c.method, c.shots, c.strength, c.learning_rate) for c in cells}
+    assert found == {
+        ("universal", None, 0.5, 3e-3),
+        ("universal", 5, 1.5, None),
+        ("solved", None, None, 3e-4),
+        ("solved", 5, None, None),
+    }
+
+
+def test_choosing_uses_a_seed_that_is_not_reported():
+    cells = strength_cells(ALL, DATASETS, (1, None)) + rate_cells(ALL, DATASETS, Choices())
+    assert {c.seed for c in cells} == {CHOOSING_SEED}
+    rates = [c for c in cells if c.training == "rates"]
+    assert {(c.method, c.learning_rate) for c in rates} == {
+        (n, r) for n, m in METHODS.items() if m.trained for r in RATES
+    }
+    assert {c.strength for c in cells if c.method == "universal" and c.training == "none"} == set(STRENGTHS)
+    assert {c.strength for c in cells if c.method == "logistic"} == set(PENALTIES)
+
+
+def test_the_best_strength_in_the_mean_over_datasets_is_chosen():
+    found = {}
+    for shots, best in ((None, 0.5), (5, 1.5)):
+        for strength in STRENGTHS:
+            for dataset, bonus in zip(DATASETS, (20, 0), strict=True):
+                value = 50 + bonus + 10 * (strength == best) - 5 * (dataset == "dtd_part" and strength == 1.0)
+                found[Cell(dataset, shots, 7, "universal", strength=strength)] = measured(step_0=value)
+    choice = choose_strengths(found).of("universal")
+    assert (choice.strength, choice.few_shot_strength) == (0.5, {"5": 1.5})
+
+
+def test_the_best_head_is_chosen_for_each_number_of_shots():
+    found = {}
+    for shots, values in ((1, (40, 50, 45)), (5, (60, 50, 55))):
+        for method, value in zip(("solved", "nearest_class_mean", "logistic"), values, strict=True):
+            strength = 0.1 if method == "logistic" else None
+            found[Cell("kmnist", shots, 7, method, strength=strength)] = measured(step_0=value)
+    assert choose_strengths(found).closed_form == {"1": "nearest_class_mean", "5": "solved"}
+
+
+def test_a_rate_is_chosen_by_steps_30_and_100_and_the_epoch():
+    found = {}
+    for rate, values in zip(RATES, ((60, 70, 60), (70, 69, 70), (80, 60, 50)), strict=True):
+        at = dict(zip(("step_30", "step_100", "epoch_1"), values, strict=True))
+        found[Cell("kmnist", None, 7, "solved", "rates", learning_rate=rate)] = measured(step_0=99, **at)
+    before = Choices({"solved": Choice(strength=0.5)})
+    assert choose_rates(before, found).of("solved") == Choice(RATES[1], 0.5)
+
+
+def test_choices_are_read_as_they_were_written_beside_those_of_others(tmp_path):
+    file = tmp_path / "choices.json"
+    one, two = (Choices({"universal": Choice(1e-3, s, {"1": s})}, {"1": "logistic"}) for s in (0.5, 1.5))
+    write_choices(file, "one", one, {"commit": "a"})
+    write_choices(file, "two", two, {"commit": "b"})
+    assert (read_choices(file, "one"), read_choices(file, "two"), read_choices(file, "three")) == (one, two, None)
+    assert json.loads(file.read_text())["runs"]["one"] == {"commit": "a"}
+    file.write_text("{}")
+    with pytest.raises(RecipeError, match="choices"):
+        read_choices(file, "one")

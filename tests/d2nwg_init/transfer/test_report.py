@@ -1,0 +1,204 @@
+"""Rows, comparisons and the page."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from d2nwg_init.benchmarks.transfer import tables
+from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
+from d2nwg_init.benchmarks.transfer.page import write_page
+from d2nwg_init.benchmarks.transfer.plan import Choices
+from d2nwg_init.benchmarks.transfer.report import compare, merge_report, rows_of, write_report
+
+DATASETS = ("kmnist", "dtd_part")
+HEADER = {
+    "schema": 1, "name": "transfer", "command": "d2nwg-init bench <transfer>", "commit": "c", "date": "d",
+    "machine": {"processor": "p", "cores": 2, "gpu": None}, "versions": {},
+    "data": [{"name": n, "origin": "o", "sha256": "0"} for n in DATASETS],
+}  # fmt: skip
+START = {"scratch": 10, "pretrained": 20, "solved": 60, "universal": 70, "oracle": 80}
+
+
+def correct(share, seed, images=400):
+    """The same images are easy for all."""
+    ease = np.random.default_rng(0).random(images) + np.random.default_rng(seed + 1).normal(0, 0.05, images)
+    return ease < share / 100
+
+
+def cell_of(method, dataset, seed):
+    return Cell(dataset, None, seed, method, "short", learning_rate=1e-3)
+
+
+def measured(start, seed):
+    points = {
+        "step/0": start,
+        "step/10": start + 2,
+        "step/30": start + 5,
+        "step/100": start + 15,
+        "epoch/1": start + 10,
+    }
+    curve = [(step, 0.1 * step, start + min(step, 50) / 5) for step in range(0, 101, 5)]
+    seconds = {"initialise": 1.0, **{at: 0.1 * int(at.partition("/")[2]) for at in points if at != "step/0"}}
+    seconds["epoch/1"] = 5.0
+    return Measured({at: correct(v, seed) for at, v in points.items()}, curve, seconds, {"peak_bytes": 1e9})
+
+
+@pytest.fixture(scope="module")
+def found():
+    cells = {cell_of(m, d, s): measured(v, s) for m, v in START.items() for d in DATASETS for s in (0, 1)}
+    for shots, head in ((1, "solved"), (1, "nearest_class_mean"), (1, "universal")):
+        for d in DATASETS:
+            value = {"solved": 30, "nearest_class_mean": 40, "universal": 35}[head]
+            cells[Cell(d, shots, 0, head)] = Measured({"step/0": correct(value, 0)}, [], {"initialise": 1.0})
+    for d in DATASETS:
+        cells[Cell(d, None, 0, "universal", condition="shuffled")] = Measured({"step/0": correct(65, 0)})
+    return cells
+
+
+CHOICES = Choices(closed_form={"1": "nearest_class_mean"})
+
+
+def reported(found, subject="base", file=None, split="development"):
+    rows, pairs = (f(found, subject, split, CHOICES) for f in (rows_of, compare))
+    return merge_report(file, HEADER, rows, pairs)
+
+
+@pytest.fixture(scope="module")
+def report(found, tmp_path_factory):
+    return reported(found, file=tmp_path_factory.mktemp("none") / "absent.json")
+
+
+def row(report, **keys):
+    (one,) = [r for r in report["rows"] if all(r.get(k) == v for k, v in keys.items())]
+    return one
+
+
+def test_every_measured_value_is_a_row(found, report):
+    accuracies = [r for r in report["rows"] if r["metric"] == "test_accuracy"]
+    assert len(accuracies) == sum(len(m.correct) for m in found.values()) + len(DATASETS)  # best_closed_form too
+    about = {"method": "solved", "dataset": "kmnist", "seed": 1, "shots": None}
+    one = row(report, **about, metric="test_accuracy", step=30)
+    assert one["value"] == pytest.approx(100 * correct(65, 1).mean(), abs=1e-3)
+    assert (one["bundle"], one["split"], one["condition"], one["epoch"], one["unit"]) == (
+        "base", "development", "right", None, "%",
+    )  # fmt: skip
+    assert row(report, **about, metric="test_accuracy", epoch=1)["step"] is None
+    assert row(report, **about, metric="seconds_initialise")["value"] == 1.0
+    assert row(report, **about, metric="peak_bytes")["value"] == 1e9
+
+
+def test_steps_to_target_are_those_of_the_curve(report):
+    """pretrained is at 30 % after its epoch, solved at 70 %: at 50 steps all have gained 10 points."""
+    steps = {
+        (r["method"], r["target"]): r["value"]
+        for r in report["rows"]
+        if r["metric"] == "steps_to_target" and (r["dataset"], r["seed"]) == ("kmnist", 0)
+    }
+    assert steps["pretrained", "pretrained_epoch1"] == 50
+    assert steps["solved", "pretrained_epoch1"] == 0
+    assert steps["universal", "solved_epoch1"] == 0
+    assert steps["scratch", "pretrained_epoch1"] is None
+
+
+def test_the_best_closed_form_is_the_chosen_head(report):
+    about = {"dataset": "dtd_part", "metric": "test_accuracy", "shots": 1}
+    best, head = (row(report, method=m, **about) for m in ("best_closed_form", "nearest_class_mean"))
+    assert best["value"] == head["value"]
+
+
+def test_comparisons_are_paired_and_called(report):
+    about = {"method": "universal", "rival": "solved", "at": "step/0", "shots": None, "condition": "right"}
+    pairs = [c for c in report["comparisons"] if all(c[k] == v for k, v in about.items())]
+    assert [c["dataset"] for c in pairs] == list(DATASETS)
+    for c in pairs:
+        assert c["low"] <= c["difference"] <= c["high"]
+        assert c["difference"] == pytest.approx(10, abs=4)
+        assert (c["verdict"], c["seeds"]) == ("win", 2)
+    assert {c["verdict"] for c in report["comparisons"] if (c["method"], c["rival"]) == ("scratch", "solved")} == {
+        "loss"
+    }
+    shuffled = [c for c in report["comparisons"] if c["condition"] == "shuffled"]
+    assert {c["rival"] for c in shuffled} == {"solved", "pretrained"}
+    assert {c["seeds"] for c in shuffled} == {1}  # the seeds that both have
+    few = {(c["method"], c["rival"]) for c in report["comparisons"] if c["shots"] == 1}
+    assert ("universal", "best_closed_form") in few
+
+
+def test_another_subject_or_split_joins_and_the_same_one_is_replaced(found, report, tmp_path):
+    file = tmp_path / "transfer.json"
+    write_report(file, report)
+    assert json.loads(file.read_text()) == report
+    write_report(file, reported(found, "other", file))
+    write_report(file, reported(found, "base", file, "held_out"))
+    fewer = {c: m for c, m in found.items() if c.method != "oracle"}
+    write_report(file, reported(fewer, "base", file))
+    merged = json.loads(file.read_text())
+    runs = [(r["bundle"], r["split"]) for r in merged["runs"]]
+    assert runs == [("other", "development"), ("base", "held_out"), ("base", "development")]
+    counts = {key: sum((r["bundle"], r["split"]) == key for r in merged["rows"]) for key in runs}
+    assert counts[runs[0]] == counts[runs[1]] == len(report["rows"])
+    assert counts[runs[2]] < len(report["rows"])
+    assert not [r for r in merged["rows"] if (r["bundle"], r["split"], r["method"]) == (*runs[2], "oracle")]
+
+
+def test_means_are_over_datasets_and_seeds(report):
+    (part,) = tables.parts(report)
+    start = tables.means(tables.selected(part.rows, "test_accuracy", step=0), part.datasets)
+    assert list(start) == ["scratch", "pretrained", "solved", "universal", "universal, shuffled", "oracle"]
+    assert start["solved"] == pytest.approx(100 * np.mean([correct(60, s).mean() for s in (0, 1)]), abs=1e-3)
+    half = [r for r in part.rows if (r["method"], r["dataset"]) != ("solved", "kmnist")]
+    assert "solved" not in tables.means(tables.selected(half, "test_accuracy", step=0), part.datasets)
+
+
+def test_targets_never_reached_count_as_later_than_all(report):
+    (part,) = tables.parts(report)
+    found = tables.reached(tables.selected(part.rows, "steps_to_target", target="solved_epoch1"))
+    assert (found["universal"].median, found["universal"].never) == (0, 0)
+    assert (found["scratch"].median, found["scratch"].never, found["scratch"].runs) == (None, 4, 4)
+
+
+class Page(HTMLParser):
+    """Checks that what is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data.strip())
+
+
+def test_the_page_is_whole_and_needs_nothing_beside_it(report, tmp_path):
+    write_page(report, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert sum(tag == "svg" for tag, _ in page.seen) == 3
+    assert sum(tag == "table" for tag, _ in page.seen) == 4
+    fetched = [a for tag, a in page.seen if tag in ("script", "link", "img", "iframe") or "src" in a]
+    assert fetched == []
+    assert "d2nwg-init bench <transfer>" in page.text  # escaped in the file
+    assert "bench <transfer>" not in text
+    cells = [t for t in page.text if t]
+    at = cells.index("solved")
+    assert cells[at + 1] == f"{100 * np.mean([correct(60, s).mean() for s in (0, 1)]):.1f}"
+
+
+def test_the_page_is_the_same_for_the_same_results(report, tmp_path):
+    for name in ("a", "b"):
+        write_page(report, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
