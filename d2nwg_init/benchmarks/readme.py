@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from d2nwg_init.benchmarks.demo import METHODS, mean_accuracies
+from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.results import Row
-
-START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
 def results_block(report: dict) -> str:
@@ -34,14 +33,8 @@ def results_block(report: dict) -> str:
     return "\n".join(lines)
 
 
-def replace_block(readme: str, block: str) -> str:
-    before, rest = readme.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}\n{block}\n{END}{after}"
-
-
 if __name__ == "__main__":
     root = Path(__file__).parents[2]
     report = json.loads((root / "docs/results/demo.json").read_text())
     readme = root / "README.md"
-    readme.write_text(replace_block(readme.read_text(), results_block(report)))
+    readme.write_text(replace_block(readme.read_text(), "results", results_block(report)))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from d2nwg_init.benchmarks.demo import METHODS, draw_curves, mean_accuracies, mean_seconds, run_demo
+from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, as_tensors, fine_tune, train_loader
-from d2nwg_init.benchmarks.readme import END, START, replace_block, results_block
+from d2nwg_init.benchmarks.readme import results_block
 from d2nwg_init.benchmarks.results import Row, results
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same
@@ -116,10 +117,10 @@ def test_readme_table_has_a_line_for_each_method():
     assert "mean over 2 seeds" in block
     for i, method in enumerate(METHODS):
         assert f"| `{method}` | {10.5 + i:.1f} |" in block
-    text = f"before\n{START}\nold\n{END}\nafter\n"
-    new = replace_block(text, block)
-    assert new == f"before\n{START}\n{block}\n{END}\nafter\n"
-    assert replace_block(new, block) == new
+    text = "before\n<!-- a:start -->\nold\n<!-- a:end -->\nafter\n"
+    new = replace_block(text, "a", block)
+    assert new == f"before\n<!-- a:start -->\n{block}\n<!-- a:end -->\nafter\n"
+    assert replace_block(new, "a", block) == new
 
 
 def test_command_names_the_data_folder_by_its_variable(dataset, monkeypatch):

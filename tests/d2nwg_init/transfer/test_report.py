@@ -8,6 +8,7 @@ import pytest
 
 from d2nwg_init.benchmarks.transfer import tables
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
+from d2nwg_init.benchmarks.transfer.document import draw
 from d2nwg_init.benchmarks.transfer.page import write_page
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.report import compare, merge_report, rows_of, write_report
@@ -202,3 +203,21 @@ def test_the_page_is_the_same_for_the_same_results(report, tmp_path):
     for name in ("a", "b"):
         write_page(report, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_document_holds_every_method_of_every_part(report, tmp_path):
+    (tmp_path / "results").mkdir()
+    write_report(tmp_path / "results/transfer.json", report)
+    (tmp_path / "benchmark.md").write_text("read\n<!-- transfer:start -->\nold\n<!-- transfer:end -->\nme\n")
+    draw(tmp_path)
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "old" not in text
+    assert text.startswith("read\n")
+    assert text.endswith("me\n")
+    tables_ = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    lengths = {len(row) for row in tables_}
+    assert lengths == {10, 3, 4}  # every row as long as its head
+    assert {f"`{m}`" for m in START} <= {row[0] for row in tables_}
+    for name in ("curves", "wins"):
+        assert (tmp_path / f"results/transfer-base-development-{name}.svg").read_text().startswith("<svg")
+    assert (tmp_path / "results/transfer.html").exists()

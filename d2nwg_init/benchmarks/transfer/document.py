@@ -1,0 +1,58 @@
+"""Draw the tables and plots of docs/benchmark.md from docs/results/transfer.json:
+
+python -m d2nwg_init.benchmarks.transfer.document
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from d2nwg_init.benchmarks.drawn_block import replace_block
+from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, points, targets, write_page
+from d2nwg_init.benchmarks.transfer.plots import as_svg, draw_curves, draw_wins
+from d2nwg_init.benchmarks.transfer.tables import Part, parts
+from zoo_builder.checkpoint import write_text_atomically
+
+
+def block(part: Part) -> str:
+    """Markdown of one subject and split."""
+    stem = f"results/transfer-{part.bundle}-{part.split}"
+    machine = part.run["machine"]
+    about = f"Commit `{part.run['commit'][:10]}`, {machine['cores']} CPU cores, {part.run['date'][:10]}."
+    lines = [f"### {part.bundle}, {part.split} split", "", about, ""]
+    for table in (points(part), datasets(part), few_shot(part), targets(part)):
+        if table["rows"]:
+            lines += [
+                f"**{table['title']}**",
+                "",
+                *_markdown(table),
+                "",
+                *([table["note"], ""] if table["note"] else []),
+            ]
+    lines += [f"![test accuracy along the training]({stem}-curves.svg)", "", f"![who wins where]({stem}-wins.svg)"]
+    return "\n".join(lines)
+
+
+def _markdown(table: dict) -> list[str]:
+    rows = [table["head"], ["---", *("---:" for _ in table["head"][1:])]]
+    rows += [[f"`{row[0]}`", *row[1:]] for row in table["rows"]]
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def draw(docs: Path) -> None:
+    report = json.loads((docs / "results/transfer.json").read_text())
+    write_page(report, docs / "results/transfer.html")
+    for part in parts(report):
+        figures = {"curves": draw_curves(part), "wins": draw_wins(part, WIN_ROWS)}
+        for name, figure in figures.items():
+            if figure is not None:
+                file = docs / f"results/transfer-{part.bundle}-{part.split}-{name}.svg"
+                write_text_atomically(file, as_svg(figure))
+    document = docs / "benchmark.md"
+    text = "\n\n".join(block(part) for part in parts(report))
+    write_text_atomically(document, replace_block(document.read_text(), "transfer", text))
+
+
+if __name__ == "__main__":
+    draw(Path(__file__).parents[3] / "docs")
