@@ -71,7 +71,7 @@ def draw_wins(part: Part, methods: Sequence[str], rival: str = "solved", at: str
     axis.invert_yaxis()
     axis.set(xlabel=f"points of test accuracy over {rival}, {at}; filled: holds at 95 % over all datasets (Holm)")
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
