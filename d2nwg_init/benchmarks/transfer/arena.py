@@ -49,14 +49,27 @@ class Arena:
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         return prepare_images(self.subject.body, resize_images(x, self.subject.size)), torch.from_numpy(y)
 
-    def loader(self, images: int | None = None) -> DataLoader:
-        """A fresh one over the first `images` of the order, all if None, that gives the same batches every time."""
+    def loader(self) -> DataLoader:
+        """A fresh one over the train images, as a user has it: what initialize() reads."""
+        return self._loader(*self.train, drop_last=False)
+
+    def training_loader(self, images: int | None = None) -> DataLoader:
+        """The same in whole batches, for training; over a random `images` of them, all if None."""
         x, y = self.train
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))[:images]
-        data = TensorDataset(x, y) if images is None else TensorDataset(x[order], y[order])
+        if images is not None:
+            index = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))[:images]
+            x, y = x[index], y[index]
+        return self._loader(x, y, drop_last=True)
+
+    def support_loader(self) -> DataLoader:
+        """Over the images read alone, for training."""
+        return self._loader(self.support.images, self.support.labels, drop_last=True)
+
+    def _loader(self, x: torch.Tensor, y: torch.Tensor, drop_last: bool) -> DataLoader:
         generator = torch.Generator().manual_seed(self.seed)
         size = FineTuning.batch_size
-        return DataLoader(data, size, shuffle=True, generator=generator, drop_last=len(data) > size)
+        last = drop_last and len(x) > size
+        return DataLoader(TensorDataset(x, y), size, shuffle=True, generator=generator, drop_last=last)
 
     @functools.cached_property
     def support(self) -> SupportSet:

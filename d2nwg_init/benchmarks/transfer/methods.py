@@ -28,6 +28,7 @@ from zoo_builder.model_stack import shifted
 NUM_CANDIDATES = 8  # of every method that selects, as initialize() has by default
 SIGMAS = (0.1, 0.3, 1.0)  # of noise_on_nearest
 STRENGTHS = (0.5, 1.0, 1.5)  # tried for each row that adds one delta to the base
+SELECTED_STRENGTHS = (0.5, 1.0)  # of each candidate of no_generator: four of them, in the budget of a generator
 ORACLE_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
 ORACLE_IMAGES = 500  # of the images read, and of the test images, that entries are shortlisted on
 ORACLE_SHORTLIST = 8  # entries that are tried at every strength
@@ -92,7 +93,7 @@ def _sgd_equal_time(arena: Arena, cell: Cell) -> Built:
     recipe = FineTuning(learning_rate=cell.learning_rate or FineTuning.learning_rate)
     steps = 0
     # At a constant rate: how many steps the time allows is not known before.
-    for step, seconds in train_steps(model, arena.loader(len(arena.support)), recipe, None):
+    for step, seconds in train_steps(model, arena.support_loader(), recipe, None):
         steps = step
         if used + seconds >= allowed:
             break
@@ -161,14 +162,16 @@ def _no_generator(arena: Arena, _: Cell) -> Built:
     assert arena.subject.universal is not None
 
     def bodies() -> Iterator[Body]:
-        yield Body("zoo", "universal", shifted(base, arena.subject.universal or {}))
         embedding = arena.subject.embed(arena.support.images, arena.support.labels)
-        for name, weights in (
-            ("nearest", library.nearest(embedding)),
-            ("zoo_mean", library.mean()),
-            ("similarity_mean", library.by_similarity(embedding)),
-        ):
-            yield Body("zoo", name, shifted(base, library.combine(weights)))
+        deltas = {
+            "universal": arena.subject.universal or {},
+            "nearest": library.combine(library.nearest(embedding)),
+            "zoo_mean": library.combine(library.mean()),
+            "similarity_mean": library.combine(library.by_similarity(embedding)),
+        }
+        for name, delta in deltas.items():
+            for strength in SELECTED_STRENGTHS:
+                yield Body("zoo", f"{name}_{strength:g}", shifted(base, delta, strength))
 
     model = arena.pretrained()
     chosen = select(list(propose(model, arena.support, bodies())))

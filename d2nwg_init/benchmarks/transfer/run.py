@@ -52,7 +52,7 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
         return measured
     begun = copy.deepcopy(made.model)
     recipe = FineTuning(learning_rate=cell.learning_rate or FineTuning.learning_rate)
-    loader = arena.loader()
+    loader = arena.training_loader()
     epoch = len(loader)
     torch.manual_seed(cell.seed)
     drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:CURVE_IMAGES]
@@ -69,7 +69,7 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
             curve.append((step, seconds, _accuracy(made.model, curve_images, curve_labels)))
     measured.curve.extend(curve)
     if cell.training == "long":
-        loader = arena.loader(LONG_IMAGES)
+        loader = arena.training_loader(LONG_IMAGES)
         for _, seconds in train_steps(begun, loader, recipe, LONG_EPOCHS * len(loader)):
             measured.seconds[f"epoch/{LONG_EPOCHS}"] = seconds
         measure(begun, f"epoch/{LONG_EPOCHS}")

@@ -63,6 +63,20 @@ def test_the_arena_reads_what_the_hook_reads(arena):
     assert torch.equal(arena.support.images, read.images)
 
 
+def test_no_image_read_is_dropped_with_an_incomplete_batch(subject, monkeypatch):
+    monkeypatch.setattr("d2nwg_init.benchmarks.fine_tuning.FineTuning.batch_size", 16)
+    arena = new_arena(subject, shots=6)
+    assert len(arena.support) == 18
+    assert sum(len(y) for _, y in arena.training_loader()) == sum(len(y) for _, y in arena.support_loader()) == 16
+
+
+def test_plain_training_goes_over_the_images_read(subject, monkeypatch):
+    monkeypatch.setattr("d2nwg_init.benchmarks.transfer.arena.NUM_SUPPORT", 24)
+    arena = new_arena(subject)
+    read = {image.numpy().tobytes() for image in arena.support.images}
+    assert {image.numpy().tobytes() for x, _ in arena.support_loader() for image in x} == read
+
+
 def test_few_shots_are_so_many_of_each_class(subject):
     arena = new_arena(subject, shots=5)
     assert torch.bincount(arena.train[1]).tolist() == [5, 5, 5]
