@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -23,7 +25,9 @@ def logistic_head(features: torch.Tensor, labels: torch.Tensor, num_classes: int
     from sklearn.linear_model import LogisticRegression
 
     mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
-    model = LogisticRegression(C=c, max_iter=1000).fit(((features - mean) / std).numpy(), labels.numpy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")  # one image a class is meant so
+        model = LogisticRegression(C=c, max_iter=1000).fit(((features - mean) / std).numpy(), labels.numpy())
     coefficients, intercepts = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one row for two classes
         coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
