@@ -76,12 +76,10 @@ class Arena:
         """Exactly the images that initialize() reads."""
         return read_support_set(self.loader(), NUM_SUPPORT, self.dataset.num_classes)
 
-    @functools.cached_property
     def embedding(self) -> torch.Tensor:
-        """[k], as the zoo's entries are embedded."""
+        """[k], as the zoo's entries are embedded. Not kept: each method pays for it."""
         return self.subject.embed(self.support.images, self.support.labels)
 
-    @functools.cached_property
     def network_weights(self) -> torch.Tensor:
         """[E]: what the network regressor makes of the support."""
         assert self.subject.network is not None
