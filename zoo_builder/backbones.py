@@ -62,10 +62,22 @@ class BackboneSpec:
         config = timm.get_pretrained_cfg(self.model)
         if self.img_size is not None and config is not None and config.fixed_input_size:
             args["img_size"] = self.img_size
-        try:
+
+        def make(classes: int) -> nn.Module:
             return timm.create_model(
-                self.model, pretrained=pretrained, num_classes=num_classes, in_chans=self.in_chans, **args
+                self.model, pretrained=pretrained, num_classes=classes, in_chans=self.in_chans, **args
             )
+
+        try:
+            model = make(num_classes or 1)
+            if num_classes:
+                return model
+            try:
+                # With num_classes=0 timm would drop all of a head that has a norm before its classifier.
+                model.set_submodule(find_classifier(model).name, nn.Identity())
+                return model
+            except ModelError:  # of several classifiers, or none that is linear
+                return make(0)
         except (TypeError, ValueError, AssertionError) as e:
             raise ModelError(f"timm cannot make {self.model} with {args} for {self.in_chans} channels ({e}).") from e
 

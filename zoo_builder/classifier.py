@@ -55,7 +55,10 @@ def find_classifier(model: nn.Module) -> Classifier:
         ModelError: the model has none (a detector, a headless body).
     """
     get_classifier = getattr(model, "get_classifier", None)
-    layer = get_classifier() if get_classifier is not None else _last_layer(model)
+    try:
+        layer = get_classifier() if get_classifier is not None else _last_layer(model)
+    except AttributeError:  # some of timm's, without their heads
+        layer = None
     names = {module: name for name, module in model.named_modules()}
     if not isinstance(layer, nn.Linear | nn.Conv2d) or layer not in names:
         raise ModelError(

@@ -19,12 +19,14 @@ from zoo_builder.backbones import (
     prepare_images,
     set_head,
 )
+from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
 
 BODIES = {
     "test_resnet": 96,
     "test_vit": 64,
     "mobilenetv3_small_050": 1024,
+    "efficientvit_m0": 192,
     "torchvision:squeezenet1_1": 512,
     "torchvision:mobilenet_v3_small": 1024,
     "torchvision:shufflenet_v2_x0_5": 1024,
@@ -122,6 +124,21 @@ def test_a_torchvision_body_is_all_of_the_model_but_its_classifier(name):
         body = BackboneSpec(f"torchvision:{name}").create()
         model = BackboneSpec(f"torchvision:{name}").create(num_classes=3)
     assert body_state(body).keys() == body.state_dict().keys() == body_state(model).keys()
+
+
+@pytest.mark.parametrize("name", ["efficientvit_m0", "convnext_atto", "test_vit", "repvit_m0_9", "caformer_s18"])
+def test_a_timm_body_is_all_of_the_model_but_its_classifier(name):
+    body, model = BackboneSpec(name).create(), BackboneSpec(name).create(num_classes=3)
+    assert body_state(body).keys() == body.state_dict().keys()
+    left_out = model.state_dict().keys() - body.state_dict().keys()
+    assert left_out and all("head" in key for key in left_out)
+    if name == "efficientvit_m0":  # whose head starts with a BatchNorm that timm's num_classes=0 would drop
+        assert body_state(model).keys() == body.state_dict().keys()
+
+
+def test_a_model_without_a_head_is_no_classifier():
+    with pytest.raises(ModelError, match="no linear classifier"):
+        find_classifier(timm.create_model("efficientvit_m0", num_classes=0))
 
 
 def test_a_convolution_that_is_rectified_and_pooled_becomes_a_linear_head():
