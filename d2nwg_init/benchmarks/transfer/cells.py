@@ -67,7 +67,7 @@ def write_cell(folder: Path, cell: Cell, measured: Measured) -> None:
 def read_cell(folder: Path, cell: Cell) -> Measured:
     tensors, metadata = read_tensors(folder / f"{cell.id}.safetensors")
     about = json.loads(metadata["cell"])
-    correct = {k: np.unpackbits(v.numpy(), count=about["images"][k]).astype(bool) for k, v in tensors.items()}
+    correct = {k: np.unpackbits(tensors[k].numpy(), count=n).astype(bool) for k, n in about["images"].items()}
     return Measured(correct, [tuple(p) for p in about["curve"]], about["seconds"], about["notes"])
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, points, targets, write_page
 from d2nwg_init.benchmarks.transfer.plots import as_svg, draw_curves, draw_wins
 from d2nwg_init.benchmarks.transfer.tables import Part, parts
 from zoo_builder.checkpoint import write_text_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def block(part: Part) -> str:
@@ -30,8 +34,14 @@ def block(part: Part) -> str:
                 "",
                 *([table["note"], ""] if table["note"] else []),
             ]
-    lines += [f"![test accuracy along the training]({stem}-curves.svg)", "", f"![who wins where]({stem}-wins.svg)"]
+    captions = {"curves": "test accuracy along the training", "wins": "who wins where"}
+    drawn = [name for name, figure in figures(part).items() if figure is not None]
+    lines += [f"![{captions[name]}]({stem}-{name}.svg)\n" for name in drawn]
     return "\n".join(lines)
+
+
+def figures(part: Part) -> dict[str, Figure | None]:
+    return {"curves": draw_curves(part), "wins": draw_wins(part, WIN_ROWS)}
 
 
 def _markdown(table: dict) -> list[str]:
@@ -44,8 +54,7 @@ def draw(docs: Path) -> None:
     report = json.loads((docs / "results/transfer.json").read_text())
     write_page(report, docs / "results/transfer.html")
     for part in parts(report):
-        figures = {"curves": draw_curves(part), "wins": draw_wins(part, WIN_ROWS)}
-        for name, figure in figures.items():
+        for name, figure in figures(part).items():
             if figure is not None:
                 file = docs / f"results/transfer-{part.bundle}-{part.split}-{name}.svg"
                 write_text_atomically(file, as_svg(figure))

@@ -47,7 +47,8 @@ class LiveTable:
     def look(self) -> None:
         new = [c for c in self.cells if c not in self.found]
         absent = set(missing(self.folder, new))
-        self.found |= {c: read_cell(self.folder, c) for c in new if c not in absent}
+        there = self.found | {c: read_cell(self.folder, c) for c in new if c not in absent}
+        self.found = {c: there[c] for c in self.cells if c in there}  # as they are planned, whichever came first
         done = f"{self.title}: {len(self.found)}/{len(self.cells)} cells -> {self.folder}"
         self._progress.update(self._task, completed=total_weight(self.found), description=done)
         if not self._terminal and new and time.monotonic() - self._spoke > QUIET:

@@ -19,16 +19,20 @@ DRAWN = (
 WIDTH = 0.8  # of the bars of one dataset together
 
 
-def draw_curves(part: Part) -> Figure:
-    """Mean test accuracy over datasets: against steps, and against seconds from the loader on."""
+def draw_curves(part: Part) -> Figure | None:
+    """Mean test accuracy over datasets: against steps, and against seconds from the loader on. None where nothing was
+    trained."""
     from matplotlib.figure import Figure
 
+    at = {s: means(selected(part.rows, "test_accuracy", step=s), part.datasets) for s in STEPS}
+    names = [n for n in in_order(at[STEPS[-1]]) if n in DRAWN]
+    if not names:
+        return None
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     by_steps, by_seconds = figure.subplots(1, 2)
-    at = {s: means(selected(part.rows, "test_accuracy", step=s), part.datasets) for s in STEPS}
     began = means(selected(part.rows, "seconds_initialise"), part.datasets)
     trained = {s: means(selected(part.rows, "seconds", step=s), part.datasets) for s in STEPS[1:]}
-    for name in [n for n in in_order(at[100]) if n in DRAWN]:
+    for name in names:
         values = [at[s][name] for s in STEPS]
         seconds = [began[name], *(began[name] + trained[s][name] for s in STEPS[1:])]
         colour = f"C{DRAWN.index(name)}"
