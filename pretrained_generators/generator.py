@@ -12,6 +12,7 @@ from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
+from zoo_builder.backbones import EVAL_BATCH
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Generator(nn.Module):
         Each channel is standardised over the whole set, so that whatever normalisation a loader applied drops out.
         """
         images = standardize_channels(images)
-        return torch.cat([self.base(batch) for batch in images.split(256)])
+        return torch.cat([self.base(batch) for batch in images.split(EVAL_BATCH)])
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ModelError, nearest_names
 
 TORCHVISION = "torchvision:"
+EVAL_BATCH = 128  # images in one pass without gradients: of more, a core's cache holds too little
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = EVAL_BATCH) -> torch.Tensor:
     """What goes into the classifier, [N, d] float32, in evaluation mode, of images [N, C, H, W]."""
     head = find_classifier(model)
     caught: list[torch.Tensor] = []
@@ -252,7 +253,7 @@ def set_head(model: nn.Module, weight: torch.Tensor, bias: torch.Tensor, images:
     head.raise_bias(low.min().item(), high.max().item())
 
 
-def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor, batch_size: int = EVAL_BATCH) -> torch.Tensor:
     """Logits [N, K] float32 in evaluation mode."""
     with evaluating(model):
         return torch.cat([model(batch).float() for batch in images.split(batch_size)]).clone()

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zoo_builder.backbones import prepare_images
+from zoo_builder.backbones import EVAL_BATCH, prepare_images
 from zoo_builder.batchnorm import equal_batches
 from zoo_builder.domain_images import DomainImages, sample_images
 from zoo_builder.errors import DataError
 from zoo_builder.model_stack import ModelStack, shifted
 from zoo_builder.solved_head import solve_head
 
-BATCH = 128  # images that are scored in one pass; of more, a core's cache holds too little
 RECALIBRATION_BATCH = 256
 
 Delta = Mapping[str, torch.Tensor]  # by parameter name; what is not there is the base's
@@ -95,7 +94,7 @@ def _score_together(body: nn.Module, base: Delta, trials: list[Trial]) -> Iterat
         [
             # Shorter ones are filled up with their last image.
             stack.features(torch.stack([p.images[part.clamp(max=len(p.images) - 1)] for p in probes])).float()
-            for part in torch.arange(longest).split(BATCH)
+            for part in torch.arange(longest).split(EVAL_BATCH)
         ],
         dim=1,
     )

@@ -12,7 +12,7 @@ import torch
 
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.zoo_data import target_delta
-from zoo_builder.backbones import image_statistics
+from zoo_builder.backbones import EVAL_BATCH, image_statistics
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.model_stack import shifted
@@ -83,7 +83,7 @@ def left_out_accuracy(
         base.load_state_dict(shifted(state, delta))
         recalibrate_batchnorm(base, images)
         with torch.no_grad():
-            features = torch.cat([base(batch) for batch in images.split(256)])
+            features = torch.cat([base(batch) for batch in images.split(EVAL_BATCH)])
         left_out = solve_head(features, labels, int(labels.max()) + 1).left_out_logits
         return 100 * (left_out.argmax(1) == labels).float().mean().item()
     finally:

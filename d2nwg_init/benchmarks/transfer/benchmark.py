@@ -12,6 +12,7 @@ from d2nwg_init.benchmarks.results import header
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.live import LiveTable
 from d2nwg_init.benchmarks.transfer.plan import (
+    RATE_DATASETS,
     Choices,
     choose_rates,
     choose_strengths,
@@ -92,9 +93,9 @@ def _measure(
 
 
 def _choose(request: Request, subject: Subject, folder: Path, file: Path, workers: int) -> Choices:
-    """What `file` says of the subject; else it is measured, on a seed of its own, and written there. Strengths come
-    first, and learning rates with these."""
-    found = read_choices(file, subject.name)
+    """What `file` says of the subject with this base, zoo and bundle; else it is measured, on a seed of its own, and
+    written there. Strengths come first, and learning rates with these."""
+    found = read_choices(file, subject.name, folder.name)
     if found is not None:
         return found
     datasets = SPLITS["development"]
@@ -107,8 +108,8 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
         return _measure(f"{subject.name}, {title}", request, folder, cells, datasets, workers)
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
-    choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, datasets, choices)))
-    write_choices(file, subject.name, choices, header("transfer"))
+    choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
+    write_choices(file, subject.name, choices, header("transfer") | {"of": folder.name})
     return choices
 
 

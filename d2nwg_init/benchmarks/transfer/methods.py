@@ -282,7 +282,7 @@ METHODS: dict[str, Method] = {
     "no_generator": Method(_no_generator, "zoo"),
     "generated_mean": Method(_generated, "bundle", conditions=ALL, samples=2),
     "generated_selected": Method(_generated_selected, "bundle", conditions=ALL),
-    "initialize": Method(_initialize, long=True),
+    "initialize": Method(_initialize, "bundle", long=True),
     "sgd_equal_time": Method(_sgd_equal_time, few_shot=False),
     "oracle": Method(_oracle, "zoo", trained=False, few_shot=False, seeds=1),
 }

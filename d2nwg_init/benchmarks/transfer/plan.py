@@ -13,7 +13,8 @@ from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import RecipeError, nearest_names
 from zoo_builder.recipe import parse_config
 
-RATES = (3e-4, 1e-3, 3e-3)  # the grid of learning rates, for every row
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # the grid of learning rates, for every row
+RATE_DATASETS = ("kmnist", "natural_images", "pacs_art_painting")  # development sets that rates are chosen on
 SHOTS = (1, 5, 16, None)  # train images of a class; None is all
 CHOOSING_SEED = 1000  # no reported seed
 
@@ -42,15 +43,18 @@ class Choices:
         return choice.strength if shots is None else choice.few_shot_strength.get(str(shots))
 
 
-def read_choices(file: Path, subject: str) -> Choices | None:
-    """What was chosen for `subject`; None for nothing yet."""
+def read_choices(file: Path, subject: str, of: str) -> Choices | None:
+    """What was chosen for `subject`; None for nothing yet, or for another base, zoo or bundle than `of` tells."""
     if not file.exists():
         return None
     try:
-        chosen = json.loads(file.read_text())["choices"]
-        return parse_config(chosen[subject], Choices) if subject in chosen else None
+        written = json.loads(file.read_text())
+        chosen, run = written["choices"].get(subject), written["runs"].get(subject, {})
+        return parse_config(chosen, Choices) if chosen is not None and run.get("of") == of else None
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise RecipeError(f"{file} does not hold the choices of a benchmark ({e!r}). Make it again with --tune.") from e
+        raise RecipeError(
+            f"{file} does not hold the choices of a benchmark ({e!r}). Remove it, and they are made again."
+        ) from e
 
 
 def write_choices(file: Path, subject: str, choices: Choices, header: Mapping[str, object]) -> None:

@@ -17,7 +17,7 @@ from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.training.loop import train_stage
 from pretrained_generators.training.recipe import Stage
 from pretrained_generators.training.zoo_data import draw_support
-from zoo_builder.backbones import prepare_images
+from zoo_builder.backbones import EVAL_BATCH, prepare_images
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.store import ZooEntry
 
@@ -79,7 +79,7 @@ class NetworkRegressor(nn.Module):
 @torch.no_grad()
 def base_features(body: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """[N, f] of normalised images [N, C, H, W]."""
-    return torch.cat([body(batch).float() for batch in images.split(256)])
+    return torch.cat([body(batch).float() for batch in images.split(EVAL_BATCH)])
 
 
 def principal_components(gram: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,7 +26,7 @@ from zoo_builder.errors import D2NWGError
 
 STEPS = (10, 30, 100)
 EVERY = 5  # steps between two points of a curve
-CURVE_IMAGES = 500  # test images, at most, that a curve is drawn from; steps and epochs are measured on all
+CURVE_IMAGES = 300  # test images, at most, that a curve is drawn from; steps and epochs are measured on all
 LONG_EPOCHS = 10
 LONG_IMAGES = 2000  # train images, at most, of the long run
 POLL = 1.0  # seconds between two looks at what is done

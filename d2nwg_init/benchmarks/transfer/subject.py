@@ -22,7 +22,7 @@ from zoo_builder.errors import ZooError
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import is_held_out
 
-PROTOCOL = 1  # of the cells; another number is another folder
+PROTOCOL = 2  # of the cells; another number is another folder
 
 
 @dataclass(frozen=True)
