@@ -5,12 +5,21 @@ Knows nothing of what the numbers mean: whole weights or a delta, of one model o
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import nn
+
+from zoo_builder.backbones import is_norm
+from zoo_builder.classifier import find_classifier
+from zoo_builder.errors import ModelError, RecipeError, nearest_names
+
+Vectorisation = Literal["model", "layer", "chunk", "layer-chunk"]
+SCOPES = ("all", "body", "head", "norm", "head+norm")
 
 
 @dataclass(frozen=True)
@@ -25,31 +34,84 @@ class Block:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def layer(self) -> str:
+        """The module that holds it."""
+        return self.name.rpartition(".")[0]
+
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """Chunk-wise vectorisation: all blocks one after another, cut into chunks, the last one padded with zeros."""
+    """Blocks one after another, cut into chunks; what a chunk has left over is zero.
+
+    With `by_layer` a layer (a module with its own parameters) begins a new chunk, so that no chunk holds two of them.
+    """
 
     blocks: tuple[Block, ...]
     chunk: int  # numbers in a chunk
+    by_layer: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, chunk: int, exclude: Iterable[str] = ()) -> WeightLayout:
-        """The parameters of a module in its own order; tied ones once, buffers never.
+    def of(
+        cls,
+        model: nn.Module,
+        chunk: int = 1024,
+        vectorisation: Vectorisation = "chunk",
+        scope: str | Sequence[str] = "all",
+    ) -> WeightLayout:
+        """Parameters of a module in its own order; tied ones once, buffers never.
 
-        `exclude` holds prefixes of names to leave out, such as the classifier's.
+        Args:
+            chunk: numbers in a chunk, for the vectorisations "chunk" and "layer-chunk".
+            vectorisation: the paper's model-wise (one chunk holds all), layer-wise (a chunk a layer, as long as the
+                longest) and chunk-wise; "layer-chunk" cuts each layer for itself.
+            scope: "all"; "body", all but the classifier; "head", the classifier; "norm", the normalisation layers;
+                "head+norm"; or names of modules, with all inside them.
+
+        Raises:
+            RecipeError: an unknown vectorisation or scope, or chunks of less than one number.
+            ModelError: a module that is not there, or no parameters in the scope.
         """
-        prefixes = tuple(exclude)
-        blocks = (Block(n, tuple(p.shape)) for n, p in model.named_parameters() if not n.startswith(prefixes or "\0"))
-        return cls(tuple(blocks), chunk)
+        chosen = parameters_in_scope(model, scope)
+        blocks = tuple(Block(n, tuple(p.shape)) for n, p in model.named_parameters() if n in chosen)
+        if vectorisation not in get_args(Vectorisation):
+            raise RecipeError(
+                f"unknown vectorisation {vectorisation!r}; {nearest_names(vectorisation, get_args(Vectorisation))}"
+            )
+        layout = cls(blocks, 1, by_layer=vectorisation.startswith("layer"))
+        lengths = {"model": layout.size, "layer": max(layout.layer_sizes.values())}
+        chunk = lengths.get(vectorisation, chunk)
+        if chunk < 1:
+            raise RecipeError(f"a chunk must hold 1 number or more, got {chunk}.")
+        return replace(layout, chunk=chunk)
 
     @property
     def size(self) -> int:
         return sum(b.size for b in self.blocks)
 
     @property
+    def layer_sizes(self) -> dict[str, int]:
+        """Layer -> its numbers, in the order of the blocks."""
+        sizes: dict[str, int] = {}
+        for block in self.blocks:
+            sizes[block.layer] = sizes.get(block.layer, 0) + block.size
+        return sizes
+
+    @property
     def num_chunks(self) -> int:
-        return -(-self.size // self.chunk)
+        sizes = self.layer_sizes.values() if self.by_layer else [self.size]
+        return sum(-(-size // self.chunk) for size in sizes)
+
+    @functools.cached_property
+    def _places(self) -> torch.Tensor:
+        """int64 [size]: where each number of the vector stands among those of the chunks."""
+        if not self.by_layer:
+            return torch.arange(self.size)
+        places, start = [torch.empty(0, dtype=torch.long)], 0
+        for size in self.layer_sizes.values():
+            places.append(torch.arange(start, start + size))
+            start += -(-size // self.chunk) * self.chunk
+        return torch.cat(places)
 
     def to_chunks(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Tensors by name -> float32 [num_chunks, chunk], each divided by its scale.
@@ -57,26 +119,21 @@ class WeightLayout:
         Raises:
             KeyError: a block's tensor is missing. ValueError: it has another shape.
         """
-        out = torch.zeros(self.num_chunks * self.chunk)
-        start = 0
+        parts = [torch.empty(0)]
         for block in self.blocks:
             tensor = tensors[block.name]
             if tuple(tensor.shape) != block.shape:
                 raise ValueError(f"{block.name} has the shape {tuple(tensor.shape)}, the layout wants {block.shape}.")
-            out[start : start + block.size] = tensor.detach().float().reshape(-1) * 2.0**-block.exponent
-            start += block.size
+            parts.append(tensor.detach().float().reshape(-1) * 2.0**-block.exponent)
+        out = torch.zeros(self.num_chunks * self.chunk)
+        out[self._places] = torch.cat(parts)
         return out.view(self.num_chunks, self.chunk)
 
     def to_tensors(self, chunks: torch.Tensor) -> dict[str, torch.Tensor]:
-        """[num_chunks, chunk] -> tensors by name: the inverse of `to_chunks`."""
-        vector = chunks.reshape(-1)
-        tensors = {}
-        start = 0
-        for block in self.blocks:
-            part = vector[start : start + block.size]
-            tensors[block.name] = (part * 2.0**block.exponent).reshape(block.shape)
-            start += block.size
-        return tensors
+        """[num_chunks, chunk] -> tensors by name: the inverse of `to_chunks`; differentiable."""
+        vector = chunks.reshape(-1)[self._places.to(chunks.device)]
+        parts = vector.split([b.size for b in self.blocks])
+        return {b.name: (p * 2.0**b.exponent).reshape(b.shape) for b, p in zip(self.blocks, parts, strict=True)}
 
     def scaled_to(self, samples: Iterable[Mapping[str, torch.Tensor]]) -> WeightLayout:
         """The same layout with each block's scale at the nearest power of two to its root mean square in `samples`."""
@@ -89,5 +146,36 @@ class WeightLayout:
         blocks = []
         for b in self.blocks:
             mean_square = squares[b.name] / max(count, 1)
-            blocks.append(Block(b.name, b.shape, round(math.log2(mean_square) / 2) if mean_square > 0 else 0))
-        return WeightLayout(tuple(blocks), self.chunk)
+            blocks.append(replace(b, exponent=round(math.log2(mean_square) / 2) if mean_square > 0 else 0))
+        return replace(self, blocks=tuple(blocks))
+
+
+def parameters_in_scope(model: nn.Module, scope: str | Sequence[str]) -> set[str]:
+    """Names of the parameters that a scope of `WeightLayout.of` holds."""
+    names = {name for name, _ in model.named_parameters()}
+    if scope == "all":
+        chosen = names
+    elif scope == "body":
+        chosen = names - _inside(names, [find_classifier(model).name])
+    elif isinstance(scope, str) and scope in SCOPES:
+        modules = [find_classifier(model).name] if "head" in scope else []
+        if "norm" in scope:
+            modules += [name for name, module in model.named_modules() if is_norm(module)]
+        chosen = _inside(names, modules)
+    elif isinstance(scope, str):
+        raise RecipeError(f"unknown scope {scope!r}; {nearest_names(scope, SCOPES)} Or give a list of modules.")
+    else:
+        there = [name for name, _ in model.named_modules()]
+        for name in scope:
+            if name not in there:
+                raise ModelError(f"{type(model).__name__} has no module {name!r}; {nearest_names(name, there)}")
+        chosen = _inside(names, scope)
+    if not chosen:
+        raise ModelError(f"{type(model).__name__} has no parameters in the scope {scope!r}.")
+    return chosen
+
+
+def _inside(names: Iterable[str], modules: Iterable[str]) -> set[str]:
+    """Names of parameters in any of the modules, at any depth."""
+    prefixes = tuple(f"{module}." for module in modules)
+    return {name for name in names if name.startswith(prefixes)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pretrained_generators.dataset_encoder import EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig
+from pretrained_generators.weight_layout import Vectorisation
 from pretrained_generators.weight_vae import VAEConfig
 
 
@@ -42,6 +43,8 @@ class GeneratorRecipe:
     vae_training: VAEStage
     encoder_training: EncoderStage
     diffusion_training: DiffusionStage
+    scope: str | tuple[str, ...] = "all"  # of the body's parameters, see WeightLayout.of
+    vectorisation: Vectorisation = "chunk"
     chunk: int = 1024  # weights in a chunk
     plans: tuple[str, ...] = ("branch",)  # of the zoo recipe, whose entries to learn from
     held_back: int = 8  # entries kept out of training, to measure reconstruction on

@@ -55,7 +55,8 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
     learnt = [e for e in entries if e not in held_back]
 
     torch.manual_seed(recipe.seed)
-    layout = WeightLayout.of(create_backbone(zoo.model), recipe.chunk).scaled_to(target_delta(e) for e in learnt)
+    layout = WeightLayout.of(create_backbone(zoo.model), recipe.chunk, recipe.vectorisation, recipe.scope)
+    layout = layout.scaled_to(target_delta(e) for e in learnt)
     config = GeneratorConfig(zoo.model, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion)
     generator = Generator(config)
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
@@ -85,7 +86,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
         "reconstruction_gain_original": rebuilt.original,
         "sampling_gain_kept": sampled.share,
         "sampling_gain_original": sampled.original,
-        "compression": layout.chunk / recipe.vae.latent,
+        "compression": layout.size / (layout.num_chunks * recipe.vae.latent),
     }
     counts = Counter(name for e in learnt for name in e.task.datasets)
     bundle = save_bundle(

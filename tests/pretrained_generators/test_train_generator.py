@@ -41,8 +41,19 @@ def test_bundle_tells_what_it_was_made_of(path, zoo):
     assert sum(t.entries for t in config.trained_on) == 10 - RECIPE.held_back
     assert config.generator.vae == RECIPE.vae
     assert config.generator.layout.chunk == RECIPE.chunk
-    assert config.measured["compression"] == RECIPE.chunk / RECIPE.vae.latent
+    layout = config.generator.layout
+    assert config.measured["compression"] == layout.size / (layout.num_chunks * RECIPE.vae.latent)
     assert config.measured.keys() >= {"reconstruction_gain_original", "sampling_gain_original"}
+
+
+def test_a_scope_of_norm_layers_generates_these_alone(zoo, tmp_path):
+    recipe = dataclasses.replace(RECIPE, scope="norm", vectorisation="layer")
+    train_generator(zoo, recipe, tmp_path)
+    generator = load_bundle(tmp_path).generator
+    images, labels = labelled_images(24, 3)
+    delta = generator.sample_deltas(generator.embed(images, labels, 3), 1, 0, steps=4)[0]
+    norms = [n for n, m in generator.base.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert delta.keys() == {f"{n}.{end}" for n in norms for end in ("weight", "bias")}
 
 
 def test_base_of_the_bundle_is_the_zoos(path, zoo):

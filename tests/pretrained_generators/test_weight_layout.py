@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import timm
@@ -8,15 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretrained_generators.weight_layout import Block, WeightLayout
+from pretrained_generators.weight_layout import Block, Vectorisation, WeightLayout
 from tests.pretrained_generators.small import copied, same
+from zoo_builder.classifier import find_classifier
+from zoo_builder.errors import ModelError, RecipeError
 
+SMALL_SWIN = {"embed_dim": 24, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 3, 4)}
 MODELS = {
-    "batchnorm_resnet": lambda: timm.create_model("test_resnet", num_classes=3),
-    "batchnorm_mobile": lambda: timm.create_model("mobilenetv3_small_050", num_classes=3),
+    "resnet": lambda: timm.create_model("test_resnet", num_classes=3),
+    "mobilenet": lambda: timm.create_model("mobilenetv3_small_050", num_classes=3),
+    "efficientnet": lambda: timm.create_model("test_efficientnet", num_classes=3),
+    "convnext": lambda: timm.create_model("test_convnext", num_classes=3),
     "vit": lambda: timm.create_model("test_vit", num_classes=3),
-    "no_batchnorm": lambda: torchvision.models.squeezenet1_1(num_classes=3),
+    "swin": lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **SMALL_SWIN),
+    "squeezenet": lambda: torchvision.models.squeezenet1_1(num_classes=3),
 }
+VECTORISATIONS = get_args(Vectorisation)
 
 
 def parameters_of(model):
@@ -24,16 +32,84 @@ def parameters_of(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled"])
-def test_round_trip_is_exact(name, scaled):
-    parameters = parameters_of(MODELS[name]())
-    layout = WeightLayout.of(MODELS[name](), chunk=1000)
-    if scaled:
-        layout = layout.scaled_to([parameters])
-        assert len({b.exponent for b in layout.blocks}) > 1
+@pytest.mark.parametrize("vectorisation", VECTORISATIONS)
+def test_round_trip_is_exact(name, vectorisation):
+    model = MODELS[name]()
+    parameters = parameters_of(model)
+    layout = WeightLayout.of(model, 1000, vectorisation).scaled_to([parameters])
+    assert len({b.exponent for b in layout.blocks}) > 1
     chunks = layout.to_chunks(parameters)
-    assert chunks.shape == (layout.num_chunks, 1000)
+    assert chunks.shape == (layout.num_chunks, layout.chunk)
     assert same(layout.to_tensors(chunks), parameters)
+
+
+def test_vectorisations_cut_where_they_say():
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))  # layers of 8 and 3 numbers
+    numbers = iter(range(1, 12))
+    tensors = {
+        n: torch.tensor([float(next(numbers)) for _ in p.flatten()]).view_as(p) for n, p in model.named_parameters()
+    }
+    assert {v: WeightLayout.of(model, 5, v).to_chunks(tensors).tolist() for v in VECTORISATIONS} == {
+        "model": [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]],
+        "layer": [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 0, 0, 0, 0, 0]],
+        "chunk": [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11, 0, 0, 0, 0]],
+        "layer-chunk": [[1, 2, 3, 4, 5], [6, 7, 8, 0, 0], [9, 10, 11, 0, 0]],
+    }
+
+
+@pytest.mark.parametrize("vectorisation", VECTORISATIONS)
+def test_gradients_go_through_to_the_chunks(vectorisation):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    layout = WeightLayout.of(model, 5, vectorisation)
+    chunks = torch.zeros(layout.num_chunks, layout.chunk, requires_grad=True)
+    sum(t.sum() for t in layout.to_tensors(chunks).values()).backward()
+    assert chunks.grad.sum() == layout.size  # ones where a number stands, and nothing where a chunk is filled up
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scopes_part_the_parameters(name):
+    model = MODELS[name]()
+    names = {s: {b.name for b in WeightLayout.of(model, scope=s).blocks} for s in ("all", "body", "head")}
+    assert names["body"] | names["head"] == names["all"] == {n for n, _ in model.named_parameters()}
+    assert not names["body"] & names["head"]
+    classifier = find_classifier(model)
+    assert names["head"] == {f"{classifier.name}.{n}" for n, _ in classifier.layer.named_parameters()}
+
+
+def test_norm_layers_are_found_by_kind():
+    model = MODELS["resnet"]()
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = {f"{n}.{end}" for n in layers for end in ("weight", "bias")}
+    chosen = WeightLayout.of(model, scope="norm")
+    assert {b.name for b in chosen.blocks} == norms
+    assert all(len(b.shape) == 1 for b in chosen.blocks)
+    head = {b.name for b in WeightLayout.of(model, scope="head").blocks}
+    assert {b.name for b in WeightLayout.of(model, scope="head+norm").blocks} == norms | head
+
+
+def test_a_list_of_modules_takes_what_is_inside_them_and_no_other_of_a_like_name():
+    model = nn.ModuleDict({n: nn.Sequential(nn.Linear(2, 2)) for n in ("a", "ab", "c")})
+    layout = WeightLayout.of(model, scope=["a", "c.0"])
+    assert [b.name for b in layout.blocks] == ["a.0.weight", "a.0.bias", "c.0.weight", "c.0.bias"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"vectorisation": "chunks"}, RecipeError, "did you mean 'chunk'"),
+        ({"scope": "hed"}, RecipeError, "did you mean 'head'"),
+        ({"scope": ["layer9"]}, ModelError, "no module 'layer9'"),
+        ({"chunk": 0}, RecipeError, "got 0"),
+    ],
+)
+def test_what_there_is_not_is_named(arguments, error, words):
+    with pytest.raises(error, match=words):
+        WeightLayout.of(MODELS["resnet"](), **arguments)
+
+
+def test_a_scope_without_parameters_is_an_error():
+    with pytest.raises(ModelError, match="no parameters in the scope 'norm'"):
+        WeightLayout.of(MODELS["squeezenet"](), scope="norm")
 
 
 shapes = st.lists(st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=1, max_size=5)
@@ -41,14 +117,21 @@ shapes = st.lists(st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=1
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shapes=shapes, chunk=st.integers(1, 97), exponents=st.lists(st.integers(-20, 20), min_size=5), seed=st.integers()
+    shapes=shapes,
+    chunk=st.integers(1, 97),
+    by_layer=st.booleans(),
+    exponents=st.lists(st.integers(-20, 20), min_size=5),
+    seed=st.integers(),
 )
-def test_any_tensors_in_any_chunks_come_back_exactly(shapes, chunk, exponents, seed):
+def test_any_tensors_in_any_chunks_come_back_exactly(shapes, chunk, by_layer, exponents, seed):
     noise = torch.Generator().manual_seed(seed % 2**32)
-    tensors = {f"t{i}": torch.randn(s, generator=noise) for i, s in enumerate(shapes)}
-    layout = WeightLayout(tuple(Block(f"t{i}", s, exponents[i]) for i, s in enumerate(shapes)), chunk)
+    tensors = {f"{i // 2}.t{i}": torch.randn(s, generator=noise) for i, s in enumerate(shapes)}  # two a layer
+    blocks = tuple(Block(n, tuple(t.shape), exponents[i]) for i, (n, t) in enumerate(tensors.items()))
+    layout = WeightLayout(blocks, chunk, by_layer)
     chunks = layout.to_chunks(tensors)
-    assert chunks.shape == (math.ceil(sum(map(math.prod, shapes)) / chunk), chunk)
+    sizes = list(map(math.prod, shapes))
+    parts = [sum(sizes[i : i + 2]) for i in range(0, len(sizes), 2)] if by_layer else [sum(sizes)]
+    assert chunks.shape == (sum(math.ceil(part / chunk) for part in parts), chunk)
     assert same(layout.to_tensors(chunks), tensors)
 
 
@@ -65,8 +148,8 @@ def test_numbers_stand_in_order_and_the_rest_is_zero(sizes, chunk):
 
 
 def test_scales_are_near_the_root_mean_square():
-    model = MODELS["batchnorm_resnet"]()
-    samples = [parameters_of(model), parameters_of(MODELS["batchnorm_resnet"]())]
+    model = MODELS["resnet"]()
+    samples = [parameters_of(model), parameters_of(MODELS["resnet"]())]
     layout = WeightLayout.of(model, 1000).scaled_to(samples)
     for block in layout.blocks:
         rms = torch.stack([s[block.name].square().mean() for s in samples]).mean().sqrt().item()
@@ -91,18 +174,12 @@ def test_tied_parameters_are_held_once():
 
 
 def test_buffers_are_left_out():
-    model = MODELS["batchnorm_resnet"]()
+    model = MODELS["resnet"]()
     names = {b.name for b in WeightLayout.of(model, 1000).blocks}
     buffers = {n for n, _ in model.named_buffers()}
     assert buffers
     assert not names & buffers
     assert names == {n for n, _ in model.named_parameters()}
-
-
-def test_excluded_prefixes_are_left_out_and_nothing_else():
-    model = MODELS["batchnorm_resnet"]()
-    whole, body = (WeightLayout.of(model, 1000, exclude) for exclude in ((), ("fc.",)))
-    assert {b.name for b in whole.blocks} - {b.name for b in body.blocks} == {"fc.weight", "fc.bias"}
 
 
 def test_more_weights_give_more_chunks():
