@@ -24,8 +24,8 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | None) -> tupl
         misfit = _misfit(model, bundle)
         if misfit:
             raise BundleError(
-                f"The bundle {bundle.config.name!r} generates weights of timm's {bundle.config.generator.model}, which "
-                f"do not fit this {type(model).__name__}: {misfit}. Pass a model of that kind, or another bundle."
+                f"The bundle {bundle.config.name!r} generates weights of {bundle.config.generator.backbone.model}, "
+                f"which do not fit this {type(model).__name__}: {misfit}. Pass a model of that kind, or another bundle."
             )
         return bundle, "the bundle that was asked for"
     covered = []
@@ -33,7 +33,7 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | None) -> tupl
         bundle = load_bundle(name)
         if not _misfit(model, bundle):
             return bundle, "its parameters match this model's"
-        covered.append(bundle.config.generator.model)
+        covered.append(bundle.config.generator.backbone.model)
     return None, f"nothing was generated: no embedded bundle covers this architecture (covered: {', '.join(covered)})"
 
 

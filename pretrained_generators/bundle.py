@@ -10,13 +10,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 
 from pretrained_generators.generator import Generator, GeneratorConfig
 from zoo_builder.checkpoint import halved_if_exact, read_tensors, write_atomically, write_text_atomically
-from zoo_builder.errors import BundleError, D2NWGError, nearest_names
+from zoo_builder.errors import BundleError, D2NWGError, ModelError, nearest_names
 from zoo_builder.recipe import parse_config
 
 FORMAT = 1
@@ -109,18 +108,18 @@ def _read_config(path: Path) -> BundleConfig:
 
 def _without_weights(config: GeneratorConfig, path: Path) -> Generator:
     """The generator that a config describes, in shapes alone: nothing is allocated for a config that lies."""
-    if not timm.is_model(config.model):  # timm takes addresses on hubs for names too
-        raise BundleError(f"{path}: timm has no model {config.model!r}. Upgrade timm, or get the bundle again.")
     try:
         with torch.device("meta"):
             generator = Generator(config)
+    except ModelError as e:
+        raise BundleError(f"{path}: {e} Upgrade timm and torchvision, or get the bundle again.") from e
     except (RuntimeError, ValueError, ArithmeticError) as e:
         raise BundleError(f"{path} describes no generator ({e}). Get the bundle again.") from e
     body = {name: tuple(p.shape) for name, p in generator.base.named_parameters()}
     for block in config.layout.blocks:
         if body.pop(block.name, None) != block.shape or abs(block.exponent) > MAX_EXPONENT:
             raise BundleError(
-                f"{path}: {block} is no parameter of {config.model}, or there twice. Get the bundle again."
+                f"{path}: {block} is no parameter of {config.backbone.model}, or there twice. Get the bundle again."
             )
     return generator
 

@@ -16,7 +16,7 @@ tags: [weight-generation, timm, image-classification]
 
 # {name}
 
-Generates weights of timm's `{model}` for an image dataset, from a few hundred of its training images.
+Generates weights of `{model}` for an image dataset, from a few hundred of its training images.
 Trained for images of {size}x{size} pixels. Use it with
 
 ```python
@@ -53,7 +53,7 @@ def write_card(config: BundleConfig, folder: Path) -> None:
     generator = config.generator
     text = TEMPLATE.format(
         name=config.name,
-        model=generator.model,
+        model=generator.backbone.model,
         size=generator.size,
         entries=sum(t.entries for t in config.trained_on),
         base=config.base_sha256,

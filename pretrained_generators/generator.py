@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import timm
 import torch
 from torch import nn
 
@@ -12,12 +11,12 @@ from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
-from zoo_builder.backbones import EVAL_BATCH
+from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    model: str  # timm name of the body
+    backbone: BackboneSpec  # of the body
     size: int  # pixels of the images in the zoo
     layout: WeightLayout  # of the body's parameters
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -32,9 +31,9 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         layout = config.layout
-        self.base = timm.create_model(config.model, pretrained=False, num_classes=0)
+        self.base = config.backbone.create()
         self.vae = WeightVAE(layout.num_chunks, layout.chunk, config.vae)
-        feature_dim = int(getattr(self.base, "head_hidden_size", 0) or self.base.num_features)  # type: ignore[arg-type]
+        feature_dim = check_body(self.base, config.size, config.backbone.in_chans)
         self.encoder = DatasetEncoder(feature_dim, config.encoder)
         self.diffusion = LatentDiffusion(
             layout.num_chunks, config.vae.latent, config.encoder.embedding, config.diffusion

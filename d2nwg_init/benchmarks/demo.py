@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
 
@@ -85,7 +84,7 @@ class _Bench:
 
     def scratch(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        return timm.create_model(self.bundle.config.generator.model, num_classes=self.dataset.num_classes)
+        return self.bundle.config.generator.backbone.create(num_classes=self.dataset.num_classes)
 
     def pretrained(self) -> nn.Module:
         """The base checkpoint, BatchNorm statistics included, with a fresh head: what users do today."""

@@ -53,7 +53,7 @@ def demo(
         return
     for dataset in datasets:
         Console().print(
-            _table(dataset.name, loaded.config.generator.model, [r for r in rows if r.dataset == dataset.name])
+            _table(dataset.name, loaded.config.generator.backbone.model, [r for r in rows if r.dataset == dataset.name])
         )
     typer.echo(f"Curves: {plot}")
 

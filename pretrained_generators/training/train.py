@@ -22,7 +22,7 @@ from pretrained_generators.training.recipe import GeneratorRecipe
 from pretrained_generators.training.vae import encode_all, train_vae
 from pretrained_generators.training.zoo_data import read_zoo_data, select_entries, target_delta
 from pretrained_generators.weight_layout import WeightLayout
-from zoo_builder.backbones import create_backbone, load_body
+from zoo_builder.backbones import load_body
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import RecipeError
 from zoo_builder.store import Zoo
@@ -55,9 +55,9 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
     learnt = [e for e in entries if e not in held_back]
 
     torch.manual_seed(recipe.seed)
-    layout = WeightLayout.of(create_backbone(zoo.model), recipe.chunk, recipe.vectorisation, recipe.scope)
+    layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope)
     layout = layout.scaled_to(target_delta(e) for e in learnt)
-    config = GeneratorConfig(zoo.model, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion)
+    config = GeneratorConfig(zoo.backbone, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion)
     generator = Generator(config)
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
 

@@ -259,6 +259,14 @@ def test_a_convolutional_classifier_is_solved_for(loader):
     assert 100 * (model(images).argmax(1) == labels).float().mean() >= own.accuracy > 60
 
 
+def test_a_bundle_of_a_torchvision_model_covers_it(loader, bundle):
+    torch.manual_seed(0)
+    model = torchvision.models.squeezenet1_1(num_classes=3).eval()
+    theirs = Bundle(bundle.config, random_generator("torchvision:squeezenet1_1"))
+    report = initialize(model, loader, generator=theirs, num_candidates=1)
+    assert {c.kind for c in report.candidates} == {"as_passed", "own_body", "base", "generated"}
+
+
 def test_model_of_one_output_is_an_error(loader):
     with pytest.raises(ModelError, match="num_classes >= 2"):
         initialize(new_model(classes=1), loader)

@@ -52,8 +52,9 @@ def random_generator(model: str = MODEL, seed: int = 0) -> Generator:
     """Untrained, but what it samples differs, depends on the condition, and is small against the base."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layout = WeightLayout.of(create_backbone(model), CHUNK)
-        generator = Generator(GeneratorConfig(model, SIZE, layout, VAE, ENCODER, DIFFUSION))
+        backbone = BackboneSpec(model, img_size=SIZE)
+        layout = WeightLayout.of(backbone.create(), CHUNK)
+        generator = Generator(GeneratorConfig(backbone, SIZE, layout, VAE, ENCODER, DIFFUSION))
     shaken(generator.diffusion, 0.2, seed)
     with torch.no_grad():
         generator.vae.basis.copy_(0.004 * torch.randn(generator.vae.basis.shape, generator=seeded(seed)))

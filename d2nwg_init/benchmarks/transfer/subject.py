@@ -106,10 +106,7 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
 def _names(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
     if spec.bundle is not None:
         config = load_bundle(spec.bundle).config
-        model, size = config.generator.model, config.generator.size
-        if spec.zoo is None:
-            return config.name, BackboneSpec(model, img_size=size), size
-        return config.name, Zoo.open(spec.zoo).backbone, size
+        return config.name, config.generator.backbone, config.generator.size
     if spec.zoo is None:
         raise ZooError("There is nothing to measure: give a --zoo, a --bundle, or both.")
     zoo = Zoo.open(spec.zoo)
