@@ -34,8 +34,9 @@ class Candidate:
     kind: str  # "as_passed", "own_body", "base" or "generated"
     name: str
     state: dict[str, torch.Tensor]  # the whole model's state dict
-    losses: torch.Tensor  # [N], cross-entropy of each support image, its head solved without it
+    losses: torch.Tensor  # [M], cross-entropy of each support image that can be left out, its head solved without it
     accuracy: float  # in percent, over the same predictions
+    judged: bool = True  # False: no image can be left out, and these are the predictions of the model as it is
 
     @property
     def usable(self) -> bool:
@@ -63,17 +64,28 @@ def set_body_and_solve(
 
 
 def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body]) -> Iterator[Candidate]:
-    """The model as it was passed, its own body and `bodies`, in this order. `model` is only read."""
+    """The model as it was passed, its own body and `bodies`, in this order. `model` is only read.
+
+    An image that is the only one of its class judges no head: one solved without it knows nothing of the class.
+    """
     parameter = next(model.parameters())
     # Channels last is the faster layout for convolutions, on CPUs above all.
     images = support.images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
     labels = support.labels
-    yield _candidate("as_passed", "as_passed", model, predict(model, images).cpu(), labels)
+    can_be_left_out = torch.bincount(labels)[labels] > 1
+    judged = bool(can_be_left_out.any())
+    judging = can_be_left_out if judged else torch.ones_like(can_be_left_out)
+
+    def candidate(kind: str, name: str, of: nn.Module, left_out: torch.Tensor) -> Candidate:
+        logits = left_out if judged else predict(of, images).cpu()
+        return _candidate(kind, name, of, logits[judging], labels[judging], judged)
+
+    yield candidate("as_passed", "as_passed", model, predict(model, images).cpu())
     work = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    yield _candidate("own_body", "own_body", work, set_body_and_solve(work, {}, images, labels), labels)
+    yield candidate("own_body", "own_body", work, set_body_and_solve(work, {}, images, labels))
     for body in bodies:
         logits = set_body_and_solve(work, body.parameters, images, labels)
-        yield _candidate(body.kind, body.name, work, logits, labels)
+        yield candidate(body.kind, body.name, work, logits)
 
 
 def generated_bodies(generator: Generator, support: SupportSet, num_candidates: int, seed: int) -> Iterator[Body]:
@@ -85,7 +97,9 @@ def generated_bodies(generator: Generator, support: SupportSet, num_candidates: 
         yield Body("generated", f"generated_{i}", shifted(base, delta))
 
 
-def _candidate(kind: str, name: str, model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> Candidate:
+def _candidate(
+    kind: str, name: str, model: nn.Module, logits: torch.Tensor, labels: torch.Tensor, judged: bool
+) -> Candidate:
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
     losses = F.cross_entropy(logits, labels, reduction="none")
-    return Candidate(kind, name, state, losses, 100 * (logits.argmax(1) == labels).float().mean().item())
+    return Candidate(kind, name, state, losses, 100 * (logits.argmax(1) == labels).float().mean().item(), judged)

@@ -259,6 +259,26 @@ def test_a_convolutional_classifier_is_solved_for(loader):
     assert 100 * (model(images).argmax(1) == labels).float().mean() >= own.accuracy > 60
 
 
+def test_one_image_a_class_gives_a_fresh_model_a_head(bundle):
+    """Left out, an image's class is unknown to every solved head, so that a random one seemed better."""
+    images, labels = labelled_images(3, 3)
+    assert sorted(labels.tolist()) == [0, 1, 2]
+    model = new_model(classes=3)
+    report = initialize(model, [(images, labels)], generator=bundle, num_candidates=1)
+    assert report.chosen == "own_body"
+    assert (model.eval()(images).argmax(1) == labels).all()
+
+
+def test_an_image_alone_in_its_class_judges_nobody(bundle, monkeypatch):
+    images, labels = labelled_images(9, 3)
+    labels[-1] = 3
+    candidates = keep_candidates(monkeypatch)
+    initialize(new_model(classes=4), [(images, labels)], generator=bundle, num_candidates=1)
+    alone = torch.bincount(labels)[labels] == 1
+    assert alone.any()
+    assert {len(c.losses) for c in candidates} == {int((~alone).sum())}
+
+
 def test_a_bundle_of_a_torchvision_model_covers_it(loader, bundle):
     torch.manual_seed(0)
     model = torchvision.models.squeezenet1_1(num_classes=3).eval()

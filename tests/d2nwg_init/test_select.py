@@ -86,3 +86,14 @@ def test_chosen_is_never_worse_than_the_best_by_more_than_its_error(kinds, offse
     excess = chosen.losses - best.losses
     assert excess.mean() <= excess.std() / IMAGES**0.5 + 1e-6
     assert chosen is best or chosen.kind in OWN
+
+
+@pytest.mark.parametrize(("loss", "chosen"), [(0.5, "as_passed"), (2.3, "own_body"), (4.0, "own_body")])
+def test_with_one_image_a_class_only_a_model_that_knows_them_stays_as_it_was_passed(loss, chosen):
+    """Ten images of ten classes; chance is log 10 = 2.30. The solved heads have seen the images that they predict."""
+    passed = loss + 0.1 * torch.randn(10, generator=seeded(0))
+    candidates = [
+        Candidate("as_passed", "as_passed", {}, passed, 50.0, judged=False),
+        *(Candidate(kind, kind, {}, torch.zeros(10), 100.0, judged=False) for kind in ("own_body", "generated")),
+    ]
+    assert select(candidates).name == chosen
