@@ -81,10 +81,15 @@ def _command() -> str:
 
 
 def _commit() -> str | None:
-    """The commit that this package's source stands at, "-dirty" where it was changed; None outside a checkout."""
+    """The commit that this package's source stands at, "-dirty" where it was changed; None outside a checkout. Results
+    that an earlier run left beside it change nothing that is measured."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+
     try:
-        command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
-        here = Path(__file__).parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)docs/results")
+        return git("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
