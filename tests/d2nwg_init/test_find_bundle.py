@@ -4,7 +4,8 @@ import d2nwg_init
 from d2nwg_init.bundles import find_bundle
 from pretrained_generators import bundle as bundles
 from tests.d2nwg_init.conftest import new_model
-from tests.pretrained_generators.small import random_generator, save_random_bundle
+from tests.pretrained_generators.small import SIZE, random_generator, save_random_bundle
+from zoo_builder.backbones import BackboneSpec
 from zoo_builder.errors import BundleError
 
 
@@ -18,7 +19,7 @@ def embedded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("model", "name"), [("test_vit", "a-vit"), ("test_resnet", "b-resnet")])
 def test_auto_takes_the_bundle_whose_parameters_fit(embedded, model, name):
-    found, reason = find_bundle(new_model(model, classes=7), "auto")
+    found, reason = find_bundle(BackboneSpec(model, img_size=SIZE).create(num_classes=7), "auto")
     assert found.config.name == name
     assert "match" in reason
 
