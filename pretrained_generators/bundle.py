@@ -40,6 +40,8 @@ class BundleConfig:
     base_sha256: str  # of the base checkpoint that the zoo was built from
     base_pretrained_on: str  # dataset
     measured: dict[str, float] = field(default_factory=dict)  # what training measured, see the card
+    learnt: tuple[str, ...] = ()  # ids of the zoo's entries that it was trained on
+    kept_back: tuple[str, ...] = ()  # ids of those that were kept out, to measure reconstruction on
     trained_with: str | None = None  # SHA-256 of recipe, base and entries; equal: the same training
     format: int = FORMAT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pretrained_generators.bundle import BundleConfig
@@ -41,6 +42,10 @@ Gains are points of accuracy of a solved head over the base's, on left-out suppo
 the VAE keeps on zoo entries that it was not trained on; `sampling` is what samples have, without selection, on zoo
 datasets. How it does on datasets that it never saw is in the project's docs/results.
 
+## Copying or generalising?
+
+{audit}
+
 ## Limits
 
 The zoo is small. On data unlike all of the above, generated weights may be worse than the base; `initialize` compares
@@ -49,7 +54,9 @@ them with the base and with the model as it was passed, and says what it chose.
 
 
 def write_card(config: BundleConfig, folder: Path) -> None:
-    """Write `folder`/README.md."""
+    """Write `folder`/README.md, with the verdict of `folder`/audit.json if there is one."""
+    audit = folder / "audit.json"
+    verdict = json.loads(audit.read_text())["verdict"]["text"] if audit.exists() else "Not audited."
     generator = config.generator
     text = TEMPLATE.format(
         name=config.name,
@@ -60,6 +67,7 @@ def write_card(config: BundleConfig, folder: Path) -> None:
         pretrained_on=config.base_pretrained_on,
         datasets="\n".join(f"- {t.name}: {t.entries} entries" for t in config.trained_on),
         held_out=", ".join(config.held_out),
+        audit=f"{verdict}\n\n![audit](audit.svg)" if audit.exists() else verdict,
         measured="\n".join(f"- `{k}`: {v:.3g}" for k, v in config.measured.items()),
     )
     write_text_atomically(folder / "README.md", text)

@@ -77,6 +77,13 @@ def left_out_accuracy(
     generator: Generator, delta: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
 ) -> float:
     """Accuracy in percent of base + delta (an empty one is the base) with a solved head, BatchNorm recalibrated."""
+    return 100 * (left_out_logits(generator, delta, images, labels).argmax(1) == labels).float().mean().item()
+
+
+def left_out_logits(
+    generator: Generator, delta: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Logits [N, K] of each image from a head that was solved without it, on base + delta. The base is put back."""
     base = generator.base
     state = {k: v.clone() for k, v in base.state_dict().items()}
     try:
@@ -84,7 +91,6 @@ def left_out_accuracy(
         recalibrate_batchnorm(base, images)
         with torch.no_grad():
             features = torch.cat([base(batch) for batch in images.split(EVAL_BATCH)])
-        left_out = solve_head(features, labels, int(labels.max()) + 1).left_out_logits
-        return 100 * (left_out.argmax(1) == labels).float().mean().item()
+        return solve_head(features, labels, int(labels.max()) + 1).left_out_logits
     finally:
         base.load_state_dict(state)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from d2nwg_init.benchmarks.results import header
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.live import LiveTable
+from d2nwg_init.benchmarks.transfer.methods import METHODS
 from d2nwg_init.benchmarks.transfer.plan import (
     RATE_DATASETS,
     Choices,
@@ -65,7 +66,7 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     choices = Choices()
     if request.choose:
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
-    cells = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
+    cells = _tied(plan_cells(methods, measured_on, request.shots, range(request.seeds), choices), subject)
     about = header("transfer") | {
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()]
     }
@@ -77,6 +78,11 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     write_report(out, report)
     write_page(report, out.with_suffix(".html"))
     return found, report
+
+
+def _tied(cells: Sequence[Cell], subject: Subject) -> list[Cell]:
+    """Cells that a bundle has an influence on are this bundle's."""
+    return [replace(c, bundle=subject.bundle_digest) if METHODS[c.method].depends_on_bundle else c for c in cells]
 
 
 def _measure(
@@ -95,7 +101,8 @@ def _measure(
 def _choose(request: Request, subject: Subject, folder: Path, file: Path, workers: int) -> Choices:
     """What `file` says of the subject with this base, zoo and bundle; else it is measured, on a seed of its own, and
     written there. Strengths come first, and learning rates with these."""
-    found = read_choices(file, subject.name, folder.name)
+    of = "+".join(filter(None, (folder.name, subject.bundle_digest)))
+    found = read_choices(file, subject.name, of)
     if found is not None:
         return found
     datasets = SPLITS["development"]
@@ -105,11 +112,11 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
     shots = (1, 5, 16, None)
 
     def measure(title: str, cells: list[Cell]) -> Found:
-        return _measure(f"{subject.name}, {title}", request, folder, cells, datasets, workers)
+        return _measure(f"{subject.name}, {title}", request, folder, _tied(cells, subject), datasets, workers)
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
     choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
-    write_choices(file, subject.name, choices, header("transfer") | {"of": folder.name})
+    write_choices(file, subject.name, choices, header("transfer") | {"of": of})
     return choices
 
 

@@ -28,6 +28,7 @@ class Cell:
     sigma: float | None = None  # of the noise, in units of each tensor's root mean square
     strength: float | None = None  # of the delta; None where the method has none
     learning_rate: float | None = None  # None where nothing is trained
+    bundle: str | None = None  # the beginning of its weights' SHA-256, where it has an influence
 
     @property
     def id(self) -> str:
@@ -35,6 +36,7 @@ class Cell:
         shots = "all" if self.shots is None else self.shots
         rest = {"n": self.sample, "sigma": self.sigma, "x": self.strength, "lr": self.learning_rate}
         extra = "".join(f"-{k}{v:g}" for k, v in rest.items() if v is not None)
+        extra += f"-{self.bundle}" if self.bundle else ""
         return f"{self.dataset}-{shots}-{self.seed}-{self.method}-{self.condition}-{self.training}{extra}"
 
 

@@ -59,6 +59,11 @@ class Method:
     conditions: tuple[str, ...] = ("right",)
     samples: int = 1
     seeds: int | None = None  # at most; None is no limit
+    timed_by_hook: bool = False  # has the time that the hook takes, with the bundle if there is one
+
+    @property
+    def depends_on_bundle(self) -> bool:
+        return self.needs == "bundle" or self.timed_by_hook
 
 
 def make(arena: Arena, cell: Cell) -> Made:
@@ -283,6 +288,6 @@ METHODS: dict[str, Method] = {
     "generated_mean": Method(_generated, "bundle", conditions=ALL, samples=2),
     "generated_selected": Method(_generated_selected, "bundle", conditions=ALL),
     "initialize": Method(_initialize, "bundle", long=True),
-    "sgd_equal_time": Method(_sgd_equal_time, few_shot=False),
+    "sgd_equal_time": Method(_sgd_equal_time, few_shot=False, timed_by_hook=True),
     "oracle": Method(_oracle, "zoo", trained=False, few_shot=False, seeds=1),
 }

@@ -53,6 +53,10 @@ class Subject:
         load_body(body, self.base, self.name)
         return body.to(memory_format=torch.channels_last)
 
+    @property
+    def bundle_digest(self) -> str | None:
+        return self.bundle.config.weights_sha256[:10] if self.bundle else None
+
     def parameters(self) -> dict[str, torch.Tensor]:
         return {name: self.base[name] for name, _ in self.body.named_parameters()}
 
@@ -63,15 +67,20 @@ class Subject:
 
 
 def work_folder(spec: SubjectSpec, root: Path) -> Path:
-    """The folder under `root` for all that is measured of a subject: another base, zoo or bundle has another one."""
+    """The folder under `root` for all that is measured of a subject: another base or zoo has another one.
+
+    Bundles of one zoo share it, and with it the rows that no bundle changes.
+    """
     parts: dict[str, object] = {"protocol": PROTOCOL, "plans": spec.plans, "universal": spec.universal}
     if spec.zoo is not None:
         zoo = Zoo.open(spec.zoo)
+        name = _zoo_name(zoo)
         parts |= {"base": zoo.base_sha256, "entries": [e.sha256 for e in zoo.entries()]}
-    if spec.bundle is not None:
-        parts |= {"bundle": load_bundle(spec.bundle).config.weights_sha256}
+    else:
+        name = _names(spec)[0]
+        parts |= {"base": load_bundle(str(spec.bundle)).config.base_sha256}
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
-    return root / f"{_names(spec)[0]}-{digest}"
+    return root / f"{name}-{digest}"
 
 
 def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
@@ -110,4 +119,8 @@ def _names(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
     if spec.zoo is None:
         raise ZooError("There is nothing to measure: give a --zoo, a --bundle, or both.")
     zoo = Zoo.open(spec.zoo)
-    return f"{zoo.model.rpartition(':')[2]}-{zoo.size}", zoo.backbone, zoo.size
+    return _zoo_name(zoo), zoo.backbone, zoo.size
+
+
+def _zoo_name(zoo: Zoo) -> str:
+    return f"{zoo.model.rpartition(':')[2]}-{zoo.size}"

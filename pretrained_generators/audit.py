@@ -1,0 +1,94 @@
+"""Copying or generalising? What Zeng et al. ("Generative Modeling of Weights: Generalization or Memorization?", 2025)
+ask of a weight generator: how near to its training models are generated ones, in weights and in behaviour, and does
+anything simpler do as well.
+
+Knows nothing of a zoo: it is given flat deltas and predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+COPYING_Z = -2.58  # one in two hundred, one-sided
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One model under audit, for one dataset."""
+
+    dataset: str
+    method: str
+    distance: float  # to the nearest training model, over the mean norm of training deltas
+    overlap: float  # largest IoU of its wrong answers with those of a training model
+    accuracy: float  # in percent, on images that its head was not solved on
+
+
+@dataclass(frozen=True)
+class Verdict:
+    distance_z: float  # Mann-Whitney: generated against held-out models, distances to the nearest training model
+    condition_drop: float  # points that another dataset's condition costs
+    beaten_by: tuple[str, ...]  # simpler methods that are as accurate in the mean
+    copies: bool
+
+    def __str__(self) -> str:
+        found, nearness = ("Copying or interpolating", "nearer") if self.copies else ("No copying found", "no nearer")
+        simpler = ", ".join(self.beaten_by) or "nothing"
+        return (
+            f"{found}: generated models lie {nearness} to training models than models of unseen tasks do "
+            f"(z = {self.distance_z:.1f}); another dataset's condition costs {self.condition_drop:.1f} points; as "
+            f"accurate and simpler: {simpler}."
+        )
+
+
+def nearest_distance(delta: torch.Tensor, known: torch.Tensor) -> float:
+    """Of a flat delta [P] to the nearest of `known` [E, P], in units of their mean norm."""
+    return (known - delta).norm(dim=1).min().item() / known.norm(dim=1).mean().clamp_min(1e-12).item()
+
+
+def largest_overlap(wrong: torch.Tensor, known: torch.Tensor) -> float:
+    """The largest IoU of wrong answers [N] (bool) with those of `known` [E, N]; 0 where nothing is wrong."""
+    both, either = (known & wrong).sum(1), (known | wrong).sum(1)
+    return (both / either.clamp_min(1)).max().item()
+
+
+def mann_whitney_z(first: Sequence[float], second: Sequence[float]) -> float:
+    """How many standard deviations the rank sum of `first` is above what chance gives; 0 where one is empty."""
+    from scipy.stats import mannwhitneyu
+
+    n, m = len(first), len(second)
+    if not n or not m:
+        return 0.0
+    u = mannwhitneyu(first, second).statistic
+    return float((u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12))
+
+
+def judge(sightings: Sequence[Sighting]) -> Verdict:
+    """Of sightings of the methods "generated", "generated_shuffled", "held_out" and any simpler ones."""
+    by_method: dict[str, list[Sighting]] = {}
+    for s in sightings:
+        by_method.setdefault(s.method, []).append(s)
+    accuracy = {m: sum(s.accuracy for s in found) / len(found) for m, found in by_method.items()}
+    z = mann_whitney_z([s.distance for s in by_method["generated"]], [s.distance for s in by_method["held_out"]])
+    simpler = [m for m in accuracy if m not in ("generated", "generated_shuffled", "generated_null", "held_out")]
+    return Verdict(
+        distance_z=z,
+        condition_drop=accuracy["generated"] - accuracy["generated_shuffled"],
+        beaten_by=tuple(m for m in simpler if accuracy[m] >= accuracy["generated"]),
+        copies=z < COPYING_Z,
+    )
+
+
+def gaussian(known: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A draw [P] from a Gaussian fitted to each parameter of `known` [E, P]."""
+    std, mean = torch.std_mean(known, dim=0)
+    return mean + std * torch.randn(mean.shape, generator=generator)
+
+
+def noisy(delta: torch.Tensor, sizes: Mapping[str, int], sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """A flat delta [P] with noise of `sigma` times each tensor's root mean square; `sizes` are the tensors' numbers."""
+    parts = delta.split(list(sizes.values()))
+    return torch.cat([p + sigma * p.square().mean().sqrt() * torch.randn(p.shape, generator=generator) for p in parts])

@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import torch
+
+from pretrained_generators.audit import (
+    Sighting,
+    gaussian,
+    judge,
+    largest_overlap,
+    mann_whitney_z,
+    nearest_distance,
+    noisy,
+)
+from pretrained_generators.bundle import load_bundle
+from pretrained_generators.training.audit_zoo import audit_zoo
+from pretrained_generators.training.train import train_generator
+from tests.cli.conftest import fail, succeed
+from tests.pretrained_generators.small import RECIPE, save_random_bundle, seeded, small_zoo
+from zoo_builder.errors import BundleError
+
+
+def test_distance_is_to_the_nearest_in_units_of_the_mean_norm():
+    known = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
+    assert nearest_distance(known[1], known) == 0
+    assert nearest_distance(torch.tensor([0.0, 2.5]), known) == pytest.approx(0.5)
+
+
+def test_overlap_is_of_the_most_alike_mistakes():
+    known = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]]).bool()
+    assert largest_overlap(torch.tensor([1, 0, 0, 0]).bool(), known) == 0.5
+    assert largest_overlap(known[1], known) == 1
+    assert largest_overlap(torch.zeros(4).bool(), torch.zeros(2, 4).bool()) == 0
+
+
+def test_rank_test_is_low_where_the_first_are_nearer_and_agrees_with_its_mirror():
+    near, far = [0.1, 0.2, 0.3, 0.4] * 4, [0.5, 0.6, 0.7, 0.8] * 4
+    assert mann_whitney_z(near, far) < -4
+    assert mann_whitney_z(near, far) == pytest.approx(-mann_whitney_z(far, near))
+    assert mann_whitney_z(near, near) == pytest.approx(0)
+    assert mann_whitney_z([], far) == 0
+
+
+def sightings(generated, held_out, mean=50.0):
+    made = [Sighting("d", "generated", d, 0.5, 80.0) for d in generated]
+    made += [Sighting("d", "held_out", d, 0.5, 90.0) for d in held_out]
+    return [*made, Sighting("d", "generated_shuffled", 1.0, 0.5, 75.0), Sighting("d", "zoo_mean", 1.0, 0.5, mean)]
+
+
+def test_verdict_tells_copies_from_models_of_their_own():
+    apart = [1.0 + 0.01 * i for i in range(12)]
+    near = [0.01 * i for i in range(12)]
+    copying, honest = judge(sightings(near, apart)), judge(sightings(apart, near, mean=85.0))
+    assert copying.copies
+    assert str(copying).startswith("Copying")
+    assert not honest.copies
+    assert honest.condition_drop == 5
+    assert (copying.beaten_by, honest.beaten_by) == ((), ("zoo_mean",))
+    assert "zoo_mean" in str(honest)
+
+
+def test_noise_is_relative_to_each_tensor():
+    delta = torch.cat([torch.full((4000,), 10.0), torch.zeros(4000)])
+    shaken = noisy(delta, {"a": 4000, "b": 4000}, 0.3, seeded(0)) - delta
+    assert shaken[:4000].std().item() == pytest.approx(3.0, rel=0.1)
+    assert (shaken[4000:] == 0).all()
+
+
+def test_gaussian_has_the_mean_and_the_spread_of_each_parameter():
+    known = torch.stack([torch.tensor([0.0, 5.0]), torch.tensor([2.0, 5.0])])
+    drawn = torch.stack([gaussian(known, seeded(i)) for i in range(2000)])
+    torch.testing.assert_close(drawn.mean(0), torch.tensor([1.0, 5.0]), atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.std(0), torch.tensor([2.0**0.5, 0.0]), atol=0.1, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audited")
+    zoo = small_zoo(folder)
+    train_generator(zoo, RECIPE, folder / "bundle")
+    return zoo, folder / "bundle"
+
+
+def test_every_method_is_seen_on_every_task_that_was_held_back(trained):
+    zoo, bundle = trained
+    found = audit_zoo(load_bundle(bundle), zoo, samples=3)
+    config = load_bundle(bundle).config
+    assert set(config.learnt) | set(config.kept_back) == {e.id for e in zoo.entries()}
+    counts = {m: sum(s.method == m for s in found) for m in {s.method for s in found}}
+    assert counts["generated"] == counts["generated_null"] == 3 * RECIPE.held_back
+    assert counts["held_out"] == counts["nearest"] == counts["zoo_mean"] == RECIPE.held_back
+    assert all(s.distance == 0 for s in found if s.method == "nearest")
+    assert all(s.distance > 0 for s in found if s.method in ("held_out", "gaussian"))
+    assert all(0 <= s.overlap <= 1 and 0 <= s.accuracy <= 100 for s in found)
+
+
+def test_command_writes_the_audit_and_tells_it_in_the_card(trained):
+    zoo, bundle = trained
+    text = succeed("generator", "audit", bundle, "--zoo", zoo.path, "--samples", "1")
+    report = json.loads((bundle / "audit.json").read_text())
+    assert report["verdict"]["text"] in " ".join(text.split())
+    assert report["verdict"]["text"] in (bundle / "README.md").read_text()
+    assert (bundle / "audit.svg").read_text().startswith("<?xml")
+    load_bundle(bundle)
+
+
+def test_other_zoos_are_refused(trained, tmp_path):
+    zoo, _ = trained
+    save_random_bundle(tmp_path)
+    assert "another base" in fail("generator", "audit", tmp_path, "--zoo", zoo.path)
+    save_random_bundle(tmp_path, base_sha256=zoo.base_sha256)
+    with pytest.raises(BundleError, match="train it again"):
+        audit_zoo(load_bundle(tmp_path), zoo)
