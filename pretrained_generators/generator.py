@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
+from pretrained_generators.probes import Probes
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
 from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
@@ -22,6 +24,7 @@ class GeneratorConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    probes: int = 0  # deltas that are tried on a dataset to see what it wants
 
 
 class Generator(nn.Module):
@@ -35,9 +38,9 @@ class Generator(nn.Module):
         self.vae = WeightVAE(layout.num_chunks, layout.chunk, config.vae)
         feature_dim = check_body(self.base, config.size, config.backbone.in_chans)
         self.encoder = DatasetEncoder(feature_dim, config.encoder)
-        self.diffusion = LatentDiffusion(
-            layout.num_chunks, config.vae.latent, config.encoder.embedding, config.diffusion
-        )
+        self.probes = Probes(config.probes, layout.num_chunks, config.vae.latent) if config.probes else None
+        condition = config.encoder.embedding + (self.probes.size if self.probes else 0)
+        self.diffusion = LatentDiffusion(layout.num_chunks, config.vae.latent, condition, config.diffusion)
         self.eval()
 
     @torch.no_grad()
@@ -51,17 +54,40 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        """The dataset embedding [c] of support images [N, 3, H, W] with labels [N]."""
-        return self.encoder(self.features(images), labels, num_classes)[1]
+        """The condition [c] of support images [N, 3, H, W] with labels [N]: the dataset embedding, and what the probes
+        are worth on them."""
+        embedding = self.encoder(self.features(images), labels, num_classes)[1]
+        return self.with_probes(embedding, images, labels, num_classes)
+
+    def with_probes(
+        self, embedding: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, num_classes: int
+    ) -> torch.Tensor:
+        """The condition [c] of which `embedding` is the first part; differentiable in it."""
+        if self.probes is None:
+            return embedding
+        return torch.cat([embedding, self.probes.standardised(self.probe(self.probes, images, labels, num_classes))])
+
+    @torch.no_grad()
+    def probe(self, probes: Probes, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """`probes.worth` of the decoded probes."""
+        deltas = [self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(probes.latents)]
+        return probes.worth(self.base, deltas, standardize_channels(images), labels, num_classes)
 
     @torch.no_grad()
     def sample_deltas(
         self, embedding: torch.Tensor | None, num_samples: int, seed: int, steps: int = 20, guidance: float = 1.0
     ) -> list[dict[str, torch.Tensor]]:
-        """Deltas to the base's parameters, by name; deterministic in `seed`. No embedding is no condition."""
+        """Deltas to the base's parameters, by name; deterministic in `seed`.
+
+        `embedding` is a condition as `embed` gives it; None is no condition.
+        """
         noise = torch.Generator().manual_seed(seed)
         latents = self.diffusion.sample(embedding, num_samples, noise, steps, guidance)
         return [self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(latents)]
+
+    def base_copy(self) -> nn.Module:
+        """The base as a body of its own, to try weights in."""
+        return copy.deepcopy(self.base).requires_grad_(False)
 
     def base_parameters(self) -> dict[str, torch.Tensor]:
         return {k: v.detach() for k, v in self.base.named_parameters()}

@@ -1,18 +1,23 @@
-"""d2nwg-init generator: train one from a zoo."""
+"""d2nwg-init generator: train one from a zoo, and audit it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="Train weight generators.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pretrained_generators.audit import Sighting
+
+app = typer.Typer(help="Train and audit weight generators.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Train weight generators."""
+    """Train and audit weight generators."""
 
 
 @app.command(epilog="Example: d2nwg-init generator train --zoo runs/zoo --recipe small --out runs/bundle")
@@ -20,15 +25,67 @@ def train(
     zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle; a training that was begun there goes on.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the zoo's datasets, for a recipe that trains end to end.")
+    ] = None,
 ) -> None:
-    """Train VAE, dataset encoder and diffusion on a zoo and write a bundle. Resumes at the last checkpoint."""
+    """Train VAE, dataset encoder and diffusion on a zoo, then all of them end to end, and write a bundle.
+
+    Resumes at the last checkpoint.
+    """
     from pretrained_generators.training.recipe import GeneratorRecipe
     from pretrained_generators.training.train import train_generator
     from zoo_builder.recipe import read_recipe
     from zoo_builder.store import Zoo
 
     parsed = read_recipe(recipe, GeneratorRecipe, "pretrained_generators")
-    bundle = train_generator(Zoo.open(zoo), parsed, out)
+    bundle = train_generator(Zoo.open(zoo), parsed, out, data)
     for key, value in bundle.measured.items():
         typer.echo(f"{key}: {value:.3f}")
     typer.echo(f"Bundle {bundle.name} written to {out}.")
+
+
+@app.command(epilog="Example: d2nwg-init generator audit runs/bundle --zoo runs/zoo")
+def audit(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle; audit.json and audit.svg are written there.")],
+    zoo: Annotated[Path, typer.Option(help="Folder of the zoo that it was trained on.")],
+    samples: Annotated[int, typer.Option(min=1, help="Models generated for each task that was held back.")] = 2,
+    json_: Annotated[bool, typer.Option("--json", help="Print what was found as JSON and no table.")] = False,
+) -> None:
+    """Does it copy its training models? Distances, shared mistakes, and what simpler methods reach.
+
+    The verdict goes into the card.
+    """
+    import json
+
+    from rich.console import Console
+
+    from pretrained_generators.audit import judge
+    from pretrained_generators.bundle import load_bundle
+    from pretrained_generators.card import write_card
+    from pretrained_generators.training.audit_zoo import audit_zoo, write_audit
+    from zoo_builder.store import Zoo
+
+    loaded = load_bundle(bundle)
+    found = audit_zoo(loaded, Zoo.open(zoo), samples)
+    report = write_audit(found, bundle)
+    write_card(loaded.config, bundle)
+    if json_:
+        typer.echo(json.dumps(report))
+        return
+    Console().print(_audit_table(found))
+    typer.echo(str(judge(found)))
+
+
+def _audit_table(found: list[Sighting]) -> Table:
+    from rich.table import Table
+
+    table = Table("method", title="Means over the tasks that were held back")
+    for heading in ("models", "accuracy (%)", "distance", "overlap of mistakes"):
+        table.add_column(heading, justify="right")
+    for method in dict.fromkeys(s.method for s in found):
+        mine = [s for s in found if s.method == method]
+        figures = (sum(getattr(s, key) for s in mine) / len(mine) for key in ("accuracy", "distance", "overlap"))
+        accuracy, distance, overlap = figures
+        table.add_row(method, str(len(mine)), f"{accuracy:.1f}", f"{distance:.2f}", f"{overlap:.2f}")
+    return table

@@ -36,7 +36,8 @@ def train_diffusion(
     def loss(generator: torch.Generator) -> torch.Tensor:
         batch = torch.randint(len(standardised), (stage.batch_size,), generator=generator)
         with torch.no_grad():
-            condition = torch.stack([embed_random_support(encoder, data, int(i), supports, generator) for i in batch])
+            embedding = torch.stack([embed_random_support(encoder, data, int(i), supports, generator) for i in batch])
+            condition = torch.cat([embedding, data.probed[batch]], dim=1)
         dropped = torch.rand(stage.batch_size, 1, generator=generator) < stage.drop_condition
         condition = torch.where(dropped, diffusion.null_condition, condition)
         clean = standardised[batch]

@@ -38,15 +38,30 @@ class DiffusionStage(Stage):
 
 
 @dataclass(frozen=True)
+class FunctionalStage(Stage):
+    """On what the weights are worth; 0 steps leave it out. Its `batch_size` is in images of an episode."""
+
+    steps: int = 0
+    learning_rate: float = 3e-4
+    batch_size: int = 128
+    episodes: int = 3  # in a step
+    drop_condition: float = 0.15
+    domains: tuple[str, ...] = ("plain",)  # that episodes are seen through; one named twice is drawn twice as often
+    shares: dict[str, float] = field(default_factory=dict)  # dataset -> share of the episodes; the others' are equal
+
+
+@dataclass(frozen=True)
 class GeneratorRecipe:
     name: str
     vae_training: VAEStage
     encoder_training: EncoderStage
     diffusion_training: DiffusionStage
+    functional_training: FunctionalStage = FunctionalStage()
     scope: str | tuple[str, ...] = "all"  # of the body's parameters, see WeightLayout.of
     vectorisation: Vectorisation = "chunk"
     chunk: int = 1024  # weights in a chunk
     plans: tuple[str, ...] = ("branch",)  # of the zoo recipe, whose entries to learn from
+    probes: tuple[str, ...] = ()  # plans whose entries are tried on a dataset before anything is generated for it
     held_back: int = 8  # entries kept out of training, to measure reconstruction on
     seed: int = 0
     vae: VAEConfig = field(default_factory=VAEConfig)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +18,12 @@ from pretrained_generators.card import write_card
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.training.diffusion import train_diffusion
 from pretrained_generators.training.encoder import train_encoder
+from pretrained_generators.training.episodes import EpisodeSource
+from pretrained_generators.training.functional import train_functional
 from pretrained_generators.training.gates import reconstruction_gain_kept, sampling_gain_kept
 from pretrained_generators.training.recipe import GeneratorRecipe
 from pretrained_generators.training.vae import encode_all, train_vae
-from pretrained_generators.training.zoo_data import read_zoo_data, select_entries, target_delta
+from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, select_entries, target_delta
 from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import load_body
 from zoo_builder.checkpoint import write_text_atomically
@@ -31,16 +34,20 @@ MEASURED_ENTRIES = 16  # zoo entries that the samples are measured on
 MEASURED_SAMPLES = 2  # samples for each
 
 
-def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfig:
+def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path | None = None) -> BundleConfig:
     """Run the stages that are not finished and write a bundle to `out`; their state is kept in `out`/training.
 
-    A bundle of the same recipe, base and entries that is there already is returned as it is.
+    A bundle of the same recipe, base and entries that is there already is returned as it is. `data_dir` holds the
+    zoo's datasets, for a recipe that trains end to end.
 
     Raises:
-        RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe holds nothing back.
+        RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe holds nothing back, or
+            trains end to end and there is no `data_dir`, or no entry is of the plans that probe.
     """
     if recipe.held_back < 1:
         raise RecipeError(f"held_back must be 1 or more, to measure reconstruction on; got {recipe.held_back}.")
+    if recipe.functional_training.steps and data_dir is None:
+        raise RecipeError(f"{recipe.name} trains end to end, on the images of the zoo's datasets. Give their --data.")
     folder = out / "training"
     entries = select_entries(zoo, recipe.plans)
     work = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": [e.id for e in entries]}
@@ -51,19 +58,24 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
             return before
         raise RecipeError(f"{out} holds a bundle of another recipe or zoo. Remove it, or take another --out.")
     _same_work_as_before(folder, trained_with)
-    held_back = entries[:: max(2, len(entries) // max(recipe.held_back, 1))][: recipe.held_back]
+    others = [e for e in entries if e.task.plan not in recipe.probes]
+    held_back = others[:: max(2, len(others) // recipe.held_back)][: recipe.held_back]
     learnt = [e for e in entries if e not in held_back]
 
     torch.manual_seed(recipe.seed)
     layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope)
     layout = layout.scaled_to(target_delta(e) for e in learnt)
-    config = GeneratorConfig(zoo.backbone, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion)
+    probes = len(entries) - len(others)
+    if recipe.probes and not probes:
+        raise RecipeError(f"no entry of {list(recipe.plans)} is of {list(recipe.probes)}, to be a probe.")
+    config = GeneratorConfig(zoo.backbone, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion, probes)
     generator = Generator(config)
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
 
     data = read_zoo_data(learnt, layout, generator)
     train_vae(generator.vae, data.chunks, recipe.vae_training, folder, recipe.seed)
     latents = encode_all(generator.vae, data.chunks)
+    data = probe_zoo(generator, data, latents, recipe.probes, folder / "probed.safetensors")
     train_encoder(generator.encoder, data, latents, recipe.encoder_training, folder, recipe.seed)
     train_diffusion(
         generator.diffusion,
@@ -75,6 +87,12 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
         folder,
         recipe.seed,
     )
+    if recipe.functional_training.steps and data_dir is not None:
+        stage = recipe.functional_training
+        names = sorted({name for e in learnt for name in e.task.datasets})
+        with tempfile.TemporaryDirectory() as images:
+            source = EpisodeSource(names, data_dir, zoo.size, Path(images), stage.domains, stage.shares)
+            train_functional(generator, source, stage, folder, recipe.seed)
     _round_to_half(generator)
 
     rebuilt = reconstruction_gain_kept(generator, held_back)
@@ -98,6 +116,8 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path) -> BundleConfi
         base_sha256=zoo.base_sha256,
         base_pretrained_on=zoo.base_pretrained_on(),
         measured={k: v for k, v in measured.items() if math.isfinite(v)},  # JSON has no NaN; absent: no gain to keep
+        learnt=tuple(e.id for e in learnt),
+        kept_back=tuple(e.id for e in held_back),
         trained_with=trained_with,
     )
     write_card(bundle, out)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from pretrained_generators.generator import Generator
 from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import image_statistics
+from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ZooError
+from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo, ZooEntry
 
 
@@ -20,6 +23,7 @@ class ZooData:
     chunks: torch.Tensor  # [E, n, chunk], standardised, each delta at its best strength
     features: list[torch.Tensor]  # of each entry's support images, [m, f]
     labels: list[torch.Tensor]  # [m]
+    probed: torch.Tensor  # [E, p], what the probes are worth on each support, standardised; p is 0 without probes
 
 
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
@@ -48,7 +52,34 @@ def read_zoo_data(entries: list[ZooEntry], layout: WeightLayout, generator: Gene
         support, y = entry.support()
         features.append(generator.features(normalize_images(support, mean, std)))
         labels.append(y)
-    return ZooData(entries, torch.stack(chunks), features, labels)
+    return ZooData(entries, torch.stack(chunks), features, labels, torch.zeros(len(entries), 0))
+
+
+def probe_zoo(
+    generator: Generator, data: ZooData, latents: torch.Tensor, plans: tuple[str, ...], file: Path
+) -> ZooData:
+    """Make the entries of `plans` the generator's probes and try them on every support. Kept in `file`, and read from
+    there the next time."""
+    probes = generator.probes
+    if probes is None:
+        return data
+    chosen = [i for i, e in enumerate(data.entries) if e.task.plan in plans]
+    probes.latents.copy_(latents[chosen])
+    if not file.exists():
+        mean, std = image_statistics(generator.base)
+        tried = []
+        with progress_bar("trying probes", total=len(data.entries)) as bar:
+            for entry in data.entries:
+                support, labels = entry.support()
+                tried.append(
+                    generator.probe(probes, normalize_images(support, mean, std), labels, int(labels.max()) + 1)
+                )
+                bar.advance()
+        write_atomically(file, {"worth": torch.stack(tried)})
+    worth = read_tensors(file)[0]["worth"]
+    probes.mean.copy_(worth.mean(0))
+    probes.std.copy_(worth.std(0).clamp_min(1e-3))
+    return replace(data, probed=probes.standardised(worth))
 
 
 def draw_support(

@@ -1,0 +1,72 @@
+"""Few-shot tasks from a zoo's datasets: what a generated body is tried on while the generator learns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zoo_builder.datasets import load_dataset
+from zoo_builder.domain_images import SharedImages
+from zoo_builder.domains import apply_domain
+from zoo_builder.errors import DataError, RecipeError, nearest_names
+from zoo_builder.objectives import draw_episode
+from zoo_builder.tasks import Training
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A few classes of one dataset through one domain."""
+
+    images: torch.Tensor  # uint8 [B, 3, S, S]
+    labels: torch.Tensor  # int64 [B]
+    support: int  # the first so many solve the head; the others judge it
+    num_classes: int
+
+
+class EpisodeSource:
+    """Train images of datasets, kept in `folder` and mapped; each episode sees them through a domain of its own."""
+
+    def __init__(
+        self, datasets: Sequence[str], data_dir: Path, size: int, folder: Path, domains: Sequence[str],
+        shares: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        """`shares`: the part of all episodes that a dataset has; the others share what is left alike.
+
+        Raises:
+            RecipeError: a share of a dataset that is not among them, or shares of more than one.
+            DataError: a dataset is not in `data_dir`.
+        """
+        for name in shares:
+            if name not in datasets:
+                raise RecipeError(f"shares: the zoo has no dataset {name!r}; {nearest_names(name, datasets)}")
+        others = [n for n in datasets if n not in shares]
+        left = 1 - sum(shares.values())
+        if left < 0 or (left > 1e-9 and not others):
+            raise RecipeError(f"shares must add up to 1 at most, with other datasets to have the rest: {dict(shares)}.")
+        self.names, self.domains = list(datasets), list(domains)
+        self.probabilities = np.array([shares.get(n, left / max(len(others), 1)) for n in datasets])
+        self.probabilities /= self.probabilities.sum()
+        shared = SharedImages(folder, size, functools.partial(load_dataset, data_dir=data_dir, size=size))
+        self.parts = {name: shared.read(name)[:2] for name in datasets}
+        self.members = {name: _members(np.asarray(y)) for name, (_, y) in self.parts.items()}
+        for name, members in self.members.items():
+            if len(members) < 2:
+                raise DataError(f"{name} has {len(members)} class; an episode needs 2.")
+
+    def draw(self, size: int, rng: np.random.Generator) -> Episode:
+        name = self.names[rng.choice(len(self.names), p=self.probabilities)]
+        domain = self.domains[rng.integers(len(self.domains))]
+        index, labels, count = draw_episode(self.members[name], Training(1, batch_size=size), rng)
+        images = apply_domain(torch.from_numpy(self.parts[name][0][index]), domain, int(rng.integers(1 << 30)))
+        return Episode(images, labels, len(labels) // 2, count)
+
+
+def _members(y: np.ndarray) -> list[np.ndarray]:
+    """Indices of the images of each class that has two or more: one alone cannot be on both sides."""
+    members = [np.flatnonzero(y == c) for c in np.unique(y)]
+    return [m for m in members if len(m) > 1]

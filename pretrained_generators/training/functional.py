@@ -1,0 +1,110 @@
+"""Stage 4: what generated weights are worth, back-propagated through solved head, BatchNorm and decoder to the
+diffusion and the encoder.
+
+The stages before imitate zoo entries, and can be no better than they are. Here the loss is that of a user's: images of
+a dataset condition the generator, its weights go into the body, a head is solved on the same images, and others judge
+it (the episodes of R2-D2, Bertinetto et al., ICLR 2019, with the whole generator in place of the body).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from pretrained_generators.generator import Generator
+from pretrained_generators.latent_diffusion import TRAIN_TIMESTEPS, LatentDiffusion, noise_schedule
+from pretrained_generators.training.episodes import Episode, EpisodeSource
+from pretrained_generators.training.loop import train_stage
+from pretrained_generators.training.recipe import FunctionalStage
+from zoo_builder.backbones import prepare_images
+from zoo_builder.model_stack import shifted
+from zoo_builder.solved_head import ridge_query_logits, solve_head
+
+
+def train_functional(
+    generator: Generator, source: EpisodeSource, stage: FunctionalStage, folder: Path, seed: int
+) -> None:
+    """Cross-entropy of episodes' query images under base + a generated delta, down to encoder and diffusion.
+
+    The decoder stays: trained too it fell back, within a few hundred steps, to one delta for all datasets.
+    """
+    diffusion, layout = generator.diffusion, generator.config.layout
+    trained = nn.ModuleDict({"encoder": generator.encoder, "diffusion": diffusion})
+    schedule, body, base = noise_schedule(), generator.base_copy(), generator.base.state_dict()
+
+    def episode_loss(noise: torch.Generator, rng: np.random.Generator) -> torch.Tensor:
+        episode = source.draw(stage.batch_size, rng)
+        dropped = rng.random() < stage.drop_condition
+        condition = diffusion.null_condition if dropped else _condition(generator, episode)
+        clean = _generate(diffusion, condition[None], schedule, noise, rng)
+        latent = clean * diffusion.latent_std + diffusion.latent_mean
+        return query_loss(body, base, layout.to_tensors(generator.vae.decode(latent)[0]), episode)
+
+    def loss(noise: torch.Generator) -> torch.Tensor:
+        rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=noise)))
+        return torch.stack([episode_loss(noise, rng) for _ in range(stage.episodes)]).mean()
+
+    for part in (generator.base, generator.vae):
+        part.requires_grad_(False)
+    train_stage("functional", trained, stage, loss, folder, seed)
+
+
+def _condition(generator: Generator, episode: Episode) -> torch.Tensor:
+    """[c] of the support images alone; differentiable in the encoder."""
+    images, labels = (
+        prepare_images(generator.base, episode.images[: episode.support]),
+        episode.labels[: episode.support],
+    )
+    embedding = generator.encoder(generator.features(images), labels, episode.num_classes)[1]
+    return generator.with_probes(embedding, images, labels, episode.num_classes)
+
+
+def _generate(
+    diffusion: LatentDiffusion, condition: torch.Tensor, schedule: Any, noise: torch.Generator, rng: np.random.Generator
+) -> torch.Tensor:
+    """The clean latent [1, n, latent] that is predicted from pure noise or, in half of the draws, one more time from
+    that prediction with less noise: the two kinds of step that a sampler takes."""
+    shape = (1, *diffusion.latent_mean.shape)
+    last = torch.tensor([TRAIN_TIMESTEPS - 1])
+    start = torch.randn(shape, generator=noise)
+    if rng.random() < 0.5:
+        return diffusion(start, last, condition)
+    with torch.no_grad():
+        first = diffusion(start, last, condition)
+    t = torch.randint(TRAIN_TIMESTEPS, (1,), generator=noise)
+    noisy = schedule.add_noise(first, torch.randn(shape, generator=noise), t)
+    return diffusion(noisy, t, condition)
+
+
+def query_loss(
+    body: nn.Module,
+    base: Mapping[str, torch.Tensor],
+    delta: Mapping[str, torch.Tensor],
+    episode: Episode,
+) -> torch.Tensor:
+    """Cross-entropy of the query images under the head solved on the support images, features of base + delta with the
+    episode's own BatchNorm statistics; differentiable in `delta`.
+
+    Ridge and scale are chosen for each episode, as a user's head has them: with one scale for all, hard datasets are
+    punished for its confidence, and their gradient has little to do with their features."""
+    body.train()
+    state = shifted({k: v.clone() for k, v in base.items()}, delta)
+    features = functional_call(body, state, (prepare_images(body, episode.images),))
+    s = episode.support
+    head = solve_head(features[:s].detach(), episode.labels[:s], episode.num_classes)
+    logits = ridge_query_logits(
+        features[:s],
+        episode.labels[:s],
+        features[s:],
+        episode.num_classes,
+        head.ridge[None].float(),
+        head.scale[None].float(),
+    )
+    return F.cross_entropy(logits, episode.labels[s:])

@@ -1,0 +1,137 @@
+"""Training end to end: on what generated weights are worth."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pretrained_generators.bundle import load_bundle
+from pretrained_generators.training import loop
+from pretrained_generators.training.episodes import Episode, EpisodeSource
+from pretrained_generators.training.functional import query_loss, train_functional
+from pretrained_generators.training.recipe import FunctionalStage
+from pretrained_generators.training.train import train_generator
+from tests.pretrained_generators.small import RECIPE, SIZE, copied, labelled_images, random_generator, same
+from zoo_builder.errors import RecipeError
+
+STAGE = FunctionalStage(steps=6, batch_size=16, episodes=2, domains=("plain", "invert"), shares={"blobs": 0.9})
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for i, name in enumerate(("stripes", "blobs")):
+        images, labels = labelled_images(48, 3, seed=i)
+        pixels = (images * 40 + 100 + 50 * i).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        y = labels.numpy()
+        np.savez(folder / f"{name}.npz", x_train=pixels, y_train=y, x_test=pixels[:6], y_test=y[:6])
+    return folder
+
+
+def source(data_dir, tmp_path, **changes):
+    stage = dataclasses.replace(STAGE, **changes)
+    return EpisodeSource(["blobs", "stripes"], data_dir, SIZE, tmp_path, stage.domains, stage.shares)
+
+
+def test_an_episode_has_each_class_on_both_sides_and_no_image_twice(data_dir, tmp_path):
+    episode = source(data_dir, tmp_path, domains=("plain",)).draw(30, np.random.default_rng(0))
+    s = episode.support
+    assert set(episode.labels[:s].tolist()) == set(episode.labels[s:].tolist()) == {0, 1, 2}
+    assert len(episode.images.flatten(1).unique(dim=0)) == len(episode.images) == 30
+
+
+def test_shares_are_kept(data_dir, tmp_path):
+    drawn = source(data_dir, tmp_path)
+    assert drawn.probabilities[drawn.names.index("blobs")] == pytest.approx(0.9)
+    rng = np.random.default_rng(0)
+    mean = np.mean([drawn.draw(8, rng).images.float().mean().item() > 127 for _ in range(200)])
+    assert 0.3 < mean < 0.7  # both domains are seen: blobs are light, inverted ones dark
+
+
+@pytest.mark.parametrize("shares", [{"nowhere": 0.5}, {"blobs": 1.5}, {"blobs": 0.3, "stripes": 0.3}])
+def test_impossible_shares_are_refused(data_dir, tmp_path, shares):
+    with pytest.raises(RecipeError, match="shares"):
+        source(data_dir, tmp_path, shares=shares)
+
+
+def test_loss_is_of_the_generated_weights_and_reaches_them():
+    generator = random_generator()
+    images, labels = labelled_images(32, 2)
+    episode = Episode((images * 40 + 100).clamp(0, 255).byte(), labels, 16, 2)
+    base = generator.base.state_dict()
+    none = {k: torch.zeros_like(v) for k, v in generator.base_parameters().items()}
+    gone = {k: -v for k, v in generator.base_parameters().items()}
+    body, before = generator.base_copy(), copied(base)
+    fine, blind = (query_loss(body, base, d, episode).item() for d in (none, gone))
+    assert fine < 0.5 * blind
+    leaves = {k: v.clone().requires_grad_() for k, v in none.items()}
+    query_loss(body, base, leaves, episode).backward()
+    assert all(v.grad is not None and torch.isfinite(v.grad).all() for v in leaves.values())
+    assert same(generator.base.state_dict(), before)
+
+
+def test_training_lowers_the_loss_and_leaves_base_and_decoder(data_dir, tmp_path):
+    """From a generator whose weights harm, and that could generate none."""
+    torch.manual_seed(0)
+    generator = random_generator().requires_grad_(True)
+    with torch.no_grad():
+        harm = 0.05 * torch.randn(generator.vae.mean.shape)
+        generator.vae.basis[:, 0] = harm
+        generator.vae.mean.copy_(harm)
+    before, decoder = copied(generator.base.state_dict()), copied(generator.vae.state_dict())
+    stage = dataclasses.replace(STAGE, steps=40, learning_rate=3e-3, ema_decay=0.8, batch_size=24)
+    episodes = source(data_dir, tmp_path / "images")
+    rng = np.random.default_rng(1)
+    tried = [episodes.draw(24, rng) for _ in range(8)]
+
+    def mean_loss():
+        delta = generator.sample_deltas(None, 1, 0, steps=4)[0]
+        with torch.no_grad():
+            body = generator.base_copy()
+            return sum(query_loss(body, before, delta, e).item() for e in tried) / len(tried)
+
+    harmed = mean_loss()
+    train_functional(generator, episodes, stage, tmp_path / "training", 0)
+    assert mean_loss() < 0.8 * harmed
+    assert same(generator.base.state_dict(), before)
+    assert same(generator.vae.state_dict(), decoder)
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return dataclasses.replace(RECIPE, functional_training=STAGE)
+
+
+def test_bundle_trained_end_to_end_differs_and_resumes_to_equal_files(recipe, zoo, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 4)
+    whole, again, without = (tmp_path / n for n in ("whole", "again", "without"))
+    train_generator(zoo, recipe, whole, data_dir)
+    train_generator(zoo, RECIPE, without)
+    weights = "generator.safetensors"
+    assert (whole / weights).read_bytes() != (without / weights).read_bytes()
+
+    def interrupted(name, module, settings, loss, folder, seed):
+        calls = iter(range(5))
+
+        def until_fifth(generator):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return loss(generator)
+
+        loop.train_stage(name, module, settings, until_fifth, folder, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pretrained_generators.training.functional.train_stage", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_generator(zoo, recipe, again, data_dir)
+    train_generator(zoo, recipe, again, data_dir)
+    for file in ("config.json", weights):
+        assert (again / file).read_bytes() == (whole / file).read_bytes()
+    load_bundle(again)
+
+
+def test_images_are_asked_for_before_any_work(recipe, zoo, tmp_path):
+    with pytest.raises(RecipeError, match="--data"):
+        train_generator(zoo, recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+import dataclasses
+
+import pytest
+import torch
+
+from pretrained_generators.bundle import load_bundle
+from pretrained_generators.probes import IMAGES, Probes
+from pretrained_generators.training.train import train_generator
+from tests.pretrained_generators.small import RECIPE, copied, labelled_images, random_generator, same, small_zoo
+from zoo_builder.errors import BundleError, RecipeError
+from zoo_builder.finetune_result import FineTuneResult
+
+
+def deltas(generator):
+    """One that does nothing and one that blinds the body."""
+    base = generator.base_parameters()
+    return [{}, {k: -v for k, v in base.items()}]
+
+
+def test_worth_is_of_the_base_and_then_the_change_by_each_delta():
+    generator = random_generator()
+    images, labels = labelled_images(60, 3)
+    probes = Probes(2, 1, 1)
+    loss, accuracy, *others = probes.worth(generator.base, deltas(generator), images, labels, 3).tolist()
+    assert loss < 0.5
+    assert accuracy > 0.9
+    assert others[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert others[2] > 0.4
+    assert others[3] < -0.4
+
+
+def test_trying_leaves_the_base_as_it_was_and_does_not_depend_on_its_statistics():
+    generator = random_generator()
+    images, labels = labelled_images(40, 2)
+    before, training = copied(generator.base.state_dict()), [m.training for m in generator.base.modules()]
+    first = Probes(2, 1, 1).worth(generator.base, deltas(generator), images, labels, 2)
+    assert same(generator.base.state_dict(), before)
+    assert [m.training for m in generator.base.modules()] == training
+    for name, buffer in generator.base.named_buffers():
+        if "running" in name:
+            buffer.add_(1)
+    torch.testing.assert_close(Probes(2, 1, 1).worth(generator.base, deltas(generator), images, labels, 2), first)
+
+
+def test_of_many_images_some_are_tried_from_all_parts_of_the_set():
+    """A sorted loader has each class in a place of its own."""
+    generator = random_generator()
+    images, labels = labelled_images(3 * IMAGES, 3)
+    order = labels.argsort()
+    _, accuracy = Probes(1, 1, 1).worth(generator.base, [{}], images[order], labels[order], 3)[:2].tolist()
+    assert accuracy > 0.9
+
+
+def test_without_probes_nothing_is_tried_or_stored():
+    generator = random_generator()
+    assert not any(k.startswith("probes.") for k in generator.state_dict())
+    assert generator.embed(*labelled_images(8, 2), 2).shape == (generator.config.encoder.embedding,)
+
+
+@pytest.fixture(scope="module")
+def probing(tmp_path_factory):
+    """A bundle whose probes are all entries of one plan."""
+    folder = tmp_path_factory.mktemp("probing")
+    zoo = small_zoo(folder)
+    entries = [e.task for e in zoo.entries()]
+    for task in entries[:2]:
+        entry = zoo.entry(task.id)
+        zoo.write(dataclasses.replace(task, plan="trunk"), _result(entry))
+    recipe = dataclasses.replace(RECIPE, plans=("branch", "trunk"), probes=("trunk",))
+    train_generator(zoo, recipe, folder / "bundle")
+    return zoo, recipe, folder / "bundle"
+
+
+def _result(entry):
+    images, labels = entry.support()
+    delta = {k: v.half() for k, v in entry.delta().items()}
+    return FineTuneResult(delta, {}, images, labels, entry.embedding(), entry.metrics, entry.curve)
+
+
+def test_probes_travel_with_the_bundle_and_are_part_of_the_condition(probing):
+    _, recipe, path = probing
+    config, generator = load_bundle(path).config, load_bundle(path).generator
+    assert config.generator.probes == 2
+    assert not any("trunk" in e for e in config.kept_back)
+    images, labels = labelled_images(24, 3)
+    condition = generator.embed(images, labels, 3)
+    assert condition.shape == (recipe.encoder.embedding + 2 * (2 + 1),)
+    worth = generator.probe(generator.probes, images, labels, 3)
+    torch.testing.assert_close(condition[recipe.encoder.embedding :], generator.probes.standardised(worth))
+    assert generator.probes.latents.abs().max() > 0
+    assert generator.probes.std.min() > 0
+
+
+def test_a_lying_number_of_probes_is_refused(probing):
+    _, _, path = probing
+    text = (path / "config.json").read_text()
+    (path / "config.json").write_text(text.replace('"probes": 2', '"probes": 3'))
+    try:
+        with pytest.raises(BundleError, match="its config says"):
+            load_bundle(path)
+    finally:
+        (path / "config.json").write_text(text)
+
+
+def test_a_plan_without_entries_cannot_probe(zoo, tmp_path):
+    with pytest.raises(RecipeError, match="probe"):
+        train_generator(zoo, dataclasses.replace(RECIPE, probes=("trunk",)), tmp_path / "out")
