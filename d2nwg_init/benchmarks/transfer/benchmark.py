@@ -99,24 +99,24 @@ def _measure(
 
 
 def _choose(request: Request, subject: Subject, folder: Path, file: Path, workers: int) -> Choices:
-    """What `file` says of the subject with this base, zoo and bundle; else it is measured, on a seed of its own, and
-    written there. Strengths come first, and learning rates with these."""
+    """What `file` says of the subject with this base, zoo and bundle; else it is measured for the methods and shots of
+    the request, on a seed of its own, and written there. Strengths come first, and learning rates with these."""
     of = "+".join(filter(None, (folder.name, subject.bundle_digest)))
-    found = read_choices(file, subject.name, of)
+    methods = chosen_methods(request.methods, subject.library is not None, subject.bundle is not None)
+    found = read_choices(file, subject.name, of, methods, request.shots)
     if found is not None:
         return found
     datasets = SPLITS["development"]
     for name in datasets:
         _load(name, request.data)
-    methods = chosen_methods((), subject.library is not None, subject.bundle is not None)
-    shots = (1, 5, 16, None)
 
     def measure(title: str, cells: list[Cell]) -> Found:
         return _measure(f"{subject.name}, {title}", request, folder, _tied(cells, subject), datasets, workers)
 
-    choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
+    choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, request.shots)))
     choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
-    write_choices(file, subject.name, choices, header("transfer") | {"of": of})
+    covered = {"of": of, "methods": list(methods), "shots": list(request.shots)}
+    write_choices(file, subject.name, choices, header("transfer") | covered)
     return choices
 
 

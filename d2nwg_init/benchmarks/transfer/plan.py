@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -43,14 +43,18 @@ class Choices:
         return choice.strength if shots is None else choice.few_shot_strength.get(str(shots))
 
 
-def read_choices(file: Path, subject: str, of: str) -> Choices | None:
-    """What was chosen for `subject`; None for nothing yet, or for another base, zoo or bundle than `of` tells."""
+def read_choices(
+    file: Path, subject: str, of: str, methods: Collection[str] = (), shots: Collection[int | None] = ()
+) -> Choices | None:
+    """What was chosen for `subject`; None for nothing yet, or for another base, zoo or bundle than `of` tells, or not
+    for all of these methods and shots."""
     if not file.exists():
         return None
     try:
         written = json.loads(file.read_text())
         chosen, run = written["choices"].get(subject), written["runs"].get(subject, {})
-        return parse_config(chosen, Choices) if chosen is not None and run.get("of") == of else None
+        covered = set(methods) <= set(run.get("methods", methods)) and set(shots) <= set(run.get("shots", shots))
+        return parse_config(chosen, Choices) if chosen is not None and run.get("of") == of and covered else None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(
             f"{file} does not hold the choices of a benchmark ({e!r}). Remove it, and they are made again."

@@ -123,6 +123,10 @@ def test_choices_are_read_as_they_were_written_beside_those_of_others(tmp_path):
     names = ("one", "one-1"), ("two", "two-1"), ("three", "three-1")
     assert [read_choices(file, *name) for name in names] == [one, two, None]
     assert read_choices(file, "one", "one-2") is None  # another zoo
+    write_choices(file, "one", one, {"of": "one-1", "methods": ["solved", "nearest"], "shots": [5, None]})
+    assert read_choices(file, "one", "one-1", ["nearest"], [None]) == one
+    assert read_choices(file, "one", "one-1", ["nearest", "universal"], [None]) is None
+    assert read_choices(file, "one", "one-1", ["nearest"], [1]) is None
     file.write_text("{}")
     with pytest.raises(RecipeError, match="choices"):
         read_choices(file, "one", "one-1")
