@@ -10,7 +10,7 @@ from torch import nn
 
 from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
-from pretrained_generators.probes import Probes
+from pretrained_generators.probes import Probes, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
 from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
@@ -69,9 +69,9 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def probe(self, probes: Probes, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        """`probes.worth` of the decoded probes."""
-        deltas = [self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(probes.latents)]
-        return probes.worth(self.base, deltas, standardize_channels(images), labels, num_classes)
+        """`worth_of` the decoded probes, as a vector."""
+        deltas = (self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(probes.latents))
+        return worth_of(self.base, deltas, standardize_channels(images), labels, num_classes).flatten()
 
     @torch.no_grad()
     def sample_deltas(

@@ -7,7 +7,7 @@ kind of delta it wants, and whether it wants one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -28,36 +28,39 @@ class Probes(nn.Module):
 
     def __init__(self, count: int, num_chunks: int, latent: int) -> None:
         super().__init__()
-        self.size = 2 * (count + 1)  # numbers that `worth` gives
+        self.size = 2 * (count + 1)  # numbers that `worth_of` gives
         self.register_buffer("latents", torch.zeros(count, num_chunks, latent))
         self.register_buffer("mean", torch.zeros(self.size))
         self.register_buffer("std", torch.ones(self.size))
 
-    @torch.no_grad()
-    def worth(
-        self,
-        base: nn.Module,
-        deltas: Sequence[Mapping[str, torch.Tensor]],
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        num_classes: int,
-    ) -> torch.Tensor:
-        """[size]: loss and accuracy of the base with a solved head on images [N, C, H, W] with labels [N], each left
-        out once, then by how much each of the deltas changes them. The loss is in units of a guess's. The base's
-        statistics of BatchNorm stay; each body has those of the images."""
-        chosen = torch.linspace(0, len(labels) - 1, min(IMAGES, len(labels))).round().long()
-        images, labels = images[chosen], labels[chosen]
-        found = []
-        with batchnorm_training(base):
-            state = dict(base.state_dict())
-            for delta in ({}, *deltas):
-                body = {k: v.clone() for k, v in shifted(state, delta).items()}
-                features = functional_call(base, body, (images,))
-                logits = solve_head(features, labels, num_classes).left_out_logits
-                loss = F.cross_entropy(logits, labels) / math.log(num_classes)
-                found.append(torch.stack([loss, (logits.argmax(1) == labels).float().mean()]))
-        own, others = found[0], [f - found[0] for f in found[1:]]
-        return torch.cat([own, *others])
-
     def standardised(self, worth: torch.Tensor) -> torch.Tensor:
         return ((worth - self.mean) / self.std).clamp(-4, 4)
+
+
+@torch.no_grad()
+def worth_of(
+    base: nn.Module,
+    deltas: Iterable[Mapping[str, torch.Tensor]],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+) -> torch.Tensor:
+    """What each of D deltas is worth on images [N, C, H, W] with labels [N], as [1 + D, 2].
+
+    The first row is the loss and the accuracy of the base with a solved head, each image left out once; the others are
+    by how much a delta changes them. The loss is in units of a guess's. BatchNorm has the statistics of the images, of
+    which IMAGES are used; those that `base` holds stay.
+    """
+    chosen = torch.linspace(0, len(labels) - 1, min(IMAGES, len(labels))).round().long()
+    images, labels = images[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
+
+    def measure(delta: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        body = {k: v.clone() for k, v in shifted(state, delta).items()}
+        logits = solve_head(functional_call(base, body, (images,)), labels, num_classes).left_out_logits
+        loss = F.cross_entropy(logits, labels) / math.log(num_classes)
+        return torch.stack([loss, (logits.argmax(1) == labels).float().mean()])
+
+    with batchnorm_training(base):
+        state = dict(base.state_dict())
+        own = measure({})
+        return torch.stack([own, *(measure(delta) - own for delta in deltas)])

@@ -45,13 +45,15 @@ class WeightVAE(nn.Module):
 
     @torch.no_grad()
     def start_at_svd(self, chunks: torch.Tensor) -> None:
-        """Set mean, bases and scales from zoo chunks [E, num_chunks, chunk]: each place's truncated SVD."""
-        self.mean.copy_(chunks.mean(0))
+        """Set bases and scales from zoo chunks [E, num_chunks, chunk]: each place's truncated SVD.
+
+        About zero, not about the mean: no delta at all must have a latent too.
+        """
+        self.mean.zero_()
         for place in range(chunks.shape[1]):
-            centred = chunks[:, place] - self.mean[place]
-            _, values, vectors = torch.linalg.svd(centred, full_matrices=False)
+            _, values, vectors = torch.linalg.svd(chunks[:, place], full_matrices=False)
             rank = min(self.basis.shape[1], len(values))
-            std = values[:rank] / max(len(chunks) - 1, 1) ** 0.5
+            std = values[:rank] / len(chunks) ** 0.5
             self.basis[place, :rank] = vectors[:rank]
             self.coefficient_std[place, :rank] = std.clamp_min(1e-4)
 

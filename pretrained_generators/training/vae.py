@@ -23,9 +23,10 @@ def train_vae(vae: WeightVAE, chunks: torch.Tensor, stage: VAEStage, folder: Pat
     """Squared error in standardised space plus the KL term (Kingma & Welling 2014), relative to the zoo's variance."""
     vae.start_at_svd(chunks)
     unit = (chunks - chunks.mean(0)).square().mean()
+    known = torch.cat([chunks, torch.zeros_like(chunks[:1])])  # and the base; between it and an entry lie weaker ones
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        x = mix_entries(chunks, stage.batch_size, generator)
+        x = mix_entries(known, stage.batch_size, generator)
         mean, log_variance = vae.encode(x)
         noise = torch.randn(mean.shape, generator=generator)
         spread = (0.5 * log_variance).exp() + stage.noise

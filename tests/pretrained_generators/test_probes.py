@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pretrained_generators.bundle import load_bundle
-from pretrained_generators.probes import IMAGES, Probes
+from pretrained_generators.probes import IMAGES, worth_of
 from pretrained_generators.training.train import train_generator
 from tests.pretrained_generators.small import RECIPE, copied, labelled_images, random_generator, same, small_zoo
 from zoo_builder.errors import BundleError, RecipeError
@@ -20,8 +20,7 @@ def deltas(generator):
 def test_worth_is_of_the_base_and_then_the_change_by_each_delta():
     generator = random_generator()
     images, labels = labelled_images(60, 3)
-    probes = Probes(2, 1, 1)
-    loss, accuracy, *others = probes.worth(generator.base, deltas(generator), images, labels, 3).tolist()
+    loss, accuracy, *others = worth_of(generator.base, deltas(generator), images, labels, 3).flatten().tolist()
     assert loss < 0.5
     assert accuracy > 0.9
     assert others[:2] == pytest.approx([0, 0], abs=1e-6)
@@ -33,13 +32,13 @@ def test_trying_leaves_the_base_as_it_was_and_does_not_depend_on_its_statistics(
     generator = random_generator()
     images, labels = labelled_images(40, 2)
     before, training = copied(generator.base.state_dict()), [m.training for m in generator.base.modules()]
-    first = Probes(2, 1, 1).worth(generator.base, deltas(generator), images, labels, 2)
+    first = worth_of(generator.base, deltas(generator), images, labels, 2)
     assert same(generator.base.state_dict(), before)
     assert [m.training for m in generator.base.modules()] == training
     for name, buffer in generator.base.named_buffers():
         if "running" in name:
             buffer.add_(1)
-    torch.testing.assert_close(Probes(2, 1, 1).worth(generator.base, deltas(generator), images, labels, 2), first)
+    torch.testing.assert_close(worth_of(generator.base, deltas(generator), images, labels, 2), first)
 
 
 def test_of_many_images_some_are_tried_from_all_parts_of_the_set():
@@ -47,7 +46,7 @@ def test_of_many_images_some_are_tried_from_all_parts_of_the_set():
     generator = random_generator()
     images, labels = labelled_images(3 * IMAGES, 3)
     order = labels.argsort()
-    _, accuracy = Probes(1, 1, 1).worth(generator.base, [{}], images[order], labels[order], 3)[:2].tolist()
+    _, accuracy = worth_of(generator.base, [{}], images[order], labels[order], 3)[0].tolist()
     assert accuracy > 0.9
 
 
