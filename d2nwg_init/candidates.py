@@ -24,14 +24,14 @@ from zoo_builder.support_set import SupportSet
 class Body:
     """Parameters by name to try in place of the model's own; what is not there stays the model's."""
 
-    kind: str  # "base" or "generated"
+    kind: str  # "base", "probe" or "generated"
     name: str
     parameters: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    kind: str  # "as_passed", "own_body", "base" or "generated"
+    kind: str  # "as_passed", "own_body", "base", "probe" or "generated"
     name: str
     state: dict[str, torch.Tensor]  # the whole model's state dict
     losses: torch.Tensor  # [M], cross-entropy of each support image that can be left out, its head solved without it
@@ -89,9 +89,11 @@ def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body]) -> It
 
 
 def generated_bodies(generator: Generator, support: SupportSet, num_candidates: int, seed: int) -> Iterator[Body]:
-    """The generator's base, and `num_candidates` samples for the support set."""
+    """The generator's base, its probes, which samples must beat, and `num_candidates` samples for the support set."""
     base = generator.base_parameters()
     yield Body("base", "base", base)
+    for i, delta in enumerate(generator.probe_deltas()):
+        yield Body("probe", f"probe_{i}", shifted(base, delta))
     embedding = generator.embed(support.images, support.labels, support.num_classes)
     for i, delta in enumerate(generator.sample_deltas(embedding, num_candidates, seed)):
         yield Body("generated", f"generated_{i}", shifted(base, delta))

@@ -16,7 +16,7 @@ from rich.table import Table
 @dataclass(frozen=True)
 class CandidateScore:
     name: str
-    kind: str  # "as_passed", "own_body", "base" or "generated"
+    kind: str  # "as_passed", "own_body", "base", "probe" or "generated"
     loss: float  # mean cross-entropy on left-out images, in nats; NaN for a candidate that was discarded
     loss_error: float  # its standard error
     accuracy: float  # on left-out images, in percent

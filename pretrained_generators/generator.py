@@ -65,13 +65,19 @@ class Generator(nn.Module):
         """The condition [c] of which `embedding` is the first part; differentiable in it."""
         if self.probes is None:
             return embedding
-        return torch.cat([embedding, self.probes.standardised(self.probe(self.probes, images, labels, num_classes))])
+        return torch.cat([embedding, self.probes.standardised(self.probe(images, labels, num_classes))])
 
     @torch.no_grad()
-    def probe(self, probes: Probes, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    def probe(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
         """`worth_of` the decoded probes, as a vector."""
-        deltas = (self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(probes.latents))
-        return worth_of(self.base, deltas, standardize_channels(images), labels, num_classes).flatten()
+        return worth_of(self.base, self.probe_deltas(), standardize_channels(images), labels, num_classes).flatten()
+
+    @torch.no_grad()
+    def probe_deltas(self) -> list[dict[str, torch.Tensor]]:
+        """The probes as deltas to the base's parameters, by name; none where there are no probes."""
+        if self.probes is None:
+            return []
+        return [self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(self.probes.latents)]
 
     @torch.no_grad()
     def sample_deltas(

@@ -21,15 +21,12 @@ def train_diffusion(
     encoder: DatasetEncoder,
     data: ZooData,
     latents: torch.Tensor,
-    targets: torch.Tensor,
     stage: DiffusionStage,
     supports: EncoderStage,
     folder: Path,
     seed: int,
 ) -> None:
-    """From noise to one of `latents` [L, n, latent], drawn for each dataset by `targets` [E, L].
-
-    Mean squared error of the predicted clean latent, each number weighted by its variance in the zoo, so that the
+    """Mean squared error of the predicted clean latent, each number weighted by its variance in the zoo, so that the
     loss is an error of weights and not of unit-variance noise directions."""
     std, mean = torch.std_mean(latents, dim=0)
     diffusion.latent_mean.copy_(mean)
@@ -40,13 +37,12 @@ def train_diffusion(
     embeddings = _embeddings(encoder, data, supports, seed)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        batch = torch.randint(len(targets), (stage.batch_size,), generator=generator)
-        chosen = torch.multinomial(targets[batch], 1, generator=generator)[:, 0]
+        batch = torch.randint(len(standardised), (stage.batch_size,), generator=generator)
         view = torch.randint(VIEWS, (stage.batch_size,), generator=generator)
         condition = torch.cat([embeddings[batch, view], data.probed[batch]], dim=1)
         dropped = torch.rand(stage.batch_size, 1, generator=generator) < stage.drop_condition
         condition = torch.where(dropped, diffusion.null_condition, condition)
-        clean = standardised[chosen]
+        clean = standardised[batch]
         noise = torch.randn(clean.shape, generator=generator)
         t = torch.randint(TRAIN_TIMESTEPS, (stage.batch_size,), generator=generator)
         predicted = diffusion(schedule.add_noise(clean, noise, t), t, condition)

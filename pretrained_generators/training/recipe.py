@@ -35,8 +35,6 @@ class EncoderStage(Stage):
 @dataclass(frozen=True)
 class DiffusionStage(Stage):
     drop_condition: float = 0.1  # share of samples trained without a condition
-    temperature: float = 0.03  # of gains, in units of a guess's loss; small: only a dataset's best entries are targets
-    own_share: float = 1.0  # how often a dataset's target is its own entry; 1 tries no entry on other datasets
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from pretrained_generators.training.encoder import train_encoder
 from pretrained_generators.training.episodes import EpisodeSource
 from pretrained_generators.training.functional import train_functional
 from pretrained_generators.training.gates import reconstruction_gain_kept, sampling_gain_kept
-from pretrained_generators.training.recipe import DiffusionStage, GeneratorRecipe
-from pretrained_generators.training.transfer import measure_transfer, target_weights
+from pretrained_generators.training.recipe import GeneratorRecipe
 from pretrained_generators.training.vae import encode_all, train_vae
-from pretrained_generators.training.zoo_data import ZooData, probe_zoo, read_zoo_data, select_entries, target_delta
+from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, select_entries, target_delta
 from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import load_body
 from zoo_builder.checkpoint import write_text_atomically
@@ -78,14 +77,11 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     latents = encode_all(generator.vae, data.chunks)
     data = probe_zoo(generator, data, latents, recipe.probes, folder / "probed.safetensors")
     train_encoder(generator.encoder, data, latents, recipe.encoder_training, folder, recipe.seed)
-    targets = _targets(generator, data, recipe.diffusion_training, folder)
-    none = generator.vae.encode(torch.zeros_like(data.chunks[:1]))[0]
     train_diffusion(
         generator.diffusion,
         generator.encoder,
         data,
-        torch.cat([latents, none.detach()]),
-        targets,
+        latents,
         recipe.diffusion_training,
         recipe.encoder_training,
         folder,
@@ -127,14 +123,6 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     write_card(bundle, out)
     shutil.rmtree(folder)
     return bundle
-
-
-def _targets(generator: Generator, data: ZooData, stage: DiffusionStage, folder: Path) -> torch.Tensor:
-    """See `target_weights`; where every dataset has its own entry alone, nothing need be measured."""
-    if stage.own_share == 1:
-        return torch.eye(len(data.entries), len(data.entries) + 1)
-    gains = measure_transfer(generator, data, folder / "transfer.safetensors")
-    return target_weights(data, gains, stage.temperature, stage.own_share)
 
 
 def _same_work_as_before(folder: Path, trained_with: str) -> None:

@@ -71,9 +71,8 @@ def probe_zoo(
         with progress_bar("trying probes", total=len(data.entries)) as bar:
             for entry in data.entries:
                 support, labels = entry.support()
-                tried.append(
-                    generator.probe(probes, normalize_images(support, mean, std), labels, int(labels.max()) + 1)
-                )
+                images = normalize_images(support, mean, std)
+                tried.append(generator.probe(images, labels, int(labels.max()) + 1))
                 bar.advance()
         write_atomically(file, {"worth": torch.stack(tried)})
     worth = read_tensors(file)[0]["worth"]

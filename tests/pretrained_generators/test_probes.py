@@ -84,7 +84,7 @@ def test_probes_travel_with_the_bundle_and_are_part_of_the_condition(probing):
     images, labels = labelled_images(24, 3)
     condition = generator.embed(images, labels, 3)
     assert condition.shape == (recipe.encoder.embedding + 2 * (2 + 1),)
-    worth = generator.probe(generator.probes, images, labels, 3)
+    worth = generator.probe(images, labels, 3)
     torch.testing.assert_close(condition[recipe.encoder.embedding :], generator.probes.standardised(worth))
     assert generator.probes.latents.abs().max() > 0
     assert generator.probes.std.min() > 0

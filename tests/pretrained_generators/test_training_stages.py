@@ -78,7 +78,7 @@ def test_diffusion_learns_which_latents_belong_to_a_dataset(encoder, tmp_path):
     latents = torch.stack([100 + 5 * (centres[i % 2] + 0.1 * torch.randn(2, 4)) for i in range(8)])
     diffusion = LatentDiffusion(2, 4, 8, DiffusionConfig(width=32, depth=1, heads=2))
     stage = DiffusionStage(steps=300, batch_size=8, learning_rate=5e-3, ema_decay=0.95)
-    train_diffusion(diffusion, encoder, data, latents, torch.eye(8), stage, SUPPORTS, tmp_path, 0)
+    train_diffusion(diffusion, encoder, data, latents, stage, SUPPORTS, tmp_path, 0)
     torch.testing.assert_close(diffusion.latent_mean, latents.mean(0))
     for kind in (0, 1):
         condition = encoder(features[kind], data.labels[kind], 3)[1]
