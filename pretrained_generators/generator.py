@@ -67,6 +67,12 @@ class Generator(nn.Module):
             return embedding
         return torch.cat([embedding, self.probes.standardised(self.probe(images, labels, num_classes))])
 
+    def anchor(self, condition: torch.Tensor) -> torch.Tensor:
+        """Latents [..., n, latent] that the diffusion's are added to, for conditions [..., c]; zero without probes."""
+        if self.probes is None:
+            return condition.new_zeros(*condition.shape[:-1], *self.diffusion.latent_mean.shape)
+        return self.probes.anchor(condition[..., -self.probes.size :])
+
     @torch.no_grad()
     def probe(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
         """`worth_of` the decoded probes, as a vector."""
@@ -89,6 +95,8 @@ class Generator(nn.Module):
         """
         noise = torch.Generator().manual_seed(seed)
         latents = self.diffusion.sample(embedding, num_samples, noise, steps, guidance)
+        if embedding is not None:
+            latents = latents + self.anchor(embedding)
         return [self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(latents)]
 
     def base_copy(self) -> nn.Module:

@@ -19,6 +19,7 @@ from zoo_builder.model_stack import shifted
 from zoo_builder.solved_head import solve_head
 
 IMAGES = 256  # that probes are tried on, at most
+SHARPNESS = 100.0  # of the choice among probes: a loss that is lower by a hundredth of a guess's weighs e times as much
 
 
 class Probes(nn.Module):
@@ -34,7 +35,17 @@ class Probes(nn.Module):
         self.register_buffer("std", torch.ones(self.size))
 
     def standardised(self, worth: torch.Tensor) -> torch.Tensor:
-        return ((worth - self.mean) / self.std).clamp(-4, 4)
+        return (worth - self.mean) / self.std
+
+    def anchor(self, standardised: torch.Tensor) -> torch.Tensor:
+        """Latents [..., n, latent] to start from, by what the probes are worth [..., size]: of the best one, or zero.
+
+        Probes of close worth are mixed, others are not: between two good deltas may lie a bad one.
+        """
+        changes = (standardised * self.std + self.mean).unflatten(-1, (-1, 2))[..., 1:, 0]  # of the loss
+        none = torch.zeros_like(changes[..., :1])
+        weights = (-SHARPNESS * torch.cat([none, changes], dim=-1)).softmax(-1)[..., 1:]
+        return torch.einsum("...j,jnl->...nl", weights, self.latents)
 
 
 @torch.no_grad()

@@ -27,10 +27,12 @@ def train_diffusion(
     seed: int,
 ) -> None:
     """Mean squared error of the predicted clean latent, each number weighted by its variance in the zoo, so that the
-    loss is an error of weights and not of unit-variance noise directions."""
+    loss is an error of weights and not of unit-variance noise directions. Without steps it goes on giving zero."""
     std, mean = torch.std_mean(latents, dim=0)
-    diffusion.latent_mean.copy_(mean)
     diffusion.latent_std.copy_(std.clamp_min(1e-4))
+    if not stage.steps:
+        return
+    diffusion.latent_mean.copy_(mean)
     standardised = (latents - diffusion.latent_mean) / diffusion.latent_std
     weight = std.square() / std.square().mean()
     schedule = noise_schedule()

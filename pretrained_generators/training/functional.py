@@ -45,6 +45,8 @@ def train_functional(
         condition = diffusion.null_condition if dropped else _condition(generator, episode)
         clean = _generate(diffusion, condition[None], schedule, noise, rng)
         latent = clean * diffusion.latent_std + diffusion.latent_mean
+        if not dropped:
+            latent = latent + generator.anchor(condition)
         return query_loss(body, base, layout.to_tensors(generator.vae.decode(latent)[0]), episode)
 
     def loss(noise: torch.Generator) -> torch.Tensor:

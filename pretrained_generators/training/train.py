@@ -81,7 +81,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
         generator.diffusion,
         generator.encoder,
         data,
-        latents,
+        latents - data.anchors,
         recipe.diffusion_training,
         recipe.encoder_training,
         folder,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pretrained_generators.bundle import load_bundle
-from pretrained_generators.probes import IMAGES, worth_of
+from pretrained_generators.probes import IMAGES, Probes, worth_of
 from pretrained_generators.training.train import train_generator
-from tests.pretrained_generators.small import RECIPE, copied, labelled_images, random_generator, same, small_zoo
+from tests.pretrained_generators.small import RECIPE, copied, labelled_images, random_generator, same, seeded, small_zoo
 from zoo_builder.errors import BundleError, RecipeError
 from zoo_builder.finetune_result import FineTuneResult
 
@@ -104,3 +104,36 @@ def test_a_lying_number_of_probes_is_refused(probing):
 def test_a_plan_without_entries_cannot_probe(zoo, tmp_path):
     with pytest.raises(RecipeError, match="probe"):
         train_generator(zoo, dataclasses.replace(RECIPE, probes=("trunk",)), tmp_path / "out")
+
+
+def test_the_anchor_is_the_best_probe_or_none():
+    probes = Probes(2, 3, 4)
+    probes.latents.copy_(torch.randn(2, 3, 4, generator=seeded(0)))
+    probes.mean.copy_(torch.arange(6.0))
+    probes.std.copy_(torch.arange(1.0, 7.0))
+
+    def anchor(*changes):
+        """Of probes that change the loss by so much."""
+        worth = torch.tensor([[0.5, 0.6], *([c, 0.3] for c in changes)]).flatten()
+        return probes.anchor(probes.standardised(worth))
+
+    torch.testing.assert_close(anchor(-0.5, -0.1), probes.latents[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(anchor(0.2, -0.2), probes.latents[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(anchor(0.3, 0.2), torch.zeros(3, 4), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(anchor(-0.4, -0.4), probes.latents.mean(0), rtol=1e-3, atol=1e-3)
+
+
+def test_samples_are_around_the_anchor_of_their_condition(probing):
+    *_, path = probing
+    generator = load_bundle(path).generator
+    condition = generator.embed(*labelled_images(24, 3), 3)
+    apart = condition.clone()
+    apart[-2] -= 1e3  # the last probe lowers the loss beyond all measure
+    torch.testing.assert_close(generator.anchor(apart), generator.probes.latents[-1])
+    with torch.no_grad():
+        generator.diffusion.token_out.weight.zero_()
+        generator.diffusion.token_out.bias.zero_()
+        generator.diffusion.latent_mean.zero_()
+    sampled = generator.sample_deltas(apart, 1, 0, steps=2)[0]
+    for name, value in generator.probe_deltas()[-1].items():
+        torch.testing.assert_close(sampled[name], value, rtol=1e-4, atol=1e-7)
