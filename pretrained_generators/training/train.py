@@ -27,8 +27,9 @@ from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, se
 from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import load_body
 from zoo_builder.checkpoint import write_text_atomically
-from zoo_builder.errors import RecipeError
-from zoo_builder.store import Zoo
+from zoo_builder.datasets import dataset_names
+from zoo_builder.errors import DataError, RecipeError
+from zoo_builder.store import Zoo, ZooEntry
 
 MEASURED_ENTRIES = 16  # zoo entries that the samples are measured on
 MEASURED_SAMPLES = 2  # samples for each
@@ -43,6 +44,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     Raises:
         RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe holds nothing back, or
             trains end to end and there is no `data_dir`, or no entry is of the plans that probe.
+        DataError: a dataset of the zoo is not in `data_dir`.
     """
     if recipe.held_back < 1:
         raise RecipeError(f"held_back must be 1 or more, to measure reconstruction on; got {recipe.held_back}.")
@@ -50,6 +52,8 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
         raise RecipeError(f"{recipe.name} trains end to end, on the images of the zoo's datasets. Give their --data.")
     folder = out / "training"
     entries = select_entries(zoo, recipe.plans)
+    if recipe.functional_training.steps and data_dir is not None:
+        _check_datasets(entries, data_dir)
     work = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": [e.id for e in entries]}
     trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
     if (out / "config.json").exists():
@@ -123,6 +127,16 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     write_card(bundle, out)
     shutil.rmtree(folder)
     return bundle
+
+
+def _check_datasets(entries: list[ZooEntry], data_dir: Path) -> None:
+    """Those of the folder are there; others (`torchvision:NAME` and the like) are looked for when they are read."""
+    there = dataset_names(data_dir)
+    absent = sorted({n for e in entries for n in e.task.datasets if ":" not in n and n not in there})
+    if absent:
+        raise DataError(
+            f"{data_dir} lacks datasets of the zoo: {', '.join(absent)}. Give the folder it was built from."
+        )
 
 
 def _same_work_as_before(folder: Path, trained_with: str) -> None:

@@ -13,7 +13,7 @@ from pretrained_generators.training.functional import query_loss, train_function
 from pretrained_generators.training.recipe import FunctionalStage
 from pretrained_generators.training.train import train_generator
 from tests.pretrained_generators.small import RECIPE, SIZE, copied, labelled_images, random_generator, same
-from zoo_builder.errors import RecipeError
+from zoo_builder.errors import DataError, RecipeError
 
 STAGE = FunctionalStage(steps=6, batch_size=16, episodes=2, domains=("plain", "invert"), shares={"blobs": 0.9})
 
@@ -134,4 +134,9 @@ def test_bundle_trained_end_to_end_differs_and_resumes_to_equal_files(recipe, zo
 def test_images_are_asked_for_before_any_work(recipe, zoo, tmp_path):
     with pytest.raises(RecipeError, match="--data"):
         train_generator(zoo, recipe, tmp_path / "out")
+    with pytest.raises(DataError, match="No data folder"):
+        train_generator(zoo, recipe, tmp_path / "out", tmp_path / "nowhere")
+    np.savez(tmp_path / "blobs.npz", x=np.zeros(1))
+    with pytest.raises(DataError, match="lacks datasets of the zoo: stripes"):
+        train_generator(zoo, recipe, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
