@@ -61,17 +61,17 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
         if before.trained_with == trained_with:
             return before
         raise RecipeError(f"{out} holds a bundle of another recipe or zoo. Remove it, or take another --out.")
-    _same_work_as_before(folder, trained_with)
     others = [e for e in entries if e.task.plan not in recipe.probes]
+    probes = len(entries) - len(others)
+    if recipe.probes and not probes:
+        raise RecipeError(f"no entry of {list(recipe.plans)} is of {list(recipe.probes)}, to be a probe.")
+    _same_work_as_before(folder, trained_with)
     held_back = others[:: max(2, len(others) // recipe.held_back)][: recipe.held_back]
     learnt = [e for e in entries if e not in held_back]
 
     torch.manual_seed(recipe.seed)
     layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope)
     layout = layout.scaled_to(target_delta(e) for e in learnt)
-    probes = len(entries) - len(others)
-    if recipe.probes and not probes:
-        raise RecipeError(f"no entry of {list(recipe.plans)} is of {list(recipe.probes)}, to be a probe.")
     config = GeneratorConfig(zoo.backbone, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion, probes)
     generator = Generator(config)
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
@@ -85,7 +85,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
         generator.diffusion,
         generator.encoder,
         data,
-        latents - data.anchors,
+        latents - generator.anchor(data.probed),
         recipe.diffusion_training,
         recipe.encoder_training,
         folder,

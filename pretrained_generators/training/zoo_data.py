@@ -24,7 +24,6 @@ class ZooData:
     features: list[torch.Tensor]  # of each entry's support images, [m, f]
     labels: list[torch.Tensor]  # [m]
     probed: torch.Tensor  # [E, p], what the probes are worth on each support, standardised; p is 0 without probes
-    anchors: torch.Tensor  # [E, n, latent], what they make of it; or [E, 1, 1] zeros
 
 
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
@@ -53,9 +52,7 @@ def read_zoo_data(entries: list[ZooEntry], layout: WeightLayout, generator: Gene
         support, y = entry.support()
         features.append(generator.features(normalize_images(support, mean, std)))
         labels.append(y)
-    return ZooData(
-        entries, torch.stack(chunks), features, labels, torch.zeros(len(entries), 0), torch.zeros(len(entries), 1, 1)
-    )
+    return ZooData(entries, torch.stack(chunks), features, labels, torch.zeros(len(entries), 0))
 
 
 def probe_zoo(
@@ -81,8 +78,7 @@ def probe_zoo(
     worth = read_tensors(file)[0]["worth"]
     probes.mean.copy_(worth.mean(0))
     probes.std.copy_(worth.std(0).clamp_min(1e-3))
-    probed = probes.standardised(worth)
-    return replace(data, probed=probed, anchors=probes.anchor(probed))
+    return replace(data, probed=probes.standardised(worth))
 
 
 def draw_support(

@@ -10,6 +10,7 @@ from pretrained_generators.bundle import BundleConfig, TrainedOn, save_bundle
 from pretrained_generators.dataset_encoder import EncoderConfig
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig
+from pretrained_generators.training import loop
 from pretrained_generators.training.recipe import DiffusionStage, EncoderStage, GeneratorRecipe, VAEStage
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig
@@ -139,3 +140,15 @@ def small_zoo(path: Path, entries: int = 10, size: int = SIZE) -> Zoo:
         halved = {k: v.half() for k, v in delta.items()}
         zoo.write(task, FineTuneResult(halved, {}, pixels, labels, torch.zeros(4), metrics, [(1, 1.0)]))
     return zoo
+
+
+def interrupted_stage(name, module, settings, loss, folder, seed):
+    """`train_stage`, of which Ctrl-C stops the sixth step."""
+    calls = iter(range(5))
+
+    def until_fifth(generator: torch.Generator) -> torch.Tensor:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return loss(generator)
+
+    loop.train_stage(name, module, settings, until_fifth, folder, seed)

@@ -12,7 +12,15 @@ from pretrained_generators.training.episodes import Episode, EpisodeSource
 from pretrained_generators.training.functional import query_loss, train_functional
 from pretrained_generators.training.recipe import FunctionalStage
 from pretrained_generators.training.train import train_generator
-from tests.pretrained_generators.small import RECIPE, SIZE, copied, labelled_images, random_generator, same
+from tests.pretrained_generators.small import (
+    RECIPE,
+    SIZE,
+    copied,
+    interrupted_stage,
+    labelled_images,
+    random_generator,
+    same,
+)
 from zoo_builder.errors import DataError, RecipeError
 
 STAGE = FunctionalStage(steps=6, batch_size=16, episodes=2, domains=("plain", "invert"), shares={"blobs": 0.9})
@@ -111,18 +119,8 @@ def test_bundle_trained_end_to_end_differs_and_resumes_to_equal_files(recipe, zo
     weights = "generator.safetensors"
     assert (whole / weights).read_bytes() != (without / weights).read_bytes()
 
-    def interrupted(name, module, settings, loss, folder, seed):
-        calls = iter(range(5))
-
-        def until_fifth(generator):
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            return loss(generator)
-
-        loop.train_stage(name, module, settings, until_fifth, folder, seed)
-
     with monkeypatch.context() as patch:
-        patch.setattr("pretrained_generators.training.functional.train_stage", interrupted)
+        patch.setattr("pretrained_generators.training.functional.train_stage", interrupted_stage)
         with pytest.raises(KeyboardInterrupt):
             train_generator(zoo, recipe, again, data_dir)
     train_generator(zoo, recipe, again, data_dir)

@@ -104,6 +104,7 @@ def test_a_lying_number_of_probes_is_refused(probing):
 def test_a_plan_without_entries_cannot_probe(zoo, tmp_path):
     with pytest.raises(RecipeError, match="probe"):
         train_generator(zoo, dataclasses.replace(RECIPE, probes=("trunk",)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_anchor_is_the_best_probe_or_none():

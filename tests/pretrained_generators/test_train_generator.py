@@ -8,7 +8,7 @@ import torch
 from pretrained_generators.bundle import load_bundle
 from pretrained_generators.training import loop
 from pretrained_generators.training.train import train_generator
-from tests.pretrained_generators.small import RECIPE, labelled_images, small_zoo
+from tests.pretrained_generators.small import RECIPE, interrupted_stage, labelled_images, small_zoo
 from zoo_builder.errors import RecipeError, ZooError
 
 
@@ -99,18 +99,8 @@ def test_equal_recipes_give_equal_files(path, zoo, tmp_path):
 
 @pytest.mark.parametrize("stage", ["vae", "encoder", "diffusion"])
 def test_interrupted_training_resumes_to_equal_files(stage, path, zoo, tmp_path, monkeypatch):
-    def interrupted(name, module, settings, loss, folder, seed):
-        calls = iter(range(5))
-
-        def until_fifth(generator):
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            return loss(generator)
-
-        loop.train_stage(name, module, settings, until_fifth, folder, seed)
-
     with monkeypatch.context() as patch:
-        patch.setattr(f"pretrained_generators.training.{stage}.train_stage", interrupted)
+        patch.setattr(f"pretrained_generators.training.{stage}.train_stage", interrupted_stage)
         with pytest.raises(KeyboardInterrupt):
             train_generator(zoo, RECIPE, tmp_path)
     assert (tmp_path / "training" / f"{stage}.resume").exists()

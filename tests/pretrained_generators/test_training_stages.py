@@ -31,7 +31,7 @@ def zoo_data(entries=8):
         place = 3 * torch.randn(6, generator=seeded(i))
         features.append(place + torch.randn(24, 6, generator=seeded(50 + i)))
     chunks = torch.randn(entries, 2, 20, generator=seeded(99))
-    return ZooData([], chunks, features, [labels] * entries, torch.zeros(entries, 0), torch.zeros(entries, 1, 1))
+    return ZooData([], chunks, features, [labels] * entries, torch.zeros(entries, 0))
 
 
 def test_vae_keeps_what_the_svd_start_already_rebuilds(tmp_path):
@@ -73,9 +73,7 @@ def test_diffusion_learns_which_latents_belong_to_a_dataset(encoder, tmp_path):
     encoder.eval().requires_grad_(False)
     places = [torch.full((6,), -3.0), torch.full((6,), 3.0)]
     features = [places[i % 2] + torch.randn(24, 6, generator=seeded(i)) for i in range(8)]
-    data = ZooData(
-        [], torch.zeros(8, 2, 4), features, [torch.arange(24) % 3] * 8, torch.zeros(8, 0), torch.zeros(8, 1, 1)
-    )
+    data = ZooData([], torch.zeros(8, 2, 4), features, [torch.arange(24) % 3] * 8, torch.zeros(8, 0))
     centres = torch.randn(2, 2, 4, generator=seeded(3))
     latents = torch.stack([100 + 5 * (centres[i % 2] + 0.1 * torch.randn(2, 4)) for i in range(8)])
     diffusion = LatentDiffusion(2, 4, 8, DiffusionConfig(width=32, depth=1, heads=2))
