@@ -7,11 +7,13 @@ import io
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from d2nwg_init.saved_model import save_model
 from d2nwg_init.undo import Undo
 from zoo_builder.errors import ModelError
 
@@ -48,9 +50,21 @@ class InitReport:
         Raises:
             ModelError: this report has let go of the model.
         """
+        self._with_model()()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model, as it is now, and this report: see `save_model`. timm loads it, head included, by
+        create_model("local-dir:FOLDER", pretrained=True).
+
+        Raises:
+            ModelError: this report has let go of the model, or timm cannot describe it.
+        """
+        save_model(self._with_model().model, Path(folder), {"report.json": self.to_json()})
+
+    def _with_model(self) -> Undo:
         if self.undo is None:
-            raise ModelError("This report holds no model: only the one that initialize() returned can revert.")
-        self.undo()
+            raise ModelError("This report has let go of its model: only that of initialize() can revert and save.")
+        return self.undo
 
     def to_json(self) -> str:
         """All fields and the schema's number; what is NaN here is null there, for JSON has no NaN."""
