@@ -238,7 +238,14 @@ def _samples(arena: Arena, condition: str, count: int, seed: int) -> list[dict[s
 
 def _initialize(arena: Arena, cell: Cell) -> Built:
     model = arena.pretrained()
-    report = initialize(model, arena.loader(), generator=arena.subject.bundle, num_support=NUM_SUPPORT, seed=cell.seed)
+    report = initialize(
+        model,
+        arena.loader(),
+        generator=arena.subject.bundle,
+        num_support=NUM_SUPPORT,
+        seed=cell.seed,
+        progress=False,
+    )
     return model, {"chosen": report.chosen}
 
 
