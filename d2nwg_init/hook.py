@@ -17,6 +17,7 @@ from torch import nn
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Body, Candidate, generated_bodies, propose
+from d2nwg_init.refine import refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
 from d2nwg_init.undo import unchanged_on_error
@@ -29,6 +30,7 @@ from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
 
 Head = Literal["auto", "solve", "generate", "keep", "fresh"]
+REFINING_STEPS = 30  # where a bundle fits
 
 
 def initialize(
@@ -42,6 +44,7 @@ def initialize(
     budget: float | None = None,
     head: Head = "auto",
     select: bool = True,
+    refining_steps: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -57,11 +60,13 @@ def initialize(
             "head", none of the body; or names of modules. The rest stays the model's own.
         num_candidates: bodies to generate.
         num_support: images to use, at most; batches are read whole.
-        budget: seconds after which no further body is tried. The model as it was passed and its own body always are.
+        budget: seconds after which nothing further is begun. The model as it was passed and its own body always are.
         head: "auto", a head solved in closed form, or the model's own where it is as good; "solve", always solved;
             "keep", the model's own; "fresh", a random one, on the body that a solved head serves best. "generate" is
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
+        refining_steps: of training on the images read, from what was chosen; kept where images held back from it say
+            so. None takes 30 with a bundle and none without.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -76,6 +81,7 @@ def initialize(
     """
     began = time.perf_counter()
     seconds: dict[str, float] = {}
+    deadline = None if budget is None else began + budget
     _check_head(head)
     network = unwrapped(model)
     num_classes = check_model(network)
@@ -87,13 +93,24 @@ def initialize(
             bundle, reason = find_bundle(network, generator)
             plan = _Plan(network, bundle, scope, num_candidates if select else 1)
         with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
-            bodies = plan.bodies(support, seed, None if budget is None else began + budget)
+            bodies = plan.bodies(support, seed, deadline)
             candidates = list(_advancing(propose(network, support, bodies, head != "keep", device), bar))
         competing = [c for c in candidates if head in ("auto", "keep") or c.kind != "as_passed"]
         chosen = _choose(competing, by_loss=select)
-        state = chosen.state | (_fresh_head(network, seed) if head == "fresh" else {})
+        state, refinement = chosen.state, None
+        steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
+        # With its own head the model stays what it is.
+        if steps and plan.names and chosen.kind != "as_passed" and head != "keep" and not _is_past(deadline):
+            with _timed(seconds, "refining"), progress_bar("refining", steps, show=progress) as bar:
+                work = working_copy(network, device)
+                work.load_state_dict(state)
+                refinement = refine(work, support, steps, seed, plan.names, bar.advance)
+                state = work.state_dict()
+        if head == "fresh":
+            state = state | _fresh_head(network, seed)
         report = InitReport(
             chosen=chosen.name,
+            refinement=refinement,
             candidates=tuple(_score(c) for c in candidates),
             bundle=bundle.config.name if bundle else None,
             bundle_sha256=bundle.config.weights_sha256 if bundle else None,
@@ -118,12 +135,12 @@ class _Plan:
 
     def __init__(self, model: nn.Module, bundle: Bundle | None, scope: str | Sequence[str], samples: int) -> None:
         chosen = parameters_in_scope(model, "body" if scope == "auto" else scope)
-        self._names = chosen - parameters_in_scope(model, "head")
-        self._generator = bundle.generator if bundle and self._names else None
+        self.names = chosen - parameters_in_scope(model, "head")
+        self._generator = bundle.generator if bundle and self.names else None
         self._samples = samples
         self.size = 1 + self._generator.config.probes + samples if self._generator else 0
         self.notes: list[str] = []
-        if bundle and not self._names:
+        if bundle and not self.names:
             self.notes.append("nothing was generated: the scope holds no parameter of the body")
 
     def bodies(self, support: SupportSet, seed: int, deadline: float | None) -> Iterator[Body]:
@@ -132,11 +149,15 @@ class _Plan:
             return
         bodies = generated_bodies(self._generator, support, self._samples, seed)
         for i in range(self.size):
-            if deadline is not None and time.perf_counter() >= deadline:
+            if _is_past(deadline):
                 self.notes.append(f"the budget ended before {self.size - i} of {self.size} bodies were tried")
                 return
             body = next(bodies)
-            yield replace(body, parameters={k: v for k, v in body.parameters.items() if k in self._names})
+            yield replace(body, parameters={k: v for k, v in body.parameters.items() if k in self.names})
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.perf_counter() >= deadline
 
 
 def _check_head(head: str) -> None:

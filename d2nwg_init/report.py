@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from d2nwg_init.refine import Refinement
 from d2nwg_init.saved_model import save_model
 from d2nwg_init.undo import Undo
 from zoo_builder.errors import ModelError
@@ -30,6 +31,7 @@ class CandidateScore:
 @dataclass(frozen=True)
 class InitReport:
     chosen: str  # name of the candidate whose weights the model now has
+    refinement: Refinement | None  # of the chosen weights; None: there was none, see `refining_steps`
     candidates: tuple[CandidateScore, ...]
     bundle: str | None  # the generator's bundle; None: nothing was generated, see `reason`
     bundle_sha256: str | None  # of its weights
@@ -74,12 +76,19 @@ class InitReport:
             score |= {k: None for k, v in score.items() if isinstance(v, float) and not math.isfinite(v)}
         return json.dumps({"schema": 1, **values}, indent=1)
 
+    def _refined(self) -> str:
+        if self.refinement is None:
+            return ""
+        r = self.refinement
+        outcome = "kept" if r.kept else "not kept"
+        return f"{r.steps} refining steps, loss of images held back {r.before:.3f} -> {r.after:.3f}, {outcome}. "
+
     def __rich__(self) -> Table:
         title = f"d2nwg-init: {self.chosen} (from {self.bundle or 'the model itself'})"
         seconds = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items())
         caption = (
             f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
-            f"{'. '.join((self.reason, *self.notes))}. {seconds}; seed {self.seed}"
+            f"{self._refined()}{'. '.join((self.reason, *self.notes))}. {seconds}; seed {self.seed}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         table.add_column("candidate")

@@ -37,7 +37,7 @@ def keep_candidates(monkeypatch):
 def test_model_ends_with_the_state_of_the_chosen_candidate(kind, model, loader, bundle, monkeypatch):
     candidates = keep_candidates(monkeypatch)
     monkeypatch.setattr(hook, "select", lambda cs: next(c for c in cs if c.kind == kind))
-    report = initialize(model, loader, generator=bundle, num_candidates=2)
+    report = initialize(model, loader, generator=bundle, num_candidates=2, refining_steps=0)
     chosen = next(c for c in candidates if c.kind == kind)
     assert report.chosen == chosen.name
     assert same(model.state_dict(), chosen.state)
@@ -47,7 +47,7 @@ def test_model_ends_with_the_state_of_the_chosen_candidate(kind, model, loader, 
 
 def test_chosen_is_what_select_chose(model, loader, bundle, monkeypatch):
     candidates = keep_candidates(monkeypatch)
-    report = initialize(model, loader, generator=bundle, num_candidates=2)
+    report = initialize(model, loader, generator=bundle, num_candidates=2, refining_steps=0)
     assert same(model.state_dict(), hook.select(candidates).state)
     assert report.chosen == hook.select(candidates).name
 
@@ -61,7 +61,7 @@ def test_every_kind_of_candidate_competes(model, loader, bundle):
     assert report.bundle_sha256 == bundle.config.weights_sha256
     assert report.images_read == 48
     assert (report.num_classes, report.classes_seen, report.seed) == (3, 3, 0)
-    assert report.seconds.keys() == {"reading", "bundle", "candidates", "writing"}
+    assert report.seconds.keys() == {"reading", "bundle", "candidates", "refining", "writing"}
 
 
 def test_base_and_generated_candidates_have_the_bundles_body(model, loader, bundle, monkeypatch):
@@ -116,7 +116,7 @@ def test_equal_seeds_give_equal_bits_and_others_do_not(loader, bundle, monkeypat
 def test_untrained_model_learns_separable_classes(model, loader, bundle):
     images, labels = loader.dataset.tensors
     before = accuracy(model, images, labels)
-    report = initialize(model, loader, generator=bundle, num_candidates=2)
+    report = initialize(model, loader, generator=bundle, num_candidates=2, refining_steps=0)
     assert report.chosen != "as_passed"
     assert before < 70
     assert accuracy(model, images, labels) > 95

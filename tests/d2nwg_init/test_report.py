@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from d2nwg_init import CandidateScore, InitReport, initialize
+from d2nwg_init.refine import Refinement
 
 NAN = float("nan")
 
@@ -17,6 +18,7 @@ def report(**changes):
     )
     made = InitReport(
         chosen="generated_0",
+        refinement=Refinement(30, 0.4321, 0.2345, True),
         candidates=scores,
         bundle="some-bundle",
         bundle_sha256="ab" * 32,
