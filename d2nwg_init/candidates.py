@@ -20,6 +20,8 @@ from zoo_builder.model_stack import shifted
 from zoo_builder.solved_head import solve_head
 from zoo_builder.support_set import SupportSet
 
+FINALISTS = 4  # probes and samples that are judged on all of the images
+
 
 @dataclass(frozen=True)
 class Body:
@@ -104,14 +106,20 @@ def propose(
 
 
 def generated_bodies(generator: Generator, support: SupportSet, num_candidates: int, seed: int) -> Iterator[Body]:
-    """The generator's base, its probes, which samples must beat, and `num_candidates` samples for the support set."""
+    """The generator's base; and of its probes, which samples must beat, and `num_candidates` samples for the support
+    set, those FINALISTS that do best on a part of the images."""
     base = generator.base_parameters()
     yield Body("base", "base", base)
-    for i, delta in enumerate(generator.probe_deltas()):
-        yield Body("probe", f"probe_{i}", shifted(base, delta))
+    deltas = {("probe", f"probe_{i}"): delta for i, delta in enumerate(generator.probe_deltas())}
     embedding = generator.embed(support.images, support.labels, support.num_classes)
-    for i, delta in enumerate(generator.sample_deltas(embedding, num_candidates, seed)):
-        yield Body("generated", f"generated_{i}", shifted(base, delta))
+    samples = generator.sample_deltas(embedding, num_candidates, seed)
+    deltas |= {("generated", f"generated_{i}"): delta for i, delta in enumerate(samples)}
+    if len(deltas) > FINALISTS:
+        worth = generator.worth_of(deltas.values(), support.images, support.labels, support.num_classes)
+        best = worth[1:, 0].argsort(stable=True)[:FINALISTS].sort().values.tolist()
+        deltas = dict(list(deltas.items())[i] for i in best)
+    for (kind, name), delta in deltas.items():
+        yield Body(kind, name, shifted(base, delta))
 
 
 def _candidate(

@@ -16,7 +16,7 @@ from torch import nn
 
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import Body, Candidate, generated_bodies, propose
+from d2nwg_init.candidates import FINALISTS, Body, Candidate, generated_bodies, propose
 from d2nwg_init.refine import refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
@@ -138,7 +138,7 @@ class _Plan:
         self.names = chosen - parameters_in_scope(model, "head")
         self._generator = bundle.generator if bundle and self.names else None
         self._samples = samples
-        self.size = 1 + self._generator.config.probes + samples if self._generator else 0
+        self.size = 1 + min(FINALISTS, self._generator.config.probes + samples) if self._generator else 0
         self.notes: list[str] = []
         if bundle and not self.names:
             self.notes.append("nothing was generated: the scope holds no parameter of the body")

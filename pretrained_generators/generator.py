@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -76,7 +77,17 @@ class Generator(nn.Module):
     @torch.no_grad()
     def probe(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
         """`worth_of` the decoded probes, as a vector."""
-        return worth_of(self.base, self.probe_deltas(), standardize_channels(images), labels, num_classes).flatten()
+        return self.worth_of(self.probe_deltas(), images, labels, num_classes).flatten()
+
+    def worth_of(
+        self,
+        deltas: Iterable[Mapping[str, torch.Tensor]],
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        num_classes: int,
+    ) -> torch.Tensor:
+        """`probes.worth_of` D deltas to the base, [1 + D, 2], of images [N, C, H, W] in any normalisation."""
+        return worth_of(self.base, deltas, standardize_channels(images), labels, num_classes)
 
     @torch.no_grad()
     def probe_deltas(self) -> list[dict[str, torch.Tensor]]:

@@ -67,7 +67,10 @@ def worth_of(
 
     def measure(delta: Mapping[str, torch.Tensor]) -> torch.Tensor:
         body = {k: v.clone() for k, v in shifted(state, delta).items()}
-        logits = solve_head(functional_call(base, body, (images,)), labels, num_classes).left_out_logits
+        features = functional_call(base, body, (images,))
+        if not torch.isfinite(features).all():
+            return torch.tensor([torch.inf, 0.0])
+        logits = solve_head(features, labels, num_classes).left_out_logits
         loss = F.cross_entropy(logits, labels) / math.log(num_classes)
         return torch.stack([loss, (logits.argmax(1) == labels).float().mean()])
 

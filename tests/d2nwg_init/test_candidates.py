@@ -1,6 +1,6 @@
 import torch
 
-from d2nwg_init.candidates import generated_bodies
+from d2nwg_init.candidates import FINALISTS, generated_bodies
 from pretrained_generators.probes import Probes
 from tests.pretrained_generators.small import labelled_images, random_generator, seeded
 from zoo_builder.support_set import SupportSet
@@ -21,3 +21,18 @@ def test_base_probes_and_samples_compete_in_this_order():
         torch.testing.assert_close(first[name], value + generator.probe_deltas()[0][name])
         assert torch.equal(bodies[0].parameters[name], value)
     assert any(not torch.equal(first[n], second[n]) for n in first)
+
+
+def test_of_many_bodies_the_better_ones_reach_the_final():
+    """Some samples are ruined; no ruined one is judged on all images while a whole one is not."""
+    generator = random_generator()
+    images, labels = labelled_images(60, 3)
+    support = SupportSet(images + 2 * torch.randn(images.shape, generator=seeded(0)), labels, 3)
+    whole = generator.sample_deltas(None, 3, 0)
+    gone = {k: -v for k, v in generator.base_parameters().items()}
+    generator.sample_deltas = lambda *_: [gone, whole[0], gone, whole[1], {k: v / 0 for k, v in gone.items()}, whole[2]]
+    names = [b.name for b in generated_bodies(generator, support, 6, 0)]
+    assert len(names) == 1 + FINALISTS
+    assert {"base", "generated_1", "generated_3", "generated_5"} < set(names)
+    assert "generated_4" not in names
+    assert names == sorted(names)
