@@ -170,8 +170,8 @@ def _best_of(arena: Arena, bodies: Iterator[Body]) -> Built:
     return model, {"chosen": best.name}
 
 
-def _no_generator(arena: Arena, cell: Cell) -> Built:
-    """The hook with its selection, whose candidates are what a zoo gives without a generator."""
+def _zoo_selected(arena: Arena, _: Cell) -> Built:
+    """The hook's selection, whose candidates are what a zoo gives without a generator."""
     library, base = _library(arena), arena.subject.parameters()
     assert arena.subject.universal is not None
 
@@ -190,9 +190,15 @@ def _no_generator(arena: Arena, cell: Cell) -> Built:
     model = arena.pretrained()
     chosen = select(list(propose(model, arena.support, bodies())))
     model.load_state_dict(chosen.state)
-    if chosen.kind != "as_passed":
-        refine(model, arena.support, REFINING_STEPS, cell.seed)
     return model, {"chosen": chosen.name}
+
+
+def _no_generator(arena: Arena, cell: Cell) -> Built:
+    """The whole hook, refining included, without a generator."""
+    model, notes = _zoo_selected(arena, cell)
+    if notes["chosen"] != "as_passed":
+        refine(model, arena.support, REFINING_STEPS, cell.seed)
+    return model, notes
 
 
 def _oracle(arena: Arena, _: Cell) -> Built:
@@ -301,6 +307,7 @@ METHODS: dict[str, Method] = {
     ),
     "regressor": Method(_combined(lambda _, a: a.network_weights()), "zoo", strength=True, conditions=BOTH),
     "noise_on_nearest": Method(_noise_on_nearest, "zoo", trained=False),
+    "zoo_selected": Method(_zoo_selected, "zoo"),
     "no_generator": Method(_no_generator, "zoo"),
     "generated_mean": Method(_generated, "bundle", conditions=ALL, samples=2),
     "generated_selected": Method(_generated_selected, "bundle", conditions=ALL),

@@ -20,7 +20,7 @@ from d2nwg_init.benchmarks.transfer.tables import (
 )
 from zoo_builder.checkpoint import write_text_atomically
 
-WIN_ROWS = ("universal", "nearest", "regressor", "no_generator", "generated_mean", "initialize", "oracle")
+WIN_ROWS = ("refined", "universal", "nearest", "regressor", "no_generator", "generated_mean", "initialize", "oracle")
 SHOTS = (1, 5, 16)
 
 

@@ -9,9 +9,9 @@ from statistics import mean, median
 import numpy as np
 
 ORDER = (
-    "scratch", "pretrained", "solved", "solved_full", "sgd_equal_time", "nearest_class_mean", "logistic",
+    "scratch", "pretrained", "solved", "solved_full", "refined", "sgd_equal_time", "nearest_class_mean", "logistic",
     "best_closed_form", "nearest", "zoo_mean", "similarity_mean", "universal", "least_squares", "regressor",
-    "noise_on_nearest", "no_generator", "generated_mean", "generated_selected", "initialize", "oracle",
+    "noise_on_nearest", "zoo_selected", "no_generator", "generated_mean", "generated_selected", "initialize", "oracle",
 )  # fmt: skip
 
 
