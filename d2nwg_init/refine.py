@@ -26,7 +26,8 @@ from zoo_builder.support_set import SupportSet
 
 MAX_NORM = 5.0  # of the gradient
 BATCH = 128  # images
-LEARNING_RATE = 8e-3  # peak
+LEARNING_RATE = 5e-3  # peak
+FACTORS = tuple(2.0 ** (e / 2) for e in range(-6, 3))  # of logits, tried
 HELD_BACK = 5  # one image of so many of each class judges the result
 
 
@@ -49,8 +50,8 @@ def refine(
     """Train the body of `model`, or of its parameters those in `names`, on the support images and solve its head again,
     in place; `advance` is called after each step.
 
-    One image in five of each class is held back; where their loss does not fall by more than one standard error, the
-    model stays as it was. None where no class has five.
+    One image in five of each class is held back; where their loss does not fall, the model stays as it was. None where
+    no class has five.
     """
     parameter = next(model.parameters())
     images = support.images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
@@ -59,13 +60,13 @@ def refine(
         return None
     fitted, judging = (images[~held_back], labels[~held_back]), (images[held_back], labels[held_back])
     state = copied_state(model)
-    before = _losses(model, fitted, judging)
+    before, _ = _judge(model, fitted, judging)
     _fit(model, *fitted, steps, seed, names, advance)
-    after = _losses(model, fitted, judging)
-    gain = before - after
-    kept = bool(gain.mean() > gain.std() / len(gain) ** 0.5)  # NaN is no gain
+    after, factor = _judge(model, fitted, judging)
+    kept = bool(after.mean() < before.mean())  # NaN is not
     if kept:
         set_body_and_solve(model, {}, images, labels)
+        _scale_head(model, factor)
     else:
         model.load_state_dict(state)
     return Refinement(steps, before.mean().item(), after.mean().item(), kept)
@@ -80,11 +81,22 @@ def _held_back(labels: torch.Tensor, seed: int) -> torch.Tensor:
     return chosen
 
 
-def _losses(
+def _judge(
     model: nn.Module, fitted: tuple[torch.Tensor, torch.Tensor], judging: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, float]:
+    """The losses of `judging` images under a head solved on `fitted` ones, and the factor of its logits that is best
+    for them: a head solved on images that the body was trained on is too sure of itself."""
     set_body_and_solve(model, {}, *fitted)
-    return F.cross_entropy(predict(model, judging[0]).cpu(), judging[1], reduction="none")
+    logits, labels = predict(model, judging[0]).cpu(), judging[1]
+    losses = {factor: F.cross_entropy(factor * logits, labels, reduction="none") for factor in FACTORS}
+    factor = min(losses, key=lambda f: losses[f].mean().item())
+    return losses[factor], factor
+
+
+@torch.no_grad()
+def _scale_head(model: nn.Module, factor: float) -> None:
+    for parameter in find_classifier(model).layer.parameters():
+        parameter.mul_(factor)
 
 
 def _fit(
