@@ -101,6 +101,7 @@ def initialize(
             head=head,
             notes=(*support.notes, *plan.notes, *_discarded(candidates)),
             images_read=len(support),
+            image_shape=tuple(support.images.shape[1:]),
             num_classes=support.num_classes,
             classes_seen=support.classes_seen,
             seconds=seconds,

@@ -37,6 +37,7 @@ class InitReport:
     head: str  # as it was asked for
     notes: tuple[str, ...]  # what else there is to know, a sentence each
     images_read: int
+    image_shape: tuple[int, ...]  # channels, height, width
     num_classes: int
     classes_seen: int
     seconds: dict[str, float]  # by stage
