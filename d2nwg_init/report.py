@@ -1,4 +1,4 @@
-"""What `initialize` did, and why: printed as a table, kept as JSON."""
+"""What `initialize` did, and why: printed as a table, kept as JSON, shown as a page; and the way back."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from d2nwg_init.report_page import render_page
 from d2nwg_init.saved_model import save_model
+from d2nwg_init.select import OWN
 from d2nwg_init.undo import Undo
-from zoo_builder.errors import ModelError
+from zoo_builder.errors import D2NWGError, ModelError
+
+SCHEMA = 1  # of the JSON
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class CandidateScore:
     loss: float  # mean cross-entropy on left-out images, in nats; NaN for a candidate that was discarded
     loss_error: float  # its standard error
     accuracy: float  # on left-out images, in percent
+
+    @property
+    def discarded(self) -> bool:
+        """It gave predictions that are not finite."""
+        return not math.isfinite(self.loss)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,11 @@ class InitReport:
     versions: dict[str, str]
     undo: Undo | None = field(default=None, repr=False, compare=False)  # holds the model; no part of the JSON
 
+    @property
+    def from_bundle(self) -> bool:
+        """The model's body is now the bundle's."""
+        return any(c.name == self.chosen and c.kind not in OWN for c in self.candidates)
+
     def revert(self) -> None:
         """Give the model the state back that it was passed with. The training since then is lost with it.
 
@@ -60,7 +75,9 @@ class InitReport:
         Raises:
             ModelError: this report has let go of the model, or timm cannot describe it.
         """
-        save_model(self._with_model().model, Path(folder), {"report.json": self.to_json()})
+        save_model(
+            self._with_model().model, Path(folder), {"report.json": self.to_json(), "report.html": self.to_html()}
+        )
 
     def _with_model(self) -> Undo:
         if self.undo is None:
@@ -73,10 +90,30 @@ class InitReport:
         del values["undo"]
         for score in values["candidates"]:
             score |= {k: None for k, v in score.items() if isinstance(v, float) and not math.isfinite(v)}
-        return json.dumps({"schema": 1, **values}, indent=1)
+        return json.dumps({"schema": SCHEMA, **values}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, undo: Undo | None = None) -> InitReport:
+        """The report that `to_json` wrote.
+
+        Raises:
+            D2NWGError: another schema.
+        """
+        values = json.loads(text)
+        if values.pop("schema", None) != SCHEMA:
+            raise D2NWGError(f"This version reads reports of schema {SCHEMA} alone. Upgrade d2nwg-init.")
+        scores: list[dict[str, Any]] = [
+            {k: math.nan if v is None else v for k, v in score.items()} for score in values["candidates"]
+        ]
+        values["candidates"] = tuple(CandidateScore(**score) for score in scores)
+        return cls(**values | {k: tuple(values[k]) for k in ("notes", "image_shape")}, undo=undo)
+
+    def to_html(self) -> str:
+        """One page, to be opened in a browser."""
+        return render_page(self)
 
     def __rich__(self) -> Table:
-        title = f"d2nwg-init: {self.chosen} (from {self.bundle or 'the model itself'})"
+        title = f"d2nwg-init: {self.chosen} (from {self.bundle if self.from_bundle else 'the model itself'})"
         seconds = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items())
         caption = (
             f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
@@ -88,8 +125,10 @@ class InitReport:
             table.add_column(heading, justify="right")
         for c in self.candidates:
             mark = "<-" if c.name == self.chosen else ""
-            row = (escape(c.name), f"{c.loss:.3f}", f"{c.loss_error:.3f}", f"{c.accuracy:.1f}", mark)
-            table.add_row(*row, style="bold" if mark else None)
+            figures = ("discarded", "", "")
+            if not c.discarded:
+                figures = (f"{c.loss:.3f}", f"{c.loss_error:.3f}", f"{c.accuracy:.1f}")
+            table.add_row(escape(c.name), *figures, mark, style="bold" if mark else None)
         return table
 
     def __str__(self) -> str:
