@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
+from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Body, Candidate, generated_bodies, propose
 from d2nwg_init.report import CandidateScore, InitReport
@@ -31,6 +32,7 @@ from zoo_builder.support_set import SupportSet, read_support_set, unchanged_rand
 Head = Literal["auto", "solve", "generate", "keep", "fresh"]
 
 
+@decided_by_the_first_rank
 def initialize(
     model: nn.Module,
     train_loader: Iterable[Any],
@@ -67,7 +69,8 @@ def initialize(
         progress: a progress bar on stderr, if that is a terminal.
 
     Returns:
-        What was tried and chosen; it can undo. On any error, Ctrl-C included, the model is bit for bit as it was; the
+        What was tried and chosen; it can undo. Under torch.distributed the first rank decides by its own images, and
+        all end with its weights. On any error, Ctrl-C included, the model is bit for bit as it was; the
         global random state, the loader's generator and every module's training mode are so in any case.
 
     Raises:
