@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,12 +16,12 @@ from torch import nn
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import Body, Candidate, generated_bodies, propose
+from d2nwg_init.candidates import Candidate, propose
+from d2nwg_init.planned_bodies import PlannedBodies
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
 from d2nwg_init.undo import unchanged_on_error
 from pretrained_generators.bundle import Bundle
-from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
@@ -88,9 +87,9 @@ def initialize(
             _check_fit(working_copy(network, device), support)
         with _timed(seconds, "bundle"):
             bundle, reason = find_bundle(network, generator)
-            plan = _Plan(network, bundle, scope, num_candidates if select else 1)
+            plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1)
         with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
-            bodies = plan.bodies(support, seed, None if budget is None else began + budget)
+            bodies = plan.until(None if budget is None else began + budget, support, seed)
             candidates = list(_advancing(propose(network, support, bodies, head != "keep", device), bar))
         competing = [c for c in candidates if head in ("auto", "keep") or c.kind != "as_passed"]
         chosen = _choose(competing, by_loss=select)
@@ -115,32 +114,6 @@ def initialize(
         with _timed(seconds, "writing"):
             network.load_state_dict(state)
     return report
-
-
-class _Plan:
-    """Which bodies of a bundle are tried on a model."""
-
-    def __init__(self, model: nn.Module, bundle: Bundle | None, scope: str | Sequence[str], samples: int) -> None:
-        chosen = parameters_in_scope(model, "body" if scope == "auto" else scope)
-        self._names = chosen - parameters_in_scope(model, "head")
-        self._generator = bundle.generator if bundle and self._names else None
-        self._samples = samples
-        self.size = 1 + self._generator.config.probes + samples if self._generator else 0
-        self.notes: list[str] = []
-        if bundle and not self._names:
-            self.notes.append("nothing was generated: the scope holds no parameter of the body")
-
-    def bodies(self, support: SupportSet, seed: int, deadline: float | None) -> Iterator[Body]:
-        """Restricted to the scope; none is begun after `deadline`, on the clock of time.perf_counter."""
-        if self._generator is None:
-            return
-        bodies = generated_bodies(self._generator, support, self._samples, seed)
-        for i in range(self.size):
-            if deadline is not None and time.perf_counter() >= deadline:
-                self.notes.append(f"the budget ended before {self.size - i} of {self.size} bodies were tried")
-                return
-            body = next(bodies)
-            yield replace(body, parameters={k: v for k, v in body.parameters.items() if k in self._names})
 
 
 def _check_head(head: str) -> None:
