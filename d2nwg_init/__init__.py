@@ -3,6 +3,8 @@
 report = d2nwg_init.initialize(model, train_loader)
 """
 
+from d2nwg_init.bridges.timm import create_model, pretrained, pretrained_cfg
+from d2nwg_init.bridges.torchvision import weights
 from d2nwg_init.hook import initialize
 from d2nwg_init.report import CandidateScore, InitReport
 from pretrained_generators.bundle import embedded_bundles as list_generators
@@ -17,6 +19,10 @@ __all__ = [
     "ModelError",
     "RecipeError",
     "ZooError",
+    "create_model",
     "initialize",
     "list_generators",
+    "pretrained",
+    "pretrained_cfg",
+    "weights",
 ]

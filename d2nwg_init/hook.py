@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,14 +14,15 @@ import torch
 from torch import nn
 
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
+from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import FINALISTS, Body, Candidate, generated_bodies, propose
+from d2nwg_init.candidates import Candidate, propose
+from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
 from d2nwg_init.undo import unchanged_on_error
 from pretrained_generators.bundle import Bundle
-from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
@@ -33,6 +33,7 @@ Head = Literal["auto", "solve", "generate", "keep", "fresh"]
 REFINING_STEPS = 30  # where a bundle fits
 
 
+@decided_by_the_first_rank
 def initialize(
     model: nn.Module,
     train_loader: Iterable[Any],
@@ -72,7 +73,8 @@ def initialize(
         progress: a progress bar on stderr, if that is a terminal.
 
     Returns:
-        What was tried and chosen; it can undo. On any error, Ctrl-C included, the model is bit for bit as it was; the
+        What was tried and chosen; it can undo. Under torch.distributed the first rank decides by its own images, and
+        all end with its weights. On any error, Ctrl-C included, the model is bit for bit as it was; the
         global random state, the loader's generator and every module's training mode are so in any case.
 
     Raises:
@@ -91,16 +93,16 @@ def initialize(
             _check_fit(working_copy(network, device), support)
         with _timed(seconds, "bundle"):
             bundle, reason = find_bundle(network, generator)
-            plan = _Plan(network, bundle, scope, num_candidates if select else 1)
+            plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1)
         with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
-            bodies = plan.bodies(support, seed, deadline)
+            bodies = plan.until(deadline, support, seed)
             candidates = list(_advancing(propose(network, support, bodies, head != "keep", device), bar))
         competing = [c for c in candidates if head in ("auto", "keep") or c.kind != "as_passed"]
         chosen = _choose(competing, by_loss=select)
         state, refinement = chosen.state, None
         steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
         # With its own head the model stays what it is.
-        if steps and plan.names and chosen.kind != "as_passed" and head != "keep" and not _is_past(deadline):
+        if steps and plan.names and chosen.kind != "as_passed" and head != "keep" and not is_past(deadline):
             with _timed(seconds, "refining"), progress_bar("refining", steps, show=progress) as bar:
                 work = working_copy(network, device)
                 work.load_state_dict(state)
@@ -118,6 +120,7 @@ def initialize(
             head=head,
             notes=(*support.notes, *plan.notes, *_discarded(candidates)),
             images_read=len(support),
+            image_shape=tuple(support.images.shape[1:]),
             num_classes=support.num_classes,
             classes_seen=support.classes_seen,
             seconds=seconds,
@@ -128,36 +131,6 @@ def initialize(
         with _timed(seconds, "writing"):
             network.load_state_dict(state)
     return report
-
-
-class _Plan:
-    """Which bodies of a bundle are tried on a model."""
-
-    def __init__(self, model: nn.Module, bundle: Bundle | None, scope: str | Sequence[str], samples: int) -> None:
-        chosen = parameters_in_scope(model, "body" if scope == "auto" else scope)
-        self.names = chosen - parameters_in_scope(model, "head")
-        self._generator = bundle.generator if bundle and self.names else None
-        self._samples = samples
-        self.size = 1 + min(FINALISTS, self._generator.config.probes + samples) if self._generator else 0
-        self.notes: list[str] = []
-        if bundle and not self.names:
-            self.notes.append("nothing was generated: the scope holds no parameter of the body")
-
-    def bodies(self, support: SupportSet, seed: int, deadline: float | None) -> Iterator[Body]:
-        """Restricted to the scope; none is begun after `deadline`, on the clock of time.perf_counter."""
-        if self._generator is None:
-            return
-        bodies = generated_bodies(self._generator, support, self._samples, seed)
-        for i in range(self.size):
-            if _is_past(deadline):
-                self.notes.append(f"the budget ended before {self.size - i} of {self.size} bodies were tried")
-                return
-            body = next(bodies)
-            yield replace(body, parameters={k: v for k, v in body.parameters.items() if k in self.names})
-
-
-def _is_past(deadline: float | None) -> bool:
-    return deadline is not None and time.perf_counter() >= deadline
 
 
 def _check_head(head: str) -> None:

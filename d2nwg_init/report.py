@@ -1,4 +1,4 @@
-"""What `initialize` did, and why: printed as a table, kept as JSON."""
+"""What `initialize` did, and why: printed as a table, kept as JSON, shown as a page; and the way back."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from d2nwg_init.refine import Refinement
+from d2nwg_init.report_page import render_page
 from d2nwg_init.saved_model import save_model
+from d2nwg_init.select import OWN
 from d2nwg_init.undo import Undo
-from zoo_builder.errors import ModelError
+from zoo_builder.errors import D2NWGError, ModelError
+
+SCHEMA = 1  # of the JSON
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class CandidateScore:
     loss: float  # mean cross-entropy on left-out images, in nats; NaN for a candidate that was discarded
     loss_error: float  # its standard error
     accuracy: float  # on left-out images, in percent
+
+    @property
+    def discarded(self) -> bool:
+        """It gave predictions that are not finite."""
+        return not math.isfinite(self.loss)
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,18 @@ class InitReport:
     head: str  # as it was asked for
     notes: tuple[str, ...]  # what else there is to know, a sentence each
     images_read: int
+    image_shape: tuple[int, ...]  # channels, height, width
     num_classes: int
     classes_seen: int
     seconds: dict[str, float]  # by stage
     seed: int
     versions: dict[str, str]
     undo: Undo | None = field(default=None, repr=False, compare=False)  # holds the model; no part of the JSON
+
+    @property
+    def from_bundle(self) -> bool:
+        """The model's body is now the bundle's."""
+        return any(c.name == self.chosen and c.kind not in OWN for c in self.candidates)
 
     def revert(self) -> None:
         """Give the model the state back that it was passed with. The training since then is lost with it.
@@ -61,7 +77,9 @@ class InitReport:
         Raises:
             ModelError: this report has let go of the model, or timm cannot describe it.
         """
-        save_model(self._with_model().model, Path(folder), {"report.json": self.to_json()})
+        save_model(
+            self._with_model().model, Path(folder), {"report.json": self.to_json(), "report.html": self.to_html()}
+        )
 
     def _with_model(self) -> Undo:
         if self.undo is None:
@@ -74,9 +92,31 @@ class InitReport:
         del values["undo"]
         for score in values["candidates"]:
             score |= {k: None for k, v in score.items() if isinstance(v, float) and not math.isfinite(v)}
-        return json.dumps({"schema": 1, **values}, indent=1)
+        return json.dumps({"schema": SCHEMA, **values}, indent=1)
 
-    def _refined(self) -> str:
+    @classmethod
+    def from_json(cls, text: str, undo: Undo | None = None) -> InitReport:
+        """The report that `to_json` wrote.
+
+        Raises:
+            D2NWGError: another schema.
+        """
+        values = json.loads(text)
+        if values.pop("schema", None) != SCHEMA:
+            raise D2NWGError(f"This version reads reports of schema {SCHEMA} alone. Upgrade d2nwg-init.")
+        scores: list[dict[str, Any]] = [
+            {k: math.nan if v is None else v for k, v in score.items()} for score in values["candidates"]
+        ]
+        values["candidates"] = tuple(CandidateScore(**score) for score in scores)
+        values["refinement"] = values["refinement"] and Refinement(**values["refinement"])
+        return cls(**values | {k: tuple(values[k]) for k in ("notes", "image_shape")}, undo=undo)
+
+    def to_html(self) -> str:
+        """One page, to be opened in a browser."""
+        return render_page(self)
+
+    def refined(self) -> str:
+        """What refining did, a sentence; empty without it."""
         if self.refinement is None:
             return ""
         r = self.refinement
@@ -84,11 +124,11 @@ class InitReport:
         return f"{r.steps} refining steps, loss of images held back {r.before:.3f} -> {r.after:.3f}, {outcome}. "
 
     def __rich__(self) -> Table:
-        title = f"d2nwg-init: {self.chosen} (from {self.bundle or 'the model itself'})"
+        title = f"d2nwg-init: {self.chosen} (from {self.bundle if self.from_bundle else 'the model itself'})"
         seconds = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items())
         caption = (
             f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
-            f"{self._refined()}{'. '.join((self.reason, *self.notes))}. {seconds}; seed {self.seed}"
+            f"{self.refined()}{'. '.join((self.reason, *self.notes))}. {seconds}; seed {self.seed}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         table.add_column("candidate")
@@ -96,8 +136,10 @@ class InitReport:
             table.add_column(heading, justify="right")
         for c in self.candidates:
             mark = "<-" if c.name == self.chosen else ""
-            row = (escape(c.name), f"{c.loss:.3f}", f"{c.loss_error:.3f}", f"{c.accuracy:.1f}", mark)
-            table.add_row(*row, style="bold" if mark else None)
+            figures = ("discarded", "", "")
+            if not c.discarded:
+                figures = (f"{c.loss:.3f}", f"{c.loss_error:.3f}", f"{c.accuracy:.1f}")
+            table.add_row(escape(c.name), *figures, mark, style="bold" if mark else None)
         return table
 
     def __str__(self) -> str:

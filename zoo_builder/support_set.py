@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from zoo_builder.errors import DataError
 
@@ -32,38 +32,47 @@ class SupportSet:
 
 
 def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, seed: int = 0) -> SupportSet:
-    """Read at most `num_support` images from a loader of (images, labels) batches, or dicts of them.
+    """Read at most `num_support` images from a loader of (images, labels) batches, or mappings of them.
 
-    The global random states and those of the loader's and its sampler's generators are put back afterwards.
+    Batches are read whole and in the loader's order; but a DataLoader that goes through more images than these without
+    shuffling is read in an order of `seed`, since sorted classes would not all be seen. Soft targets [N, num_classes]
+    count by their largest. The global random states and those of the loader's and its sampler's generators are put back
+    afterwards; what is read from an iterator is gone from it.
 
     Raises:
         DataError: no batch, batches of another form, labels out of range, fewer than two classes, or NaN pixels.
     """
+    if num_support < 2:
+        raise DataError(f"num_support must be 2 or more, to see two classes; got {num_support}.")
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
-    if isinstance(loader, DataLoader) and loader.persistent_workers:
-        loader = copy.copy(loader)
-        vars(loader)["_iterator"] = None  # the user's own workers stay as they are, or unborn
+    notes: list[str] = []
     with unchanged_random_state(loader):
         missing = num_support
-        for batch in loader:
-            x, y = _images_and_labels(batch)
+        for batch in _of_the_first(loader, num_support, seed, notes):
+            x, y = images_and_labels(batch, num_classes, notes)
             images.append(x[:missing].detach().cpu())
             labels.append(y[:missing].detach().cpu().long())
             missing -= len(images[-1])
             if missing <= 0:
                 break
     if not images or not sum(map(len, images)):
-        raise DataError("The loader gave no images. Expected batches of (images [N, C, H, W], labels [N]).")
+        raise DataError(
+            "The loader gave no images. Expected batches of (images [N, C, H, W], labels [N]); with drop_last=True a "
+            "dataset smaller than a batch gives none, and an iterator that was read before gives nothing more."
+        )
     shapes = {tuple(x.shape[1:]) for x in images}
     if len(shapes) > 1:
         raise DataError(f"All batches must have images of one shape, got {sorted(shapes)}. Resize them alike.")
     x, y = torch.cat(images), torch.cat(labels)
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= num_classes:
+        shift = (
+            f" Labels that begin at {low} are renumbered by target_transform=lambda y: y - {low}." if low > 0 else ""
+        )
         raise DataError(
             f"Labels must lie in 0..{num_classes - 1} for a model of {num_classes} classes; got {low}..{high}. "
-            "Create the model with the right num_classes, or renumber the labels."
+            f"Create the model with the right num_classes, or renumber the labels.{shift}"
         )
     if y.unique().numel() < 2:
         raise DataError(
@@ -72,13 +81,62 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
         raise DataError(f"{bad} of {len(x)} images hold NaN or infinite pixels. Check the files and the transform.")
-    return SupportSet(x.float(), y, num_classes)
+    return SupportSet(x.float(), y, num_classes, tuple(dict.fromkeys(notes)))
 
 
-def _images_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    if isinstance(batch, dict):
-        x = next((batch[k] for k in ("pixel_values", "image", "images", "img") if k in batch), None)
-        y = next((batch[k] for k in ("labels", "label", "targets", "target") if k in batch), None)
+def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]) -> Iterable[Any]:
+    """`loader`, or a copy of a DataLoader (in timm's PrefetchLoader, too) that fetches no batch behind the first
+    `count` images, whatever its workers fetch ahead, and has no part in the state of the user's own."""
+    inner = getattr(loader, "loader", None)
+    if isinstance(inner, DataLoader) and type(loader).__module__.startswith("timm."):
+        prefetch: Any = copy.copy(loader)
+        prefetch.loader = _of_the_first(inner, count, seed, notes)
+        return prefetch
+    if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
+        if isinstance(loader, Iterator):
+            notes.append("the loader is an iterator: the batches that were read are gone from it")
+        return loader
+    batches = loader.batch_sampler
+    if batches is None:  # each item of the dataset is a batch
+        return _changed(loader)
+    if type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler and len(loader.dataset) > count:  # type: ignore[arg-type]
+        notes.append("the loader does not shuffle: images were drawn at random from its dataset")
+        order = RandomSampler(loader.dataset, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+        batches = BatchSampler(order, batches.batch_size, batches.drop_last)
+    return _changed(loader, batch_sampler=_FirstBatches(batches, count))
+
+
+def _changed(loader: DataLoader, **changes: Any) -> DataLoader:
+    """A copy that shares no worker with `loader`; a DataLoader takes no changes by its own means."""
+    loader = copy.copy(loader)
+    vars(loader).update(changes, _iterator=None)
+    return loader
+
+
+class _FirstBatches:
+    """The batches of a sampler that hold the first `count` images."""
+
+    def __init__(self, batches: Iterable[Any], count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __iter__(self) -> Iterator[Any]:
+        missing = self._count
+        for batch in self._batches:
+            yield batch
+            missing -= len(batch)
+            if missing <= 0:
+                return
+
+
+IMAGE_KEYS = ("pixel_values", "image", "images", "img")
+LABEL_KEYS = ("labels", "label", "targets", "target", "fine_label")
+
+
+def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images float [N, C, H, W] and labels int [N] of a batch, whatever its form."""
+    if isinstance(batch, Mapping):
+        x = next((batch[k] for k in IMAGE_KEYS if k in batch), None)
+        y = next((batch[k] for k in LABEL_KEYS if k in batch), None)
         came = f"a dict with the keys {sorted(map(str, batch))}"
     elif isinstance(batch, tuple | list) and len(batch) >= 2:
         x, y = batch[0], batch[1]
@@ -86,21 +144,44 @@ def _images_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     else:
         x = y = None
         came = type(batch).__name__
+    if isinstance(y, str) or (isinstance(y, list | tuple) and any(isinstance(label, str) for label in y)):
+        raise DataError(
+            f"Labels must be integers, got names such as {y if isinstance(y, str) else y[0]!r}. Number them: names = "
+            "sorted(set(all_labels)), then names.index(label) for each image."
+        )
     if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
         raise DataError(
-            f"Each batch must be a tensor of images and a tensor of labels, as a pair or in a dict; got {came}."
+            f"Each batch must be a tensor of images and a tensor of labels, as a pair or in a dict; got {came}. Wrap a "
+            'dataset in a DataLoader; give one of Hugging Face .with_format("torch") or a transform that makes tensors.'
         )
     if x.ndim != 4 or not x.is_floating_point():
         raise DataError(
             f"Images must be a float tensor [N, C, H, W], got {x.dtype} {list(x.shape)}. "
             "Let the loader apply ToTensor and Normalize, as for training."
         )
+    if y.ndim == 2 and len(y) == len(x) and len(y):
+        return x, _hard_labels(y, num_classes, notes)
     if y.ndim != 1 or y.is_floating_point() or len(x) != len(y):
         raise DataError(
-            f"Labels must be one integer an image, [{len(x)}]; got {y.dtype} {list(y.shape)}. "
-            "Pass a loader without Mixup or soft targets."
+            f"Labels must be one integer an image, [{len(x)}], or soft targets [{len(x)}, {num_classes}] as Mixup "
+            f"makes them; got {y.dtype} {list(y.shape)}."
         )
     return x, y
+
+
+def _hard_labels(targets: torch.Tensor, num_classes: int, notes: list[str]) -> torch.Tensor:
+    """[N, K] shares of classes that sum to one -> the class with the largest."""
+    shares = targets.float()
+    if targets.shape[1] != num_classes:
+        raise DataError(f"Soft targets are [N, {targets.shape[1]}] and the model has {num_classes} classes.")
+    if bool((shares < 0).any()) or not torch.allclose(shares.sum(1), shares.new_ones(len(shares)), atol=1e-2):
+        raise DataError(
+            "Targets [N, K] must be shares of classes that sum to 1, as Mixup or one-hot coding makes them; these do "
+            "not. Several labels an image (multi-label) are not supported: the head is solved for one class an image."
+        )
+    if bool(((shares > 0) & (shares < 1)).any()):
+        notes.append("targets are soft: the class with the largest share counts")
+    return shares.argmax(1)
 
 
 @contextmanager
@@ -108,6 +189,7 @@ def unchanged_random_state(*owners: object) -> Iterator[None]:
     """Put back the global states of Python, NumPy and torch, and any torch.Generator found on `owners`."""
     python, numpy_, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    owners = (*owners, *(getattr(o, "loader", None) for o in owners))  # inside of timm's PrefetchLoader
     parts = [p for o in owners for p in (o, getattr(o, "sampler", None), getattr(o, "batch_sampler", None))]
     parts += [getattr(p, "sampler", None) for p in parts]  # a batch sampler has one too
     found = {id(g): g for p in parts if isinstance(g := getattr(p, "generator", None), torch.Generator)}

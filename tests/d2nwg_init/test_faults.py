@@ -6,11 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from d2nwg_init import initialize
 from tests.d2nwg_init.conftest import new_model
-from tests.pretrained_generators.small import copied, labelled_images, same
+from tests.pretrained_generators.small import copied, labelled_images, same, seeded
+from zoo_builder.errors import D2NWGError
 
 OURS = ("d2nwg_init.", "zoo_builder.", "pretrained_generators.")
 
@@ -124,3 +127,34 @@ def test_an_error_of_an_infinite_loader_passes_untouched(error, model):
 
     with pytest.raises(error, match="mine"):
         initialize(model, batches())
+
+
+DTYPES = (torch.float32, torch.float16, torch.float64, torch.bfloat16, torch.uint8, torch.int64, torch.bool)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    classes=st.integers(0, 4),
+    shape=st.lists(st.sampled_from([0, 1, 2, 3, 8, 16]), min_size=1, max_size=5),
+    plain=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    target_dtype=st.sampled_from(DTYPES),
+    target_shape=st.sampled_from(["labels", "one more", "scalar", "shares", "square"]),
+    scale=st.sampled_from([0.0, 1.0, 1e4, 1e30, float("nan")]),
+    low=st.integers(-1, 2),
+    seed=st.integers(0, 9),
+)
+def test_whatever_a_batch_holds_it_is_used_or_refused(
+    classes, shape, plain, dtype, target_dtype, target_shape, scale, low, seed
+):
+    model = new_model(classes=classes)
+    before = copied(model.state_dict())
+    shape = [12, 3, 16, 16] if plain else shape
+    images = (scale * torch.randn(shape, generator=seeded(seed))).to(dtype)
+    sizes = {"labels": [shape[0]], "one more": [shape[0] + 1], "scalar": [], "shares": [shape[0], classes]}
+    targets = torch.randint(low, low + 3, sizes.get(target_shape, shape[:2]), generator=seeded(seed))
+    try:
+        initialize(model, [(images, targets.to(target_dtype))], generator=None)
+    except D2NWGError:
+        assert same(model.state_dict(), before)
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())

@@ -26,6 +26,7 @@ def report(**changes):
         head="auto",
         notes=("generated_7 was discarded",),
         images_read=512,
+        image_shape=(3, 64, 64),
         num_classes=10,
         classes_seen=9,
         seconds={"reading": 1.25, "bundle": 0.5},

@@ -34,7 +34,7 @@ def test_timm_loads_the_file_as_a_checkpoint(saved, model):
 
 def test_the_report_is_beside_it(saved):
     assert json.loads((saved / "report.json").read_text())["bundle"] == "tiny-random"
-    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors", "report.json"]
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors", "report.html", "report.json"]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -68,7 +68,7 @@ def test_saving_again_replaces_and_leaves_other_files(saved, model, loader):
     report.save(saved)
     assert same(timm.create_model(f"local-dir:{saved}", pretrained=True).state_dict(), model.state_dict())
     assert (saved / "notes.txt").read_text() == "mine"
-    assert len(list(saved.iterdir())) == 4
+    assert len(list(saved.iterdir())) == 5
 
 
 def test_an_interrupted_save_leaves_the_old_weights(saved, loader, monkeypatch):

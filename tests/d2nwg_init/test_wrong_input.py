@@ -34,7 +34,7 @@ WRONG = {
     "uint8 images": ([(batch()[0].byte(), batch()[1])], "uint8"),
     "flat images": ([(batch()[0].flatten(1), batch()[1])], "float tensor"),
     "single images": ([(batch()[0][0], torch.tensor(1))], "float tensor"),
-    "soft labels": ([(batch()[0], torch.rand(12, 3))], "Mixup"),
+    "shares that do not sum to one": ([(batch()[0], torch.rand(12, 3))], "Mixup"),
     "float labels": ([(batch()[0], torch.rand(12))], "Mixup"),
     "fewer labels than images": ([(batch()[0], batch()[1][:5])], "one integer an image"),
     "images alone": ([batch()[0]], "pair or in a dict"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d2nwg_init.benchmarks.transfer.plots import as_svg, draw_curves, draw_wins
+from d2nwg_init.benchmarks.transfer.plots import draw_curves, draw_wins
 from d2nwg_init.benchmarks.transfer.report import POINTS, TARGETS
 from d2nwg_init.benchmarks.transfer.tables import (
     Part,
@@ -18,6 +18,7 @@ from d2nwg_init.benchmarks.transfer.tables import (
     spreads,
     verdicts,
 )
+from d2nwg_init.svg import as_svg
 from zoo_builder.checkpoint import write_text_atomically
 
 WIN_ROWS = ("refined", "universal", "nearest", "regressor", "no_generator", "generated_mean", "initialize", "oracle")

@@ -1,0 +1,24 @@
+"""How many classes the dataset behind a loader says that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo_builder.errors import DataError
+
+
+def num_classes_of(train_loader: Any) -> int:
+    """From the `classes` of torchvision's datasets, or the label's feature of those of Hugging Face.
+
+    Raises:
+        DataError: the dataset does not say.
+    """
+    dataset = getattr(train_loader, "dataset", None)
+    while dataset is not None:
+        if hasattr(dataset, "classes"):
+            return len(dataset.classes)
+        for feature in (getattr(dataset, "features", None) or {}).values():
+            if hasattr(feature, "names"):
+                return len(feature.names)
+        dataset = getattr(dataset, "dataset", None)  # inside of a Subset
+    raise DataError("The loader's dataset does not say how many classes it has. Pass num_classes.")

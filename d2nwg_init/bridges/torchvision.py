@@ -1,0 +1,58 @@
+"""The door into torchvision: an object that its model builders take for one of their own weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from d2nwg_init.bridges.dataset_classes import num_classes_of
+from d2nwg_init.hook import initialize
+from zoo_builder.backbones import torchvision_classifiers
+from zoo_builder.errors import ModelError, nearest_names
+
+
+def weights(
+    model_name: str,
+    train_loader: Iterable[Any],
+    *,
+    num_classes: int | None = None,
+    init: Mapping[str, Any] | None = None,
+    **model_args: Any,
+) -> Any:
+    """For torchvision.models.get_model(model_name, weights=HERE, **model_args): weights initialised for the loader's
+    images, head included. The builder takes the number of classes from them.
+
+    Args:
+        num_classes: by default what the loader's dataset says.
+        init: arguments of `initialize`.
+
+    Returns:
+        A member of the model's weights enum, with no name in it; its `init_report` tells what was done.
+
+    Raises:
+        As `initialize` does. ModelError: torchvision has no such classifier.
+    """
+    import torchvision
+
+    if model_name not in torchvision_classifiers():
+        raise ModelError(
+            f"torchvision has no classifier {model_name!r}; {nearest_names(model_name, torchvision_classifiers())}"
+        )
+    classes = num_classes_of(train_loader) if num_classes is None else num_classes
+    model = torchvision.models.get_model(model_name, weights=None, num_classes=classes, **model_args)
+    report = initialize(model, train_loader, **(init or {}))
+    # A foreign class is refused by the builders, and a copy of a member would download its own weights.
+    enum = torchvision.models.get_model_weights(model_name)
+    default: Any = enum.DEFAULT.value  # type: ignore[attr-defined]
+    made = object.__new__(enum)
+    made._name_ = "GENERATED"
+    made._value_ = type(default)(
+        url="",
+        transforms=default.transforms,
+        meta={"categories": [str(i) for i in range(classes)], "min_size": report.image_shape[1:]},
+    )
+    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    made.get_state_dict = lambda *_, **__: state  # type: ignore[method-assign]
+    made.init_report = dataclasses.replace(report, undo=None)  # type: ignore[attr-defined]
+    return made

@@ -1,0 +1,49 @@
+"""Which bodies of a bundle are tried on a model, and until when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from d2nwg_init.candidates import FINALISTS, Body, generated_bodies
+from pretrained_generators.bundle import Bundle
+from pretrained_generators.weight_layout import parameters_in_scope
+from zoo_builder.support_set import SupportSet
+
+
+class PlannedBodies:
+    """The bundle's base and the best of its probes and `samples` samples, restricted to the parameters of a scope, of
+    which `names` are the body's.
+
+    Raises:
+        RecipeError: an unknown scope. ModelError: a module in it that is not there.
+    """
+
+    def __init__(self, model: nn.Module, bundle: Bundle | None, scope: str | Sequence[str], samples: int) -> None:
+        chosen = parameters_in_scope(model, "body" if scope == "auto" else scope)
+        self.names = chosen - parameters_in_scope(model, "head")
+        self._generator = bundle.generator if bundle and self.names else None
+        self._samples = samples
+        self.size = 1 + min(FINALISTS, self._generator.config.probes + samples) if self._generator else 0
+        self.notes: list[str] = []
+        if bundle and not self.names:
+            self.notes.append("nothing was generated: the scope holds no parameter of the body")
+
+    def until(self, deadline: float | None, support: SupportSet, seed: int) -> Iterator[Body]:
+        """None is begun after `deadline`, on the clock of time.perf_counter; `notes` tell what was not tried."""
+        if self._generator is None:
+            return
+        bodies = generated_bodies(self._generator, support, self._samples, seed)
+        for i in range(self.size):
+            if is_past(deadline):
+                self.notes.append(f"the budget ended before {self.size - i} of {self.size} bodies were tried")
+                return
+            body = next(bodies)
+            yield replace(body, parameters={k: v for k, v in body.parameters.items() if k in self.names})
+
+
+def is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.perf_counter() >= deadline

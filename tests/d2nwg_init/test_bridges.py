@@ -1,0 +1,135 @@
+"""The drop-ins for pretrained=True, by the real timm and torchvision; nothing is downloaded."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from timm.models import _builder
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+import d2nwg_init
+from d2nwg_init import initialize
+from tests.d2nwg_init.conftest import new_model
+from tests.pretrained_generators.small import copied, labelled_images, same
+from zoo_builder.errors import DataError, ModelError
+
+
+class WithClasses(TensorDataset):
+    classes = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def loader():
+    data = Subset(WithClasses(*labelled_images(48, 3)), range(48))
+    return DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def init(bundle):
+    return {"generator": bundle, "num_candidates": 1, "head": "solve"}
+
+
+def test_create_model_is_timms_and_initialize(loader, init):
+    torch.manual_seed(0)
+    plain = timm.create_model("test_resnet", num_classes=3, drop_rate=0.2)
+    initialize(plain, loader, **init)
+    torch.manual_seed(0)
+    model = d2nwg_init.create_model("test_resnet", loader, init=init, drop_rate=0.2)
+    assert same(model.state_dict(), plain.state_dict())
+    assert model.drop_rate == 0.2
+    assert model.init_report.bundle == "tiny-random"
+    copy.deepcopy(model)
+
+
+def test_the_number_of_classes_is_the_datasets_or_is_asked_for(loader, init):
+    assert d2nwg_init.create_model("test_resnet", loader, init=init, num_classes=5).num_classes == 5
+    silent = DataLoader(TensorDataset(*labelled_images(24, 3)), 8)
+    with pytest.raises(DataError, match="Pass num_classes"):
+        d2nwg_init.create_model("test_resnet", silent, init=init)
+
+
+def test_classes_of_a_hugging_face_dataset_are_found():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
+    data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
+    from d2nwg_init.bridges.dataset_classes import num_classes_of
+
+    assert num_classes_of(DataLoader(data)) == 2
+
+
+@pytest.mark.parametrize("args", [{}, {"in_chans": 1}])
+def test_timms_own_door_gives_equal_bits_head_included(args, loader, init):
+    if args:
+        init = {"generator": None, "head": "solve"}
+        images, labels = loader.dataset.dataset.tensors
+        loader = DataLoader(WithClasses(images[:, :1], labels), 16)
+    overlay = d2nwg_init.pretrained_cfg("test_resnet", loader, init=init, **args)
+    model = timm.create_model("test_resnet", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay, **args)
+    assert same(model.state_dict(), overlay["state_dict"])
+    assert model.pretrained_cfg["input_size"] == (args.get("in_chans", 3), 32, 32)
+    assert not torch.equal(model.fc.weight, timm.create_model("test_resnet", num_classes=3, **args).fc.weight)
+
+
+def test_inside_the_block_pretrained_means_initialised_whichever_way_create_model_was_imported(loader, init):
+    from timm import create_model
+
+    init["select"] = False
+    with d2nwg_init.pretrained(loader, **init) as reports:
+        models = [f("test_resnet", pretrained=True, num_classes=3) for f in (timm.create_model, create_model)]
+        plain = timm.create_model("test_resnet", pretrained=False, num_classes=3)
+    assert len(reports) == 2
+    assert {r.bundle for r in reports} == {"tiny-random"}
+    expected = new_model()
+    assert initialize(expected, loader, **init).chosen == "generated_0"
+    assert same(models[1].state_dict(), expected.state_dict())
+    assert same(models[0].state_dict(), expected.state_dict())
+    assert not torch.equal(plain.conv1[0].weight, expected.conv1[0].weight)
+
+
+def test_after_a_block_that_fails_timm_is_as_it_was(loader, init):
+    before = _builder.load_pretrained
+    with pytest.raises(RuntimeError, match="Unknown model"), d2nwg_init.pretrained(loader, **init):
+        timm.create_model("no_such_model", pretrained=True)
+    assert _builder.load_pretrained is before
+
+
+def test_an_uncovered_model_begins_with_timms_pretrained_weights(loader, tmp_path):
+    theirs = new_model("mobilenetv3_small_050", classes=10, seed=5)
+    save_file(copied(theirs.state_dict()), tmp_path / "theirs.safetensors")
+    overlay = {"file": str(tmp_path / "theirs.safetensors"), "num_classes": 10}
+    with d2nwg_init.pretrained(loader, head="solve") as reports:
+        model = timm.create_model(
+            "mobilenetv3_small_050", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay
+        )
+    assert reports[0].bundle is None
+    assert torch.equal(model.conv_stem.weight, theirs.conv_stem.weight)
+    assert reports[0].chosen == "own_body"
+
+
+def test_a_block_without_a_pretrained_model_is_told(loader, init):
+    with pytest.warns(UserWarning, match="nothing was initialised"), d2nwg_init.pretrained(loader, **init):
+        timm.create_model("test_resnet", num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_torchvision_takes_our_weights_head_included(name, loader):
+    weights = d2nwg_init.weights(name, loader)
+    model = torchvision.models.get_model(name, weights=weights)
+    assert same(model.state_dict(), weights.get_state_dict())
+    assert model.eval()(loader.dataset.dataset.tensors[0]).shape == (48, 3)
+    assert weights.init_report.bundle is None
+
+
+def test_torchvisions_vit_keeps_its_image_size():
+    images, labels = labelled_images(12, 3)
+    weights = d2nwg_init.weights("vit_b_32", [(images, labels)], num_classes=3, image_size=32)
+    model = torchvision.models.vit_b_32(weights=weights)
+    assert same(model.state_dict(), weights.get_state_dict())
+
+
+def test_an_unknown_model_of_torchvision_is_named(loader):
+    with pytest.raises(ModelError, match="resnet18"):
+        d2nwg_init.weights("resnet-18", loader)

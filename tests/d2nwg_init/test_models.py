@@ -1,0 +1,168 @@
+"""The models that users bring: wrapped, in other precisions and layouts, and those that are refused."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from d2nwg_init import initialize
+from d2nwg_init.bundles import find_bundle
+from pretrained_generators.bundle import Bundle
+from tests.d2nwg_init.conftest import new_model
+from tests.pretrained_generators.small import copied, labelled_images, random_generator, same
+from zoo_builder.errors import DataError, ModelError
+
+
+@pytest.fixture
+def expected(loader, bundle):
+    """State of a plain model after the call."""
+    model = new_model()
+    initialize(model, loader, generator=bundle, num_candidates=1)
+    return copied(model.state_dict())
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_wrapped_models_are_looked_into(wrap, loader, bundle, expected):
+    model = new_model()
+    wrapped = wrap(model)
+    report = initialize(wrapped, loader, generator=bundle, num_candidates=1)
+    assert same(model.state_dict(), expected)
+    assert report.undo.model is model
+
+
+def test_distributed_data_parallel_is_looked_into(process_group, loader, bundle, expected):
+    model = new_model()
+    initialize(DistributedDataParallel(model), loader, generator=bundle, num_candidates=1)
+    assert same(model.state_dict(), expected)
+
+
+def test_a_model_compiled_in_place_predicts_by_its_new_weights(loader, bundle, expected):
+    model = new_model()
+    model.compile(backend="eager")
+    images = loader.dataset.tensors[0]
+    model.eval()(images)
+    initialize(model, loader, generator=bundle, num_candidates=1)
+    plain = new_model()
+    plain.load_state_dict(expected)
+    torch.testing.assert_close(model(images), plain.eval()(images))
+
+
+def test_the_layout_of_the_memory_is_kept(loader, bundle, expected):
+    model = new_model().to(memory_format=torch.channels_last)
+    initialize(model, loader, generator=bundle, num_candidates=1)
+    assert same(model.state_dict(), expected)
+    assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_and_rounded(dtype, loader, bundle):
+    model = new_model().to(dtype)
+    report = initialize(model, loader, generator=bundle, num_candidates=2)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert report.chosen != "as_passed"
+    images, labels = loader.dataset.tensors
+    with torch.no_grad():
+        predicted = model.eval()(images.to(dtype)).argmax(1)
+    assert 100 * (predicted == labels).float().mean() > 90
+
+
+def test_half_precision_as_it_was_passed_keeps_its_bits(loader):
+    model = new_model()
+    initialize(model, loader, generator=None)
+    with torch.no_grad():
+        model.fc.weight.mul_(20)
+    model.half()
+    before = copied(model.state_dict())
+    assert initialize(model, loader, generator=None).chosen == "as_passed"
+    assert same(model.state_dict(), before)
+
+
+def test_timms_and_torchvisions_resnet18_share_a_bundle(bundle):
+    of_timm = Bundle(bundle.config, random_generator("resnet18"))
+    for model in (timm.create_model("resnet18", num_classes=3), torchvision.models.resnet18(num_classes=3)):
+        assert find_bundle(model, of_timm)[0] is of_timm
+    # A pretrained model of torchvision, whose head the user replaced.
+    model = torchvision.models.resnet18()
+    model.fc = nn.Linear(512, 3)
+    report = initialize(model, [labelled_images(24, 3)], generator=of_timm, num_candidates=1)
+    assert "generated_0" in [c.name for c in report.candidates]
+
+
+def test_a_head_of_several_layers_is_solved_at_its_last(loader):
+    model = torchvision.models.mobilenet_v3_small(num_classes=3)
+    before = copied(model.state_dict())
+    assert initialize(model, loader, head="solve").chosen == "own_body"
+    assert torch.equal(model.classifier[0].weight, before["classifier.0.weight"])
+    assert not torch.equal(model.classifier[3].weight, before["classifier.3.weight"])
+
+
+REFUSED = {
+    "detection": (lambda: torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights_backbone=None), "detects"),
+    "segmentation": (
+        lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None),
+        "labels pixels",
+    ),
+    "video": (lambda: torchvision.models.video.r3d_18(), "videos"),
+    "no classes": (lambda: new_model(classes=0), "num_classes >= 2"),
+    "one class": (lambda: new_model(classes=1), "num_classes >= 2"),
+    "no values": (lambda: new_model().to("meta"), "meta device"),
+    "feature pyramid": (lambda: timm.create_model("test_resnet", features_only=True), "no linear classifier"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_models_are_refused_with_a_pointer_before_a_batch_is_read(case):
+    make, words = REFUSED[case]
+
+    def never():
+        raise AssertionError("a batch was read")
+        yield
+
+    with pytest.raises(ModelError, match=words):
+        initialize(make(), never())
+
+
+class WithLogits(nn.Module):
+    """As Hugging Face's classifiers answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.classifier = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, pixel_values):
+        return {"logits": self.classifier(self.conv(pixel_values).mean((2, 3)))}
+
+
+def test_a_model_that_gives_no_plain_logits_is_refused(loader):
+    model = WithLogits()
+    before = copied(model.state_dict())
+    with pytest.raises(ModelError, match=r"gives dict for two images, expected logits \[2, 3\]"):
+        initialize(model, loader)
+    assert same(model.state_dict(), before)
+
+
+def test_models_of_transformers_are_refused_with_a_pointer(loader):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=3)
+    with pytest.raises(ModelError, match=r"Hugging Face transformers.*timm\.create_model"):
+        initialize(transformers.ResNetForImageClassification(config), loader)
+
+
+@pytest.mark.parametrize(("in_chans", "size"), [(1, 32), (4, 32), (6, 48)])
+def test_other_channels_are_solved_on_the_models_own_body(in_chans, size):
+    model = timm.create_model("test_resnet", num_classes=3, in_chans=in_chans)
+    images, labels = labelled_images(24, 3, size=size)
+    report = initialize(model, [(images.mean(1, keepdim=True).repeat(1, in_chans, 1, 1), labels)])
+    assert report.chosen == "own_body"
+    assert report.bundle is None
+    with pytest.raises(DataError, match=f"takes {in_chans}"):
+        initialize(model, [(images, labels)])
