@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from pretrained_generators.probes import Probes, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
 from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
+
+if TYPE_CHECKING:
+    from pretrained_generators.bundle_config import BundleConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class GeneratorConfig:
 
 class Generator(nn.Module):
     """Composes parts that take plain tensors and do not know each other. What it generates are deltas to `base`."""
+
+    bundle: BundleConfig | None = None  # what the bundle says that it was loaded from
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
