@@ -5,7 +5,8 @@ report = d2nwg_init.initialize(model, train_loader)
 
 from d2nwg_init.hook import initialize
 from d2nwg_init.report import CandidateScore, InitReport
-from pretrained_generators.bundle import embedded_bundles as list_generators
+from pretrained_generators.generator import Generator
+from pretrained_generators.generator_list import GeneratorInfo, list_generators
 from zoo_builder.errors import BundleError, D2NWGError, DataError, ModelError, RecipeError, ZooError
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "CandidateScore",
     "D2NWGError",
     "DataError",
+    "Generator",
+    "GeneratorInfo",
     "InitReport",
     "ModelError",
     "RecipeError",

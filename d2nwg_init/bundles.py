@@ -7,42 +7,42 @@ from pathlib import Path
 from torch import nn
 
 from pretrained_generators.base_elsewhere import BaseMissing
-from pretrained_generators.bundle import (
-    Bundle,
-    bundle_folder,
-    described_generator,
-    embedded_bundles,
-    load_bundle,
-    load_config,
-)
+from pretrained_generators.bundle import Bundle, described_generator, embedded_bundles, load_bundle, load_config
 from pretrained_generators.bundle_config import BundleConfig
 from pretrained_generators.generator import Generator
+from pretrained_generators.hub import locate
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError
 
 
-def find_bundle(model: nn.Module, generator: str | Path | Bundle | None) -> tuple[Bundle | None, str]:
+def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | None) -> tuple[Bundle | None, str]:
     """The bundle to use and why; "auto" looks through the embedded ones, None generates nothing.
 
-    A bundle that leaves its base out takes the model's body as the base.
+    A bundle of the Hub is taken from the cache and never fetched. One that leaves its base out takes the model's body
+    as the base.
 
     Raises:
         BundleError: a bundle was asked for by name or path and does not exist, or does not fit the model.
     """
     if generator is None:
         return None, "no generator was asked for"
+    if isinstance(generator, Generator):
+        if generator.bundle is None:
+            raise BundleError("This generator is of no bundle. Save it with save_bundle() and pass the folder.")
+        generator = Bundle(generator.bundle, generator)
     if isinstance(generator, Bundle):
         _check_fit(model, generator.config, generator.generator)
         return generator, "the bundle that was asked for"
     if generator != "auto":
-        config = load_config(generator)
-        _check_fit(model, config, described_generator(config.generator, bundle_folder(generator)))
-        return load_bundle(generator, model), "the bundle that was asked for"
+        folder, blobs = locate(generator, local_files_only=True)
+        config = load_config(folder, blobs)
+        _check_fit(model, config, described_generator(config.generator, folder))
+        return load_bundle(folder, model, blobs), "the bundle that was asked for"
     covered, lacking = [], []
     for name in embedded_bundles():
         config = load_config(name)
         covered.append(config.generator.backbone.model)
-        if _misfit(model, described_generator(config.generator, bundle_folder(name))):
+        if _misfit(model, described_generator(config.generator, Path(name))):
             continue
         try:
             return load_bundle(name, model), "its parameters match this model's"

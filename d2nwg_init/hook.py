@@ -16,6 +16,7 @@ from d2nwg_init.candidates import Candidate, generated_bodies, propose
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
 from pretrained_generators.bundle import Bundle
+from pretrained_generators.generator import Generator
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import DataError, ModelError
@@ -26,7 +27,7 @@ def initialize(
     model: nn.Module,
     train_loader: Iterable[Any],
     *,
-    generator: str | Path | Bundle | None = "auto",
+    generator: str | Path | Bundle | Generator | None = "auto",
     num_candidates: int = 8,
     num_support: int = 1024,
     seed: int = 0,
@@ -36,7 +37,8 @@ def initialize(
     Args:
         model: an image classifier of timm or torchvision that ends in a linear layer.
         train_loader: batches of (images float [N, C, H, W], labels int [N]), transformed as for training.
-        generator: "auto" takes an embedded bundle that fits, None generates nothing; or a bundle, its name or folder.
+        generator: "auto" takes an embedded bundle that fits, None generates nothing; or a generator, a
+            bundle, its name or folder. One of the Hub must be in its client's cache; nothing is downloaded here.
         num_candidates: bodies to generate.
         num_support: images to read, at most.
         seed: of the generated weights; the same seed and images give the same weights.

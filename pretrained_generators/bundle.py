@@ -72,10 +72,16 @@ def save_bundle(generator: Generator, path: Path, base_source: str | None = None
 
 
 def record_files(config: BundleConfig, path: Path) -> BundleConfig:
-    """Write config.json anew, with the size and hash that every file of the folder has now."""
-    config = replace(config, files=recorded(path))
-    write_config(config, path)
-    return config
+    """Write config.json anew, with the size and hash that every file of the folder has now.
+
+    Raises:
+        BundleError: the weights are not those that `config` knows; other files may have changed.
+    """
+    renewed = replace(config, files=recorded(path))
+    if not (path / WEIGHTS).is_file() or renewed.weights_sha256 != config.weights_sha256:
+        raise BundleError(f"{path / WEIGHTS} is not the file that config.json describes. Get the bundle again.")
+    write_config(renewed, path)
+    return renewed
 
 
 def embedded_bundles() -> list[str]:
@@ -92,7 +98,8 @@ def bundle_folder(name_or_path: str | Path) -> Path:
     path = EMBEDDED / str(name_or_path) if str(name_or_path) in embedded_bundles() else Path(name_or_path)
     if not (path / CONFIG).is_file():
         raise BundleError(
-            f"No bundle {str(name_or_path)!r}: expected a folder with {CONFIG}, or an embedded name; "
+            f"No bundle {str(name_or_path)!r}: expected a folder with {CONFIG}, ORG/NAME of the Hub, or an embedded "
+            f"name; "
             f"{nearest_names(str(name_or_path), embedded_bundles())}"
         )
     return path
@@ -124,15 +131,14 @@ def load_bundle(name_or_path: str | Path, base: nn.Module | None = None, blobs: 
     state = generator.state_dict()
     elsewhere = {k for k in state if k.startswith(BASE)} if config.base_elsewhere else set()
     _check_header(weights, header, {k: v for k, v in state.items() if k not in elsewhere})
-    tensors = {}
-    if config.base_elsewhere is not None:
-        shapes = {k.removeprefix(BASE): state[k].shape for k in elsewhere}
-        tensors = {BASE + k: v for k, v in take_base(config.base_elsewhere, shapes, base, config.name).items()}
     # A copy of its own for each: in the file they lie unaligned, and matrix products differ in the last bits for that.
-    tensors |= {k: (v.float() if v.is_floating_point() else v).clone() for k, v in read_tensors(weights)[0].items()}
+    tensors = {k: (v.float() if v.is_floating_point() else v).clone() for k, v in read_tensors(weights)[0].items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{weights}: {name} holds NaN or infinite values. Get the bundle again.")
+    if config.base_elsewhere is not None:
+        shapes = {k.removeprefix(BASE): state[k].shape for k in elsewhere}
+        tensors |= {BASE + k: v for k, v in take_base(config.base_elsewhere, shapes, base, config.name).items()}
     generator.load_state_dict(tensors, assign=True)
     generator.bundle = config
     return Bundle(config, generator.requires_grad_(False).eval())
