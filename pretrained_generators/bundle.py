@@ -36,6 +36,7 @@ __all__ = [
 
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_TENSORS = 10_000
+HEADS = 500  # tensors of heads that a model may be built with and then lose, with room to spare
 MAX_PIXELS = 4096
 MAX_ARGUMENT = 2**14  # of a backbone: a width, a depth
 MAX_EXPONENT = 100  # of a block's scale; float32 goes little further
@@ -127,7 +128,8 @@ def load_bundle(name_or_path: str | Path, base: nn.Module | None = None, blobs: 
     check_files(path, config.files, blobs)
     weights = path / WEIGHTS
     header = _read_header(weights)
-    generator = described_generator(config.generator, path / CONFIG, most_tensors=len(header))
+    most = MAX_TENSORS if config.base_elsewhere else len(header)
+    generator = described_generator(config.generator, path / CONFIG, most)
     state = generator.state_dict()
     elsewhere = {k for k in state if k.startswith(BASE)} if config.base_elsewhere else set()
     _check_header(weights, header, {k: v for k, v in state.items() if k not in elsewhere})
@@ -158,7 +160,7 @@ def described_generator(config: GeneratorConfig, path: Path, most_tensors: int =
     if any(not isinstance(v, str) and abs(v) > MAX_ARGUMENT for v in backbone.args.values()):
         raise BundleError(f"{path}: an argument of {backbone.model} is above {MAX_ARGUMENT}. Get the bundle again.")
     try:
-        with torch.device("meta"), _at_most_parameters(2 * most_tensors + MAX_TENSORS // 10):
+        with torch.device("meta"), _at_most_parameters(2 * most_tensors + HEADS):
             generator = Generator(config)
     except ModelError as e:
         raise BundleError(f"{path}: {e} Upgrade timm and torchvision, or get the bundle again.") from e

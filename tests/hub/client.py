@@ -48,6 +48,6 @@ def listed(**how):
 
 
 def command(*words):
-    """Exit code and output of `d2nwg-init bundle ...`."""
-    result = CliRunner().invoke(app, ["bundle", *map(str, words)])
+    """Exit code and output of `d2nwg-init ...`."""
+    result = CliRunner().invoke(app, [*map(str, words)])
     return result.exit_code, " ".join(result.output.split())

@@ -2,6 +2,7 @@
 
 Written from the client's requests: create, validate-yaml, preupload, LFS batch and put, commit, model info, tree,
 resolve (with ETag, Range, and a redirect to another host for LFS files), list. `faults` are what goes wrong.
+To try a command on it: python -m tests.hub.server
 """
 
 from __future__ import annotations
@@ -267,3 +268,8 @@ def entry(name: str, contents: bytes) -> dict[str, object]:
     if is_lfs(name, len(contents)):
         about["lfs"] = {"oid": hashlib.sha256(contents).hexdigest(), "size": len(contents), "pointerSize": 130}
     return about
+
+
+if __name__ == "__main__":
+    print(f"HF_ENDPOINT={Hub().endpoint} HF_TOKEN={TOKEN}", flush=True)
+    threading.Event().wait()

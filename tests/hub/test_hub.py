@@ -9,7 +9,7 @@ from pretrained_generators.bundle import load_config
 from pretrained_generators.bundle_files import file_sha256
 from pretrained_generators.card import write_card
 from tests.hub.client import command, commit_of, digest, listed, load, push, push_generator
-from tests.hub.server import TOKEN, Fault, Repo
+from tests.hub.server import TOKEN, Fault
 from tests.pretrained_generators.small import random_generator, save_random_bundle
 
 WEIGHTS = "generator.safetensors"
@@ -217,20 +217,22 @@ def test_environment_is_honoured(hub, client, processes, pushed, whole, home):
     assert hub.asked == []
 
 
-def test_commands_push_and_pull(hub, client, saved, tmp_path):
-    code, pushed = client(command, "push", saved, "org/tiny")
-    assert code == 1
-    assert "log in" in pushed
-    hub.repos["org/tiny"] = Repo()
-    commit = hub.repos["org/tiny"].commit({p.name: p.read_bytes() for p in saved.iterdir()})
-    code, pulled = client(command, "pull", "org/tiny", "--out", tmp_path / "out")
-    assert code == 0
-    assert f"org/tiny@{commit}" in pulled
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {
-        p.name: p.read_bytes() for p in saved.iterdir()
-    }
+def test_commands_push_pull_and_measure_the_way(hub, processes, saved, tmp_path):
+    client = processes(HF_TOKEN=TOKEN)
+    code, text = client(command, "bundle", "push", saved, "org/tiny")
+    [_, commit] = hub.repos["org/tiny"].commits
+    assert (code, f"org/tiny@{commit}" in text) == (0, True)
+    code, text = client(command, "bundle", "pull", "org/tiny", "--out", tmp_path / "out")
+    assert (code, f"org/tiny@{commit}" in text) == (0, True)
     assert not any(p.is_symlink() for p in (tmp_path / "out").iterdir())
-    for words in (("verify",), ("show",), ("diff", saved)):
-        code, text = client(command, words[0], f"org/tiny@{commit}", *words[1:])
+    for words in (("verify",), ("show",), ("diff", saved), ("diff", tmp_path / "out")):
+        code, text = client(command, "bundle", words[0], f"org/tiny@{commit}", *words[1:])
         assert code == 0, text
     assert text.strip() == "No difference."
+    code, text = client(command, "bench", "hub", "org/measured", "--bundle", saved, "--json")
+    report = json.loads(text)
+    rows = {(r["method"], r["metric"]): r["value"] for r in report["rows"]}
+    assert rows["pull", "tensors_differing"] == 0
+    assert rows["pull", "bytes"] == sum(p.stat().st_size for p in saved.iterdir() if p.name != "config.json")
+    assert report["hub"]["revision"] in hub.repos["org/measured"].commits
+    assert hub.repos["org/measured"].private
