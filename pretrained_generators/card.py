@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
 from jinja2 import Environment
 
 from pretrained_generators.bundle import BundleConfig, record_files
+from pretrained_generators.card_results import METHODS, BundleResults, read_results
 from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.errors import BundleError
 
 TEMPLATE = """---
-library_name: d2nwg-init
-{% if config.commercial %}
-license: apache-2.0
-{% else %}
-license: other
-license_name: research-only
-{% endif %}
-tags: [d2nwg-init, weight-generation, timm, image-classification]
+{{ front }}
 ---
 
 # {{ config.name }}
@@ -62,7 +58,34 @@ Never trained on: {{ config.held_out | join(", ") }}.
 
 Gains are points of accuracy of a solved head over the base's, on left-out support images. `reconstruction` is what
 the VAE keeps on zoo entries that it was not trained on; `sampling` is what samples have, without selection, on zoo
-datasets. How it does on datasets that it never saw is in the project's docs/results.
+datasets.
+
+## How it does on data that it never saw
+
+{% if results %}
+Test accuracy (%) after fine-tuning steps, mean over {{ results.seeds }} seeds. Commit `{{ results.commit[:10] }}`,
+{{ results.machine }}; all rows, and the command, in [results.json](results.json).
+
+{% for set in results.datasets %}
+| {{ set.dataset }} |{% for step in set.steps %} step {{ step }} |{% endfor %}
+
+|---|{% for step in set.steps %}---|{% endfor %}
+
+{% for method, values in set.accuracy.items() %}
+| `{{ method }}` |{% for value in values %} {{ "%.1f" | format(value) }} |{% endfor %}
+
+{% endfor %}
+
+{% endfor %}
+{% for method, words in methods.items() %}
+`{{ method }}`: {{ words }}{{ "." if loop.last else "; " }}
+{% endfor %}
+{% for set in results.datasets if set.seconds %}
+`initialize` took {{ "%.1f" | format(set.seconds) }} s on {{ set.dataset }}.
+{% endfor %}
+{% else %}
+Not measured yet.
+{% endif %}
 
 ## Copying or generalising?
 
@@ -80,15 +103,39 @@ them with the base and with the model as it was passed, and says what it chose.
 
 
 def write_card(config: BundleConfig, folder: Path) -> BundleConfig:
-    """Write `folder`/README.md, with the verdict of `folder`/audit.json if there is one, and record every file of the
-    folder in its config.json."""
-    audit = folder / "audit.json"
+    """Write `folder`/README.md, with what audit.json and results.json of the folder say if they are there, and record
+    every file of the folder in its config.json.
+
+    Raises:
+        BundleError: one of these two is not what this project writes.
+    """
+    try:
+        results, audit = read_results(folder), folder / "audit.json"
+        verdict = json.loads(audit.read_text())["verdict"]["text"] if audit.exists() else None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise BundleError(f"{folder}: audit.json or results.json cannot be read ({e!r}). Make it again.") from e
     template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE)
     text = template.render(
+        front=_front_matter(config, results),
         config=config,
         entries=sum(t.entries for t in config.trained_on),
-        verdict=json.loads(audit.read_text())["verdict"]["text"] if audit.exists() else None,
+        results=results,
+        methods={m: w for m, w in METHODS.items() if results and any(m in d.accuracy for d in results.datasets)},
+        verdict=verdict,
         drawn=(folder / "audit.svg").exists(),
     )
     write_text_atomically(folder / "README.md", text)
     return record_files(config, folder)
+
+
+def _front_matter(config: BundleConfig, results: BundleResults | None) -> str:
+    """The YAML that the Hub reads."""
+    data = ModelCardData(
+        library_name="d2nwg-init",
+        license="apache-2.0" if config.commercial else "other",
+        license_name=None if config.commercial else "research-only",
+        tags=["d2nwg-init", "weight-generation", "timm", "image-classification"],
+        model_name=config.name if results else None,
+        eval_results=results.eval_results() if results else None,
+    )
+    return data.to_yaml()

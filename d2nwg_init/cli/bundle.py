@@ -164,17 +164,29 @@ def push(
     typer.echo(f"Pushed {folder} as {repo}@{commit}")
 
 
-@app.command(epilog="Example: d2nwg-init bundle card runs/bundle")
-def card(folder: Annotated[Path, typer.Argument(help="Folder of the bundle.")]) -> None:
+@app.command(epilog="Example: d2nwg-init bundle card runs/bundle --results docs/results/demo.json")
+def card(
+    folder: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Results of demo or bench transfer; what they say of this bundle is kept with it."),
+    ] = None,
+) -> None:
     """Write the model card (README.md) anew, and record every file of the folder in its config.json.
 
     The weights themselves must be those that are recorded already.
     """
+    import json
+
     from pretrained_generators.bundle import load_config
     from pretrained_generators.card import write_card
+    from pretrained_generators.card_results import keep_results
     from pretrained_generators.hub import verify_bundle
 
-    write_card(load_config(folder), folder)
+    config = load_config(folder)
+    if results:
+        keep_results(json.loads(results.read_text()), config, folder)
+    write_card(config, folder)
     config = verify_bundle(folder)
     typer.echo(f"{folder}: {', '.join(f.name for f in config.files)} recorded.")
 

@@ -2,7 +2,9 @@ import json
 import shutil
 
 import pytest
+from huggingface_hub import ModelCard
 
+from d2nwg_init.benchmarks.results import Row, results
 from pretrained_generators import bundle as bundles
 from pretrained_generators.bundle import load_bundle
 from tests.cli.conftest import fail, run, succeed
@@ -85,3 +87,59 @@ def test_diff_tells_keys_and_tensors(folder, bundle_path):
 
 def test_pull_of_what_is_no_repository_is_an_error(folder):
     assert "expected ORG/NAME" in fail("bundle", "pull", "test_resnet-64")
+
+
+def results_file(folder, dataset="insects", bundle="tiny-random"):
+    """As a benchmark writes it: two seeds of three methods."""
+    rows = [
+        Row(bundle, dataset, method, seed, "test_accuracy", 10 * seed + step + at, "%", step=step)
+        for seed in (0, 1)
+        for method, at in (("solved", 50.0), ("initialize", 60.0), ("generated_mean", 55.0))
+        for step in (0, 10)
+    ]
+    rows.append(Row(bundle, dataset, "initialize", 0, "seconds_initialise", 2.5, "s"))
+    path = folder.parent / "results-of-a-benchmark.json"
+    path.write_text(json.dumps(results("demo", [], rows)))
+    return path
+
+
+def test_card_tells_committed_results_with_rivals_and_keeps_them(folder):
+    succeed("bundle", "card", folder, "--results", results_file(folder))
+    card = ModelCard.load(folder / "README.md")
+    assert {(r.dataset_name, r.metric_name): r.metric_value for r in card.data.eval_results} == {
+        ("insects", "solved, before any training (%)"): 55.0,
+        ("insects", "generated_mean, before any training (%)"): 60.0,
+        ("insects", "initialize, before any training (%)"): 65.0,
+    }
+    for line in (
+        "| insects | step 0 | step 10 |",
+        "| `initialize` | 65.0 | 75.0 |",
+        "took 2.5 s on insects",
+        "2 seeds",
+    ):
+        assert line in card.text
+    text = (folder / "README.md").read_text()
+    succeed("bundle", "card", folder)
+    assert (folder / "README.md").read_text() == text
+    assert "results.json" in {f.name for f in load_bundle(folder).config.files}
+
+
+def test_card_without_results_says_so(folder):
+    succeed("bundle", "card", folder)
+    card = ModelCard.load(folder / "README.md")
+    assert "Not measured yet." in card.text
+    assert card.data.eval_results is None
+
+
+@pytest.mark.parametrize("other", [{"bundle": "another"}, {"dataset": "stripes"}], ids=["bundle", "trained on"])
+def test_results_of_other_weights_or_of_training_data_are_refused(folder, other):
+    message = fail("bundle", "card", folder, "--results", results_file(folder, **other))
+    assert "no row of `initialize` with the bundle 'tiny-random'" in message
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": [1]}', '{"verdict": 3}'])
+@pytest.mark.parametrize("name", ["results.json", "audit.json"])
+def test_card_of_files_that_are_damaged_is_refused(folder, name, text):
+    (folder / name).write_text(text)
+    assert "cannot be read" in fail("bundle", "card", folder)
