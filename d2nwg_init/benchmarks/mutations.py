@@ -116,7 +116,7 @@ def header_length(random: Random, files: Files) -> None:
     length = random.choice(
         (0, 1, 7, 2**20, 2**31, 2**63, 2**64 - 1, _header_length(files[WEIGHTS]) + random.choice((-1, 1)))
     )
-    files[WEIGHTS] = struct.pack("<Q", length) + files[WEIGHTS][8:]
+    files[WEIGHTS] = (length % 2**64).to_bytes(8, "little") + files[WEIGHTS][8:]
 
 
 def tensor_bytes(random: Random, files: Files) -> None:

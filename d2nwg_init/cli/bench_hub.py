@@ -21,7 +21,7 @@ def hub(
     """Push a bundle, pull that commit into a second cache, and initialize a model with what was pulled."""
     from tempfile import TemporaryDirectory
 
-    from huggingface_hub import constants
+    from huggingface_hub import __version__, constants
     from rich.console import Console
     from rich.table import Table
 
@@ -32,7 +32,7 @@ def hub(
     dataset = load_dataset(data)
     with TemporaryDirectory() as cache:
         found = round_trip(bundle, repo, private, dataset, Path(cache))
-    where = {"endpoint": constants.ENDPOINT, "repository": repo, "revision": found.commit}
+    where = {"endpoint": constants.ENDPOINT, "repository": repo, "revision": found.commit, "client": __version__}
     if not deliver(results("hub", [dataset], found.rows) | {"hub": where}, out, json_):
         table = Table("step", "what", "value")
         for row in found.rows:

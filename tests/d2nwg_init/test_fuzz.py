@@ -6,7 +6,7 @@ import pytest
 
 from d2nwg_init.benchmarks import fuzz
 from d2nwg_init.benchmarks.fuzz import damage_and_load, fuzz_bundle, fuzz_rows, tiny_bundle
-from d2nwg_init.benchmarks.mutations import MUTATIONS
+from d2nwg_init.benchmarks.mutations import MUTATIONS, mutate
 from pretrained_generators.bundle import load_bundle
 
 INPUTS = 250
@@ -67,6 +67,11 @@ def test_each_mutation_changes_something(whole, mutation):
         if files != sound:
             return
     pytest.fail("nothing was changed")
+
+
+def test_mutations_can_be_combined(whole):
+    sound = files_of(whole)
+    assert sum(mutate(Random(seed), dict(sound)) for seed in range(1000)) >= 500
 
 
 def test_what_is_no_bundle_error_is_a_crash(whole, monkeypatch):
