@@ -7,7 +7,8 @@ from d2nwg_init.bridges.timm import create_model, pretrained, pretrained_cfg
 from d2nwg_init.bridges.torchvision import weights
 from d2nwg_init.hook import initialize
 from d2nwg_init.report import CandidateScore, InitReport
-from pretrained_generators.bundle import embedded_bundles as list_generators
+from pretrained_generators.generator import Generator
+from pretrained_generators.generator_list import GeneratorInfo, list_generators
 from zoo_builder.errors import BundleError, D2NWGError, DataError, ModelError, RecipeError, ZooError
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "CandidateScore",
     "D2NWGError",
     "DataError",
+    "Generator",
+    "GeneratorInfo",
     "InitReport",
     "ModelError",
     "RecipeError",

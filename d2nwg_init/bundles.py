@@ -6,42 +6,66 @@ from pathlib import Path
 
 from torch import nn
 
-from pretrained_generators.bundle import Bundle, embedded_bundles, load_bundle
+from pretrained_generators.base_elsewhere import BaseMissing
+from pretrained_generators.bundle import Bundle, described_generator, embedded_bundles, load_bundle, load_config
+from pretrained_generators.bundle_config import BundleConfig
+from pretrained_generators.generator import Generator
+from pretrained_generators.hub import locate
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError
 
 
-def find_bundle(model: nn.Module, generator: str | Path | Bundle | None) -> tuple[Bundle | None, str]:
+def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | None) -> tuple[Bundle | None, str]:
     """The bundle to use and why; "auto" looks through the embedded ones, None generates nothing.
+
+    A bundle of the Hub is taken from the cache and never fetched. One that leaves its base out takes the model's body
+    as the base.
 
     Raises:
         BundleError: a bundle was asked for by name or path and does not exist, or does not fit the model.
     """
     if generator is None:
         return None, "no generator was asked for"
-    if isinstance(generator, Bundle) or generator != "auto":
-        bundle = generator if isinstance(generator, Bundle) else load_bundle(generator)
-        misfit = _misfit(model, bundle)
-        if misfit:
-            raise BundleError(
-                f"The bundle {bundle.config.name!r} generates weights of {bundle.config.generator.backbone.model}, "
-                f"which do not fit this {type(model).__name__}: {misfit}. Pass a model of that kind, or another bundle."
-            )
-        return bundle, "the bundle that was asked for"
-    covered = []
+    if isinstance(generator, Generator):
+        if generator.bundle is None:
+            raise BundleError("This generator is of no bundle. Save it with save_bundle() and pass the folder.")
+        generator = Bundle(generator.bundle, generator)
+    if isinstance(generator, Bundle):
+        _check_fit(model, generator.config, generator.generator)
+        return generator, "the bundle that was asked for"
+    if generator != "auto":
+        folder, blobs = locate(generator, local_files_only=True)
+        config = load_config(folder, blobs)
+        _check_fit(model, config, described_generator(config.generator, folder))
+        return load_bundle(folder, model, blobs), "the bundle that was asked for"
+    covered, lacking = [], []
     for name in embedded_bundles():
-        bundle = load_bundle(name)
-        if not _misfit(model, bundle):
-            return bundle, "its parameters match this model's"
-        covered.append(bundle.config.generator.backbone.model)
-    return None, f"nothing was generated: no embedded bundle covers this architecture (covered: {', '.join(covered)})"
+        config = load_config(name)
+        covered.append(config.generator.backbone.model)
+        if _misfit(model, described_generator(config.generator, Path(name))):
+            continue
+        try:
+            return load_bundle(name, model), "its parameters match this model's"
+        except BaseMissing as e:
+            lacking.append(str(e))
+    reasons = lacking or [f"no embedded bundle covers this architecture (covered: {', '.join(covered)})"]
+    return None, f"nothing was generated: {' '.join(reasons)}"
 
 
-def _misfit(model: nn.Module, bundle: Bundle) -> str | None:
+def _check_fit(model: nn.Module, config: BundleConfig, described: Generator) -> None:
+    misfit = _misfit(model, described)
+    if misfit:
+        raise BundleError(
+            f"The bundle {config.name!r} generates weights of {config.generator.backbone.model}, which do not fit this "
+            f"{type(model).__name__}: {misfit}. Pass a model of that kind, or another bundle."
+        )
+
+
+def _misfit(model: nn.Module, generator: Generator) -> str | None:
     """The first parameter, of the body, that differs in name or shape."""
     classifier = find_classifier(model).name + "."
     have = {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(classifier)}
-    want = {n: tuple(p.shape) for n, p in bundle.generator.base.named_parameters()}
+    want = {n: tuple(p.shape) for n, p in generator.base.named_parameters()}
     for name in sorted(have.keys() | want.keys()):
         if have.get(name) != want.get(name):
             return f"{name} is {have.get(name)} in the model and {want.get(name)} in the bundle"

@@ -23,6 +23,7 @@ from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
 from d2nwg_init.undo import unchanged_on_error
 from pretrained_generators.bundle import Bundle
+from pretrained_generators.generator import Generator
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
@@ -38,7 +39,7 @@ def initialize(
     model: nn.Module,
     train_loader: Iterable[Any],
     *,
-    generator: str | Path | Bundle | None = "auto",
+    generator: str | Path | Bundle | Generator | None = "auto",
     scope: str | Sequence[str] = "auto",
     num_candidates: int = 8,
     num_support: int = 1024,
@@ -56,7 +57,8 @@ def initialize(
         model: an image classifier of timm or torchvision that ends in a linear layer; wrapped ones are looked into.
         train_loader: batches of (images float [N, C, H, W], labels int [N]), transformed as for training; or dicts, or
             soft targets [N, K], of which the largest counts.
-        generator: "auto" takes an embedded bundle that fits, None generates nothing; or a bundle, its name or folder.
+        generator: "auto" takes an embedded bundle that fits, None generates nothing; or a generator, a
+            bundle, its name or folder. One of the Hub must be in its client's cache; nothing is downloaded here.
         scope: the parameters that generated weights may replace: "auto" and "body", all but the classifier; "norm";
             "head", none of the body; or names of modules. The rest stays the model's own.
         num_candidates: bodies to generate.

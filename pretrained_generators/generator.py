@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import ModelHubMixin
 from torch import nn
 
 from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
@@ -15,6 +18,9 @@ from pretrained_generators.probes import Probes, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
 from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
+
+if TYPE_CHECKING:
+    from pretrained_generators.bundle_config import BundleConfig
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,10 @@ class GeneratorConfig:
     probes: int = 0  # deltas that are tried on a dataset to see what it wants
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, ModelHubMixin):
     """Composes parts that take plain tensors and do not know each other. What it generates are deltas to `base`."""
+
+    bundle: BundleConfig | None = None  # what the bundle says that it was loaded from
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -113,6 +121,43 @@ class Generator(nn.Module):
     def base_copy(self) -> nn.Module:
         """The base as a body of its own, to try weights in."""
         return copy.deepcopy(self.base).requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        base: nn.Module | None = None,
+    ) -> Generator:
+        """A generator from an embedded bundle by name, a folder, or ORG/NAME (or ORG/NAME@REVISION) of the Hub.
+
+        Unlike ModelHubMixin's own, it believes no file before it is checked. `base` is a model whose body is the base,
+        for a bundle that leaves its base out. `save_pretrained` and `push_to_hub` are the mixin's.
+
+        Raises:
+            BundleError: no such bundle, it cannot be had, or it fails a check; the message says what to do.
+        """
+        from pretrained_generators.hub import open_bundle
+
+        return open_bundle(
+            pretrained_model_name_or_path,
+            base,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        ).generator
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from pretrained_generators.hub import save_again
+
+        save_again(self, save_directory)
 
     def base_parameters(self) -> dict[str, torch.Tensor]:
         return {k: v.detach() for k, v in self.base.named_parameters()}

@@ -31,6 +31,8 @@ class LatentDiffusion(nn.Module):
     def __init__(self, num_tokens: int, latent: int, condition: int, config: DiffusionConfig) -> None:
         super().__init__()
         width = config.width
+        if width % 2:
+            raise ValueError(f"A width of {width} cannot hold as many sines as cosines.")
         self.register_buffer("latent_mean", torch.zeros(num_tokens, latent))
         self.register_buffer("latent_std", torch.ones(num_tokens, latent))
         self.token_in = nn.Linear(latent, width)

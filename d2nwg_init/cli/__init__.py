@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from d2nwg_init.cli import bench, demo, generator, init, zoo
+from d2nwg_init.cli import bench, bundle, demo, generator, init, zoo
 from zoo_builder.errors import D2NWGError, DataWarning
 
 
@@ -52,6 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(generator.app, name="generator")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(bench.app, name="bench")
 app.command("init", epilog="Example: d2nwg-init init test_resnet --data photos/ --out weights/")(init.init)
 app.command("demo", epilog="Example: d2nwg-init demo --data photos/ --seeds 3")(demo.demo)

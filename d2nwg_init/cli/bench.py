@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nwg_init.cli.bench_fuzz import fuzz
+from d2nwg_init.cli.bench_hub import hub
 from d2nwg_init.cli.bench_transfer import transfer
 
 if TYPE_CHECKING:
@@ -137,3 +139,5 @@ def _comparison(rows: list[Row], device: str) -> str:
 app.command("transfer", epilog="Example: d2nwg-init bench transfer --data DIR --zoo runs/zoo --out transfer.json")(
     transfer
 )
+app.command("fuzz", epilog="Example: d2nwg-init bench fuzz --inputs 20000 --out docs/results/fuzz.json")(fuzz)
+app.command("hub", epilog="Example: d2nwg-init bench hub ORG/NAME --out docs/results/hub.json")(hub)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from pretrained_generators.bundle import BundleConfig, TrainedOn, load_bundle, save_bundle
+from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, save_bundle
 from pretrained_generators.card import write_card
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.training.diffusion import train_diffusion
@@ -57,7 +57,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     work = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": [e.id for e in entries]}
     trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
     if (out / "config.json").exists():
-        before = load_bundle(out).config
+        before = load_config(out)
         if before.trained_with == trained_with:
             return before
         raise RecipeError(f"{out} holds a bundle of another recipe or zoo. Remove it, or take another --out.")
@@ -111,20 +111,22 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
         "compression": layout.size / (layout.num_chunks * recipe.vae.latent),
     }
     counts = Counter(name for e in learnt for name in e.task.datasets)
+    licences = {name: source["licence"] for e in learnt for name, source in e.about.get("sources", {}).items()}
     bundle = save_bundle(
         generator,
         out,
         name=recipe.name,
-        trained_on=tuple(TrainedOn(n, c) for n, c in sorted(counts.items())),
+        trained_on=tuple(TrainedOn(n, c, licences.get(n, "unknown")) for n, c in sorted(counts.items())),
         held_out=zoo.held_out,
         base_sha256=zoo.base_sha256,
         base_pretrained_on=zoo.base_pretrained_on(),
+        base_licence=licences.get(zoo.base_pretrained_on(), "unknown"),
         measured={k: v for k, v in measured.items() if math.isfinite(v)},  # JSON has no NaN; absent: no gain to keep
         learnt=tuple(e.id for e in learnt),
         kept_back=tuple(e.id for e in held_back),
         trained_with=trained_with,
     )
-    write_card(bundle, out)
+    bundle = write_card(bundle, out)
     shutil.rmtree(folder)
     return bundle
 

@@ -21,6 +21,7 @@ COMMANDS = sorted(commands(typer.main.get_command(app)))
 def test_commands_are_the_documented_ones():
     documented = {("zoo", "base"), ("zoo", "build"), ("generator", "train"), ("init",), ("demo",), ("bench", "zoo")}
     documented |= {("zoo", name) for name in ("verify", "merge", "export", "show", "stats")}
+    documented |= {("bundle", name) for name in ("list", "show", "pull", "push", "verify", "card", "diff")}
     assert documented <= set(COMMANDS)
 
 
@@ -40,7 +41,7 @@ def test_every_option_is_explained(words):
             assert getattr(parameter, "help", None), parameter.name
 
 
-@pytest.mark.parametrize("words", [(), ("zoo",), ("generator",), ("bench",)], ids=" ".join)
+@pytest.mark.parametrize("words", [(), ("zoo",), ("generator",), ("bundle",), ("bench",)], ids=" ".join)
 def test_group_without_a_command_shows_its_commands(words):
     text = run(*words).output
     assert "Usage" in text

@@ -8,6 +8,8 @@ import torch
 
 from pretrained_generators import bundle as bundles
 from pretrained_generators.bundle import TrainedOn, load_bundle
+from pretrained_generators.bundle_config import FORMAT, MAX_CONFIG_BYTES
+from pretrained_generators.card import write_card
 from tests.pretrained_generators.small import random_generator, same, save_random_bundle, seeded
 from zoo_builder.errors import BundleError
 
@@ -116,7 +118,8 @@ def test_damaged_weights_are_refused(path, place):
 def rewrite_weights(path, data):
     """Other bytes, and the hash that belongs to them: as a hostile file would."""
     (path / "generator.safetensors").write_bytes(data)
-    rewrite_config(path, lambda c: c.update(weights_sha256=hashlib.sha256(data).hexdigest()))
+    told = {"name": "generator.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    rewrite_config(path, lambda c: c.update(files=[told]))
 
 
 HOSTILE = {
@@ -200,6 +203,27 @@ LIES = {
     "a missing key": lambda c: c.pop("held_out"),
     "a wrong type": lambda c: c.update(held_out=3),
     "a newer format": lambda c: c.update(format=99),
+    "a format before the first": lambda c: c.update(format=0),
+    "a million layers": set_in("generator", "diffusion", "depth", value=10**6),
+    "a backbone of a million layers": set_in(
+        "generator", "backbone", value={"model": "test_vit", "args": {"depth": 10**4}}
+    ),
+    "an argument beyond all bounds": set_in("generator", "backbone", "args", value={"depth": 10**6}),
+    "images of a million pixels": set_in("generator", "size", value=10**6),
+    "a number beyond all bounds": set_in("generator", "vae", "width", value=10**400),
+    "a name with an escape sequence": lambda c: c.update(name="\x1b[2J"),
+    "a name of a megabyte": lambda c: c.update(name="x" * 2**20),
+    "an infinite measurement": lambda c: c.update(measured={"gain": float("inf")}),
+    "no files": lambda c: c.update(files=[]),
+    "a file twice": lambda c: c["files"].append(c["files"][0]),
+    "itself among its files": lambda c: c["files"].append(c["files"][0] | {"name": "config.json"}),
+    "a file above the folder": lambda c: c["files"].append(c["files"][0] | {"name": "../README.md"}),
+    "a file that may run": lambda c: c["files"].append(c["files"][0] | {"name": "setup.py"}),
+    "a file that is not there": lambda c: c["files"].append(c["files"][0] | {"name": "README.md"}),
+    "a negative size": lambda c: c["files"][0].update(bytes=-1),
+    "more bytes than allowed": lambda c: c["files"][0].update(bytes=2**40),
+    "no hash": lambda c: c["files"][0].update(sha256=""),
+    "a base elsewhere that it holds": lambda c: c.update(base_elsewhere={"sha256": "0" * 64, "source": "here"}),
 }
 
 
@@ -213,9 +237,86 @@ def test_config_that_lies_is_refused_without_a_look_at_the_network(path, case, m
     assert not asked
 
 
+@pytest.mark.parametrize("depth", [3, 100_000])
+def test_nested_config_is_refused(path, depth):
+    (path / "config.json").write_text("[" * depth + "]" * depth)
+    with pytest.raises(BundleError):
+        load_bundle(path)
+
+
+def test_config_beyond_the_limit_is_refused(path):
+    text = (path / "config.json").read_text()
+    (path / "config.json").write_text(text + " " * MAX_CONFIG_BYTES)
+    with pytest.raises(BundleError, match="longer than"):
+        load_bundle(path)
+
+
+def test_header_beyond_the_limits_is_refused(path):
+    names = {f"x{i}": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for i in range(bundles.MAX_TENSORS + 1)}
+    for header, words in ((json.dumps(names).encode(), "tensors, more than"), (b" " * 2**23, "header of")):
+        rewrite_weights(path, struct.pack("<Q", len(header)) + header)
+        with pytest.raises(BundleError, match=words):
+            load_bundle(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generator.safetensors"])
+def test_symbolic_links_are_refused(path, tmp_path, name):
+    (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(tmp_path / name)
+    with pytest.raises(BundleError, match="symbolic link"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("name", ["setup.py", "pytorch_model.bin", "README.md", "more"])
+def test_unexpected_files_are_refused(path, name):
+    (path / name).mkdir() if name == "more" else (path / name).write_text("")
+    with pytest.raises(BundleError, match=name):
+        load_bundle(path)
+
+
+def test_what_git_leaves_is_no_matter(path):
+    (path / ".git").mkdir()
+    (path / ".gitattributes").write_text("*.safetensors filter=lfs")
+    load_bundle(path)
+
+
+def test_every_file_is_recorded_and_checked(path):
+    config = write_card(load_bundle(path).config, path)
+    assert [f.name for f in load_bundle(path).config.files] == ["README.md", "generator.safetensors"]
+    assert load_bundle(path).config == config
+    (path / "README.md").write_text("For everyone, for everything.")
+    with pytest.raises(BundleError, match=r"README\.md is not the file.*bundle card"):
+        load_bundle(path)
+    write_card(config, path)
+    load_bundle(path)
+
+
+def test_what_cannot_be_read_again_is_not_written(tmp_path):
+    with pytest.raises(BundleError, match="not printable"):
+        save_random_bundle(tmp_path, name="two\nlines")
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("licences", "allowed"),
+    [(("MIT", "cc-by-4.0"), True), (("MIT", "CC-BY-NC-4.0"), False), (("MIT (repo)",), False), (("unknown",), False)],
+)
+def test_commercial_use_needs_licences_that_are_known_to_allow_it(tmp_path, licences, allowed):
+    sets = tuple(TrainedOn(f"set{i}", 1, licence) for i, licence in enumerate(licences))
+    config = save_random_bundle(tmp_path, trained_on=sets, base_licence="Apache-2.0")
+    assert config.commercial is allowed
+    assert not save_random_bundle(tmp_path, trained_on=sets, base_licence="unknown").commercial
+
+
 def test_newer_format_says_to_upgrade(path):
-    rewrite_config(path, lambda c: c.update(format=2, colour="red"))
-    with pytest.raises(BundleError, match="Upgrade"):
+    rewrite_config(path, lambda c: c.update(format=FORMAT + 1, readable_since="7.1.0", colour="red"))
+    with pytest.raises(BundleError, match=r"format 3.*up to 2.*Upgrade: pip install -U 'd2nwg-init>=7\.1\.0'"):
+        load_bundle(path)
+
+
+def test_newer_format_does_not_put_words_into_the_advice(path):
+    rewrite_config(path, lambda c: c.update(format=FORMAT + 1, readable_since="1' ; rm -rf x"))
+    with pytest.raises(BundleError, match=r"pip install -U d2nwg-init$"):
         load_bundle(path)
 
 

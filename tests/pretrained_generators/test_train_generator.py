@@ -69,8 +69,8 @@ def test_card_is_written_beside_it(path):
         "# tiny",
         "`test_resnet`",
         "32x32",
-        "stripes: 4 entries",
-        "blobs: 4 entries",
+        "| stripes | 4 |",
+        "| blobs | 4 |",
         "secret",
         "compression",
     ):

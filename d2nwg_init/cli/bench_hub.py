@@ -1,0 +1,41 @@
+"""d2nwg-init bench hub: a bundle's way to the Hub and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def hub(
+    repo: Annotated[
+        str, typer.Argument(help="ORG/NAME to push to; made where there is none. HF_ENDPOINT is honoured.")
+    ],
+    bundle: Annotated[str, typer.Option(help="Name of an embedded bundle, or a folder.")] = "test_resnet-64",
+    data: Annotated[str, typer.Option(help="Dataset to initialize a model for: 'digits', or a folder.")] = "digits",
+    private: Annotated[bool, typer.Option("--private/--public", help="Of a repository that is made.")] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+) -> None:
+    """Push a bundle, pull that commit into a second cache, and initialize a model with what was pulled."""
+    from tempfile import TemporaryDirectory
+
+    from huggingface_hub import __version__, constants
+    from rich.console import Console
+    from rich.table import Table
+
+    from d2nwg_init.benchmarks.hub import round_trip
+    from d2nwg_init.benchmarks.results import deliver, results
+    from zoo_builder.datasets import load_dataset
+
+    dataset = load_dataset(data)
+    with TemporaryDirectory() as cache:
+        found = round_trip(bundle, repo, private, dataset, Path(cache))
+    where = {"endpoint": constants.ENDPOINT, "repository": repo, "revision": found.commit, "client": __version__}
+    if not deliver(results("hub", [dataset], found.rows) | {"hub": where}, out, json_):
+        table = Table("step", "what", "value")
+        for row in found.rows:
+            table.add_row(row.method, row.metric, f"{row.value:.4g} {row.unit if row.unit != '1' else ''}")
+        Console().print(table)
+        typer.echo(f"{repo}@{found.commit} on {where['endpoint']}")

@@ -1,0 +1,149 @@
+"""config.json of a bundle: its schema, its format's version, and what is refused before anything else is looked at.
+
+The format is written down in docs/bundle-format.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrained_generators.base_elsewhere import BaseElsewhere
+from pretrained_generators.bundle_files import CONFIG, SHA256, WEIGHTS, BundleFile, check_list, recorded
+from pretrained_generators.generator import GeneratorConfig
+from pretrained_generators.licences import permits_commercial_use
+from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.errors import BundleError, RecipeError
+from zoo_builder.recipe import parse_config
+
+FORMAT = 2  # of bundles; it has nothing to do with the package's version
+READABLE_SINCE = "0.1.0"  # the first version of d2nwg-init that reads FORMAT
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_TEXT = 1000  # characters of any string
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    name: str
+    entries: int
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    name: str
+    generator: GeneratorConfig
+    files: tuple[BundleFile, ...]  # all of the folder but config.json
+    trained_on: tuple[TrainedOn, ...]  # datasets of the zoo with the number of their entries
+    held_out: tuple[str, ...]  # never trained on
+    base_sha256: str  # of the base checkpoint that the zoo was built from
+    base_pretrained_on: str  # dataset
+    base_licence: str = "unknown"
+    base_elsewhere: BaseElsewhere | None = None  # None: the bundle holds it
+    measured: dict[str, float] = field(default_factory=dict)  # what training measured, see the card
+    learnt: tuple[str, ...] = ()  # ids of the zoo's entries that it was trained on
+    kept_back: tuple[str, ...] = ()  # ids of those that were kept out, to measure reconstruction on
+    trained_with: str | None = None  # SHA-256 of recipe, base and entries; equal: the same training
+    format: int = FORMAT
+    readable_since: str = READABLE_SINCE
+
+    @property
+    def weights_sha256(self) -> str:
+        return next(f.sha256 for f in self.files if f.name == WEIGHTS)
+
+    @property
+    def commercial(self) -> bool:
+        """Whether the licences of all that it was trained on allow commercial use; one that is not known does not."""
+        licences = [self.base_licence, *(t.licence for t in self.trained_on)]
+        return all(permits_commercial_use(licence) for licence in licences)
+
+
+def write_config(config: BundleConfig, folder: Path) -> None:
+    """Write `folder`/config.json.
+
+    Raises:
+        BundleError: it could not be read again.
+    """
+    text = json.dumps(asdict(config), indent=1)
+    try:
+        _check_plain(json.loads(text))
+    except ValueError as e:
+        raise BundleError(f"What the bundle {config.name!r} should say of itself cannot be stored: {e}.") from e
+    write_text_atomically(folder / CONFIG, text)
+
+
+def read_config(path: Path) -> BundleConfig:
+    """The checked contents of a config.json; a format-1 one as if it were of the present format.
+
+    Raises:
+        BundleError: not there, too long, not JSON, of a newer format, or not by the schema.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"longer than {MAX_CONFIG_BYTES} bytes")
+        values = json.loads(text, parse_constant=_refuse)
+        _check_plain(values)
+        if isinstance(values, dict):
+            _check_format(values, path)
+            if values["format"] == 1:
+                values = _from_format_1(values, path.parent)
+        config = parse_config(values, BundleConfig)
+        check_list(config.files)
+        if config.base_elsewhere and not SHA256.fullmatch(config.base_elsewhere.sha256):
+            raise ValueError("base_elsewhere: its SHA-256 is not 64 hexadecimal digits")
+        return config
+    except (OSError, ValueError, RecursionError, RecipeError) as e:
+        raise BundleError(f"{path} is not a bundle's config ({e}). Get the bundle again.") from e
+
+
+def _refuse(number: str) -> None:
+    raise ValueError(f"{number} is no number of JSON")
+
+
+def _check_format(values: dict[str, Any], path: Path) -> None:
+    found, since = values.get("format"), values.get("readable_since")
+    if type(found) is not int or found < 1:
+        raise ValueError(f"format: expected a number from 1 on, got {found!r:.40}")
+    if found <= FORMAT:
+        return
+    known = isinstance(since, str) and re.fullmatch(r"[0-9]+(\.[0-9A-Za-z]+){1,4}", since)
+    wanted = f"'d2nwg-init>={since}'" if known else "d2nwg-init"
+    raise BundleError(f"{path} has bundle format {found}, and this version of d2nwg-init reads formats up to {FORMAT}. "
+                      f"Upgrade: pip install -U {wanted}")  # fmt: skip
+
+
+def _from_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Format 1 knew the hash of the weights alone, and always held the base; its other files count as they are."""
+    files = [asdict(f) for f in recorded(folder)]
+    for file in files:
+        if file["name"] == WEIGHTS:
+            file["sha256"] = values.get("weights_sha256")
+    return {k: v for k, v in values.items() if k not in ("weights_sha256", "format")} | {"files": files}
+
+
+def _check_plain(values: object) -> None:
+    """Text that cannot harm a terminal or a card, and finite numbers."""
+    for value in _leaves(values):
+        if isinstance(value, str) and not (len(value) <= MAX_TEXT and value.isprintable()):
+            raise ValueError(f"a text is longer than {MAX_TEXT} characters or not printable: {value[:40]!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a number is infinite")
+
+
+def _leaves(values: object) -> Iterator[object]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield key
+            yield from _leaves(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _leaves(value)
+    else:
+        yield values

@@ -1,0 +1,189 @@
+"""Bundles on the Hub: fetched into its client's cache and read from there, and pushed.
+
+The client is huggingface_hub's, with all that it honours: HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from torch import nn
+
+from pretrained_generators.base_elsewhere import BaseMissing
+from pretrained_generators.bundle import (
+    Bundle,
+    bundle_folder,
+    embedded_bundles,
+    load_bundle,
+    load_config,
+    save_bundle,
+)
+from pretrained_generators.bundle_config import BundleConfig
+from pretrained_generators.bundle_files import CONFIG
+from pretrained_generators.card import write_card
+from pretrained_generators.generator import Generator
+from zoo_builder.errors import BundleError
+
+REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def open_bundle(source: str | Path, base: nn.Module | None = None, **how: Any) -> Bundle:
+    """Load an embedded bundle by name, a folder, or ORG/NAME or ORG/NAME@REVISION of the Hub; see `load_bundle`.
+
+    `how` is passed on to `fetch_bundle`.
+
+    Raises:
+        BundleError: also where the Hub has no such bundle, refuses it, or cannot be reached and the cache lacks it.
+    """
+    folder, blobs = locate(source, **how)
+    return load_bundle(folder, base, blobs)
+
+
+def verify_bundle(source: str | Path, **how: Any) -> BundleConfig:
+    """Every check of `open_bundle`, but that a base that is left out need not be at hand."""
+    folder, blobs = locate(source, **how)
+    with suppress(BaseMissing):
+        load_bundle(folder, None, blobs)
+    return load_config(folder, blobs)
+
+
+def locate(source: str | Path, **how: Any) -> tuple[Path, Path | None]:
+    """The folder of an embedded bundle, or `source` itself, or a folder of the client's cache and where its links
+    lead."""
+    name = on_hub(source)
+    if name is None:
+        return bundle_folder(source), None
+    repo, pinned = name
+    folder = fetch_bundle(repo, **(how | {"revision": how.get("revision") or pinned}))
+    return folder, blobs_of(folder)
+
+
+def on_hub(source: str | Path) -> tuple[str, str | None] | None:
+    """Repository and revision, where `source` names neither an embedded bundle nor a folder and looks like these."""
+    match = REPOSITORY.fullmatch(str(source))
+    if match is None or isinstance(source, Path) or source in embedded_bundles() or Path(source).exists():
+        return None
+    return match["repo"], match["revision"]
+
+
+def fetch_bundle(
+    repo: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """The bundle's folder in the client's cache, named by its commit; files that are not there are fetched.
+
+    Only what config.json names is fetched, and only if the Hub has it in the size that config.json says.
+    """
+
+    def get(file: str, at: str | None) -> Path:
+        return Path(
+            hf_hub_download(repo, file, revision=at, cache_dir=cache_dir, local_files_only=local_files_only,
+                            force_download=force_download, token=token)
+        )  # fmt: skip
+
+    with client_errors(f"{repo}@{revision}" if revision else repo):
+        folder = get(CONFIG, revision).parent
+        config, commit = load_config(folder, blobs_of(folder)), folder.name
+        absent = {
+            f.name: f.bytes
+            for f in config.files
+            if force_download or not isinstance(try_to_load_from_cache(repo, f.name, cache_dir, commit), str)
+        }
+        if absent and not local_files_only:
+            tree = HfApi(token=token).list_repo_tree(repo, revision=commit)
+            offered = {p.path: p.size for p in tree if isinstance(p, RepoFile)}
+            for name, size in absent.items():
+                if offered.get(name) != size:
+                    raise BundleError(
+                        f"{repo} at {commit} offers {name} with {offered.get(name)} bytes, and its config.json says "
+                        f"{size}. Nothing of it was fetched; ask its author."
+                    )
+        for name in absent:
+            get(name, commit)
+    return folder
+
+
+def blobs_of(snapshot: Path) -> Path:
+    """Where the links in a snapshot of the client's cache lead."""
+    return snapshot.parents[1] / "blobs"
+
+
+def push_bundle(
+    folder: Path, repo: str, private: bool | None = None, revision: str | None = None, token: str | bool | None = None
+) -> str:
+    """Push a bundle's folder as it is, in one commit, after a check; makes the repository where there is none.
+
+    Returns:
+        The commit, a hash of 40 digits.
+    """
+    config = verify_bundle(folder)
+    with client_errors(repo):
+        api = HfApi(token=token)
+        name = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            revision=revision,
+            commit_message=f"Bundle {config.name}",
+            allow_patterns=[CONFIG, *(f.name for f in config.files)],
+        )
+    return commit.oid
+
+
+def save_again(generator: Generator, folder: Path) -> None:
+    """Write a generator that was loaded from a bundle, with all that the bundle said of itself and a card.
+
+    Raises:
+        BundleError: it never was in a bundle.
+    """
+    if generator.bundle is None:
+        raise BundleError(
+            "This generator does not say what it was trained on. Write it with save_bundle(), which is told."
+        )
+    renewed = ("generator", "files", "base_elsewhere", "format", "readable_since")
+    about = {f.name: getattr(generator.bundle, f.name) for f in fields(BundleConfig) if f.name not in renewed}
+    elsewhere = generator.bundle.base_elsewhere
+    write_card(save_bundle(generator, folder, elsewhere.source if elsewhere else None, **about), folder)
+
+
+@contextmanager
+def client_errors(what: str) -> Iterator[None]:
+    """What the client raises, as a BundleError that says what to do."""
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as e:  # its versions talk through different libraries, whose errors pass through it
+        raise BundleError(f"{what} on the Hub: {' '.join(str(e).split())[:400]} {_advice(e)}") from e
+
+
+def _advice(e: Exception) -> str:
+    if isinstance(e, RepositoryNotFoundError | GatedRepoError) or "401" in str(e):
+        return "Check the name; if it is private or gated, log in (hf auth login) or give a token that may read it."
+    if isinstance(e, RevisionNotFoundError):
+        return "Check the revision: a branch, a tag or a commit."
+    if isinstance(e, LocalEntryNotFoundError):
+        return (
+            "There is no such folder, and the cache lacks it. To fetch it from the Hub: d2nwg-init bundle pull ORG/NAME"
+        )
+    if isinstance(e, EntryNotFoundError):
+        return "It holds no bundle of this library, or not all of one."
+    return "Try again; what was fetched is kept."

@@ -1,0 +1,53 @@
+"""What a process of its own does with the real client, whose environment is read once, at its import."""
+
+from __future__ import annotations
+
+import hashlib
+
+from typer.testing import CliRunner
+
+from d2nwg_init.cli import app
+from pretrained_generators.generator import Generator
+from pretrained_generators.generator_list import list_generators
+from pretrained_generators.hub import locate, push_bundle
+from zoo_builder.errors import BundleError
+
+
+def digest(generator):
+    """Of all tensors."""
+    state = sorted(generator.state_dict().items())
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for _, t in state)).hexdigest()
+
+
+def load(source, **how):
+    """The digest of the generator, or the message of a BundleError."""
+    try:
+        return digest(Generator.from_pretrained(source, **how))
+    except BundleError as e:
+        return f"BundleError: {e}"
+
+
+def push(folder, repo, **how):
+    try:
+        return push_bundle(folder, repo, **how)
+    except BundleError as e:
+        return f"BundleError: {e}"
+
+
+def push_generator(folder, repo, **how):
+    """By the mixin's own method; what it returned, as text."""
+    return str(Generator.from_pretrained(folder).push_to_hub(repo, **how))
+
+
+def commit_of(source, **how):
+    return locate(source, **how)[0].name
+
+
+def listed(**how):
+    return list_generators(**how)
+
+
+def command(*words):
+    """Exit code and output of `d2nwg-init ...`."""
+    result = CliRunner().invoke(app, [*map(str, words)])
+    return result.exit_code, " ".join(result.output.split())

@@ -1,0 +1,96 @@
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from pretrained_generators.bundle import TrainedOn
+from pretrained_generators.card import write_card
+from tests.hub.client import digest
+from tests.hub.server import TOKEN, Hub
+from tests.pretrained_generators.small import random_generator, save_random_bundle
+
+
+@pytest.fixture(scope="session")
+def server():
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """The client's, with its cache."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def processes(server, home):
+    """Makes a process whose client knows the server alone: `processes(HF_HUB_OFFLINE="1")`."""
+    pools = []
+
+    def start(**more):
+        environment = {
+            "HF_ENDPOINT": server.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_OFFLINE": "0",
+        } | more
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("HF_TOKEN", raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            pool.submit(os.getpid).result()  # started, with this environment
+        pools.append(pool)
+        return lambda does, *args, **how: pool.submit(does, *args, **how).result()
+
+    yield start
+    for pool in pools:
+        pool.shutdown()
+
+
+@pytest.fixture(scope="session")
+def client(processes):
+    """client(function, ...) runs it in a process of its own."""
+    return processes()
+
+
+@pytest.fixture
+def hub(server):
+    """The server, empty."""
+    for kept in (server.repos, server.objects, server.faults, server.asked):
+        kept.clear()
+    return server
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A bundle's folder, with a card."""
+    folder = tmp_path_factory.mktemp("saved") / "bundle"
+    write_card(save_random_bundle(folder, trained_on=(TrainedOn("stripes", 4, "MIT"),), base_licence="MIT"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole():
+    """The digest of that bundle's generator."""
+    return digest(random_generator())
+
+
+@pytest.fixture
+def pushed(hub, client, saved):
+    """ORG/NAME of the bundle on the Hub, with its commit."""
+    from tests.hub.client import push
+
+    commit = client(push, saved, "org/tiny", token=TOKEN)
+    hub.asked.clear()
+    return "org/tiny", commit
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of the bundle, to be changed."""
+    return shutil.copytree(saved, tmp_path / "copy")

@@ -1,0 +1,238 @@
+"""Bundles pushed and pulled by the real client, against a Hub on this machine."""
+
+import json
+
+import pytest
+from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
+
+from pretrained_generators.bundle import load_config
+from pretrained_generators.bundle_files import file_sha256
+from pretrained_generators.card import write_card
+from tests.hub.client import command, commit_of, digest, listed, load, push, push_generator
+from tests.hub.server import TOKEN, Fault
+from tests.pretrained_generators.small import random_generator, save_random_bundle
+
+WEIGHTS = "generator.safetensors"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def other_bundle(folder):
+    return write_card(save_random_bundle(folder, name="other", generator=random_generator(seed=1)), folder)
+
+
+def test_push_then_pull_gives_the_same_bits(hub, client, saved, whole, cache):
+    commit = client(push, saved, "org/tiny", token=TOKEN)
+    assert hub.repos["org/tiny"].commits[commit].keys() == {".gitattributes", "README.md", "config.json", WEIGHTS}
+    assert client(load, "org/tiny", cache_dir=cache) == whole
+    assert client(commit_of, "org/tiny", cache_dir=cache) == commit
+
+
+def test_a_folder_is_pushed_as_it_is_in_one_commit(hub, client, folder):
+    (folder / "audit.svg").write_text("<svg/>")
+    write_card(load_config(folder), folder)
+    commit = client(push, folder, "org/tiny", token=TOKEN)
+    files = hub.repos["org/tiny"].commits[commit]
+    assert {n: c for n, c in files.items() if n != ".gitattributes"} == {
+        p.name: p.read_bytes() for p in folder.iterdir()
+    }
+    assert len(hub.repos["org/tiny"].commits) == 2  # the first is the Hub's own
+
+
+def test_the_token_is_not_sent_to_another_host(hub, client, saved, cache):
+    client(push, saved, "org/secret", private=True, token=TOKEN)
+    client(load, "org/secret", cache_dir=cache, token=TOKEN)
+    assert {headers.get("authorization") for _, path, headers in hub.asked if path.startswith("/lfs/")} == {None}
+
+
+def test_the_mixins_push_gives_a_bundle_with_a_card(hub, client, saved, whole, cache):
+    client(push_generator, saved, "org/again", token=TOKEN)
+    files = hub.repos["org/again"].commits[hub.repos["org/again"].resolve("main")]
+    for name in ("config.json", WEIGHTS, "README.md"):
+        assert files[name] == (saved / name).read_bytes()
+    assert client(load, "org/again", cache_dir=cache) == whole
+
+
+def test_damaged_bundle_is_not_pushed(hub, client, folder):
+    with (folder / WEIGHTS).open("ab") as file:
+        file.write(b"x")
+    assert "SHA-256" in client(push, folder, "org/tiny", token=TOKEN)
+    assert hub.asked == []
+
+
+def test_nothing_is_asked_for_what_is_cached_at_a_commit(hub, client, pushed, whole, cache):
+    repo, commit = pushed
+    assert client(load, f"{repo}@{commit}", cache_dir=cache) == whole
+    hub.asked.clear()
+    assert client(load, repo, revision=commit, cache_dir=cache) == whole
+    assert client(load, f"{repo}@{commit}", cache_dir=cache, local_files_only=True) == whole
+    assert hub.asked == []
+
+
+def test_only_what_the_config_names_is_fetched(hub, client, pushed, whole, cache):
+    hub.repos["org/tiny"].commit({"setup.py": b"raise SystemExit", "pytorch_model.bin": b"\x80\x04"})
+    assert client(load, "org/tiny", cache_dir=cache) == whole
+    assert {p.rpartition("/")[2] for p in hub.paths("GET") if "/resolve/" in p} <= {"config.json", "README.md"}
+
+
+def test_pinned_revision_stays_what_it_was(hub, client, pushed, whole, folder, cache):
+    repo, commit = pushed
+    hub.repos[repo].tags["v1"] = commit
+    other_bundle(folder)
+    later = client(push, folder, repo, token=TOKEN)
+    assert later != commit
+    for revision in (commit, "v1"):
+        assert client(load, repo, revision=revision, cache_dir=cache) == whole
+    assert client(load, repo, cache_dir=cache) == digest(random_generator(seed=1))
+    assert client(commit_of, repo, cache_dir=cache) == later
+
+
+def test_download_that_breaks_off_goes_on_where_it_stopped(hub, client, folder, whole, cache):
+    (folder / "audit.svg").write_text("<svg>" + " " * 2 * DOWNLOAD_CHUNK_SIZE + "</svg>")
+    write_card(load_config(folder), folder)
+    client(push, folder, "org/tiny", token=TOKEN)
+    hub.faults.append(Fault("GET", f"/lfs/{file_sha256(folder / 'audit.svg')}"))
+    assert client(load, "org/tiny", cache_dir=cache) == whole
+    ranges = [headers.get("range") for _, path, headers in hub.asked if path.startswith("/lfs/")]
+    assert f"bytes={DOWNLOAD_CHUNK_SIZE}-" in ranges
+
+
+def test_truncated_body_is_refused_and_fetched_anew(hub, client, pushed, whole, cache):
+    hub.faults.append(Fault("GET", "/lfs/", honest=True))
+    assert client(load, "org/tiny", cache_dir=cache).startswith("BundleError: org/tiny on the Hub: Consistency check")
+    assert client(load, "org/tiny", cache_dir=cache) == whole
+
+
+@pytest.mark.parametrize(("method", "path"), [("HEAD", "config.json"), ("GET", "/tree/")])
+@pytest.mark.parametrize(("status", "headers"), [(429, {"Retry-After": "0"}), (500, {})])
+def test_a_busy_hub_is_asked_again(hub, client, pushed, whole, cache, method, path, status, headers):
+    hub.faults.append(Fault(method, path, status=status, headers=headers))
+    assert client(load, "org/tiny", cache_dir=cache) == whole
+    assert hub.faults[0].times == 0
+
+
+def test_a_busy_hub_is_pushed_to_again(hub, client, saved):
+    hub.faults += [Fault("PUT", "/lfs/", status=500), Fault("POST", "/preupload/", status=429)]
+    commit = client(push, saved, "org/tiny", token=TOKEN)
+    assert hub.repos["org/tiny"].commits[commit][WEIGHTS] == (saved / WEIGHTS).read_bytes()
+
+
+def test_a_hub_that_is_down_is_no_matter_for_what_is_cached(hub, client, pushed, whole, cache):
+    assert client(load, "org/tiny", cache_dir=cache) == whole
+    hub.faults.append(Fault("HEAD", "", times=99, status=503))
+    assert client(load, "org/tiny", cache_dir=cache) == whole
+
+
+@pytest.mark.parametrize("name", ["org/nothing", "org/tiny@" + "f" * 40, "org/tiny@no-such-branch"])
+def test_what_is_not_there_is_said(hub, client, pushed, cache, name):
+    message = client(load, name, cache_dir=cache)
+    assert message.startswith("BundleError")
+    assert "Check the " in message
+
+
+def test_a_repository_without_a_bundle_is_said(hub, client, pushed, cache):
+    hub.repos["org/tiny"].commits[pushed[1]].pop("config.json")
+    assert "It holds no bundle" in client(load, "org/tiny", cache_dir=cache)
+
+
+def test_wrong_token_is_said(hub, client, pushed, saved, cache):
+    assert "log in" in client(load, "org/tiny", cache_dir=cache, token="hf_wrong")
+    assert "log in" in client(push, saved, "org/tiny", token="hf_wrong")
+    assert len(hub.repos["org/tiny"].commits) == 2
+
+
+def test_private_repository_needs_the_token(hub, client, saved, whole, cache):
+    client(push, saved, "org/secret", private=True, token=TOKEN)
+    assert hub.repos["org/secret"].private
+    assert "log in" in client(load, "org/secret", cache_dir=cache)
+    assert client(load, "org/secret", cache_dir=cache, token=TOKEN) == whole
+    assert client(load, "org/secret", cache_dir=cache, local_files_only=True) == whole
+
+
+def test_a_file_that_changed_under_its_commit_is_refused(hub, client, pushed, cache):
+    repo, commit = pushed
+    files = hub.repos[repo].commits[commit]
+    files[WEIGHTS] = files[WEIGHTS][:-1] + bytes([files[WEIGHTS][-1] ^ 1])
+    assert "SHA-256" in client(load, repo, revision=commit, cache_dir=cache)
+
+
+def test_a_file_of_another_size_is_not_fetched(hub, client, pushed, cache):
+    repo, commit = pushed
+    hub.repos[repo].commits[commit][WEIGHTS] += b"\0" * 2**20
+    assert "Nothing of it was fetched" in client(load, repo, cache_dir=cache)
+    assert not any("/lfs/" in path for path in hub.paths("GET"))
+
+
+def test_a_hostile_config_is_refused_before_anything_else_is_fetched(hub, client, pushed, cache):
+    repo, commit = pushed
+    files = hub.repos[repo].commits[commit]
+    config = json.loads(files["config.json"])
+    config["files"].append({"name": "../../escape.json", "bytes": 1, "sha256": "0" * 64})
+    files["config.json"] = json.dumps(config).encode()
+    assert "no name of a file" in client(load, repo, cache_dir=cache)
+    assert hub.paths("GET") == [f"/{repo}/resolve/main/config.json"]
+
+
+def test_a_link_of_the_cache_that_leads_elsewhere_is_refused(hub, client, pushed, cache, tmp_path):
+    repo, commit = pushed
+    client(load, repo, cache_dir=cache)
+    [link] = cache.glob(f"models--org--tiny/snapshots/{commit}/{WEIGHTS}")
+    assert link.is_symlink()
+    (tmp_path / "elsewhere").write_bytes(link.read_bytes())
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere")
+    assert "symbolic link" in client(load, repo, cache_dir=cache, local_files_only=True)
+
+
+def test_lists_what_is_cached_and_what_the_hub_has(hub, client, pushed, folder, cache):
+    repo, commit = pushed
+    other_bundle(folder)
+    research = client(push, folder, "org/research", token=TOKEN)
+    client(load, repo, cache_dir=cache)
+    hub.asked.clear()
+    cached = [i for i in client(listed, cache_dir=cache) if i.where != "embedded"]
+    assert [(i.name, i.where, i.commercial) for i in cached] == [(f"{repo}@{commit}", "cached", True)]
+    assert hub.asked == []
+    both = client(listed, cache_dir=cache, hub=True, architecture="test_resnet")
+    assert {(i.name, i.where) for i in both if i.where != "embedded"} == {
+        (f"{repo}@{commit}", "cached"),
+        (f"org/research@{research}", "hub"),
+    }
+    commercial = client(listed, cache_dir=cache, hub=True, commercial=True)
+    assert [i.name for i in commercial] == [f"{repo}@{commit}"]
+    assert client(listed, cache_dir=cache, hub=True, architecture="resnet50") == []
+
+
+def test_environment_is_honoured(hub, client, processes, pushed, whole, home):
+    """HF_HOME holds the cache, and with HF_HUB_OFFLINE nothing is asked."""
+    assert client(load, "org/tiny") == whole
+    assert (home / "hub" / "models--org--tiny" / "snapshots" / pushed[1]).is_dir()
+    hub.asked.clear()
+    offline = processes(HF_HUB_OFFLINE="1")
+    assert offline(load, "org/tiny") == whole
+    assert "bundle pull" in offline(load, "org/other")
+    assert hub.asked == []
+
+
+def test_commands_push_pull_and_measure_the_way(hub, processes, saved, tmp_path):
+    client = processes(HF_TOKEN=TOKEN)
+    code, text = client(command, "bundle", "push", saved, "org/tiny")
+    [_, commit] = hub.repos["org/tiny"].commits
+    assert (code, f"org/tiny@{commit}" in text) == (0, True)
+    code, text = client(command, "bundle", "pull", "org/tiny", "--out", tmp_path / "out")
+    assert (code, f"org/tiny@{commit}" in text) == (0, True)
+    assert not any(p.is_symlink() for p in (tmp_path / "out").iterdir())
+    for words in (("verify",), ("show",), ("diff", saved), ("diff", tmp_path / "out")):
+        code, text = client(command, "bundle", words[0], f"org/tiny@{commit}", *words[1:])
+        assert code == 0, text
+    assert text.strip() == "No difference."
+    code, text = client(command, "bench", "hub", "org/measured", "--bundle", saved, "--json")
+    report = json.loads(text)
+    rows = {(r["method"], r["metric"]): r["value"] for r in report["rows"]}
+    assert rows["pull", "tensors_differing"] == 0
+    assert rows["pull", "bytes"] == sum(p.stat().st_size for p in saved.iterdir() if p.name != "config.json")
+    assert report["hub"]["revision"] in hub.repos["org/measured"].commits
+    assert hub.repos["org/measured"].private
