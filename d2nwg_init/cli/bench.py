@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nwg_init.cli.bench_generator import generator
 from d2nwg_init.cli.bench_transfer import transfer
 
 if TYPE_CHECKING:
@@ -136,4 +137,7 @@ def _comparison(rows: list[Row], device: str) -> str:
 
 app.command("transfer", epilog="Example: d2nwg-init bench transfer --data DIR --zoo runs/zoo --out transfer.json")(
     transfer
+)
+app.command("generator", epilog="Example: d2nwg-init bench generator --zoo runs/zoo --bundle runs/bundle --data DIR")(
+    generator
 )
