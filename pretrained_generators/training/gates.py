@@ -46,12 +46,11 @@ class GainKept:
 
 def reconstruction_gain_kept(generator: Generator, entries: list[ZooEntry]) -> GainKept:
     """Decoded deltas against their originals."""
-    layout = generator.config.layout
 
     def decoded(entry: ZooEntry, *_: object) -> list[dict[str, torch.Tensor]]:
         with torch.no_grad():
-            latent = generator.vae.encode(layout.to_chunks(target_delta(entry))[None])[0]
-            return [layout.to_tensors(generator.vae.decode(latent)[0])]
+            latent = generator.vae.encode(generator.to_chunks(target_delta(entry))[None])[0]
+            return [generator.to_delta(generator.vae.decode(latent)[0])]
 
     return gains_kept("measuring reconstruction", generator, entries, {"": decoded})[""]
 

@@ -16,6 +16,7 @@ import torch
 from pretrained_generators.bundle import BundleConfig, TrainedOn, load_bundle, save_bundle
 from pretrained_generators.card import write_card
 from pretrained_generators.generator import Generator, GeneratorConfig
+from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.training.diffusion import train_diffusion
 from pretrained_generators.training.encoder import train_encoder
 from pretrained_generators.training.episodes import EpisodeSource
@@ -70,13 +71,16 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     learnt = [e for e in entries if e not in held_back]
 
     torch.manual_seed(recipe.seed)
-    layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope)
-    layout = layout.scaled_to(target_delta(e) for e in learnt)
+    layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope, recipe.rank)
+    subspaces = SharedSubspaces(layout)
+    subspaces.fit(target_delta(e) for e in learnt)
+    layout = layout.scaled_to(subspaces.reduce(target_delta(e)) for e in learnt)
     config = GeneratorConfig(zoo.backbone, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion, probes)
     generator = Generator(config)
+    generator.subspaces.load_state_dict(subspaces.state_dict())
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
 
-    data = read_zoo_data(learnt, layout, generator)
+    data = read_zoo_data(learnt, generator)
     train_vae(generator.vae, data.chunks, recipe.vae_training, folder, recipe.seed)
     latents = encode_all(generator.vae, data.chunks)
     data = probe_zoo(generator, data, latents, recipe.probes, folder / "probed.safetensors")

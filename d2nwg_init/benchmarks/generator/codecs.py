@@ -33,7 +33,9 @@ def codecs(generator: Generator, learnt: Sequence[Delta]) -> Iterator[Codec]:
 
     def by_vae(delta: Delta) -> Delta:
         with torch.no_grad():
-            return layout.to_tensors(generator.vae.decode(generator.vae.encode(layout.to_chunks(delta)[None])[0])[0])
+            return generator.to_delta(
+                generator.vae.decode(generator.vae.encode(generator.to_chunks(delta)[None])[0])[0]
+            )
 
     yield Codec("vae", own, by_vae)
     for compression in sorted({*COMPRESSIONS, own}):
@@ -42,7 +44,7 @@ def codecs(generator: Generator, learnt: Sequence[Delta]) -> Iterator[Codec]:
     for rank in sorted({min(rank, most) for rank in WHOLE_RANKS}):
         yield Codec("pca", layout.size / rank, _pca(flat, layout.size, rank, shapes))
     for rank in sorted({min(rank, most) for rank in (*CHUNK_RANKS, latent)}):
-        compression = layout.size / (layout.num_chunks * rank)
+        compression = layout.size / (-(-layout.size // layout.chunk) * rank)
         yield Codec("pca_chunks", compression, _pca(flat, layout.chunk, rank, shapes))
 
 

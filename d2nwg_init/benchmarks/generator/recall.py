@@ -40,7 +40,7 @@ def recall_at_1(
     """
     entries = [e for e in (*learnt, *kept_back) if len(e.task.datasets) == len(e.task.domains) == 1]
     fitted = [e in learnt for e in entries]
-    chunks = torch.stack([generator.config.layout.to_chunks(target_delta(e)) for e in entries])
+    chunks = torch.stack([generator.to_chunks(target_delta(e)) for e in entries])
     latents = torch.cat([generator.vae.encode(part)[0].flatten(1) for part in chunks.split(16)])
     known = torch.stack([_embed(generator, *e.support()) for e, f in zip(entries, fitted, strict=True) if f])
     keys = torch.stack([ridge_weights(latents[fitted], latent, RIDGE) @ known for latent in latents])
