@@ -1,9 +1,8 @@
 """What competes: the model as it was passed; its own body, the bundle's base and generated bodies, each with BatchNorm
-recalibrated and a head solved on the support images."""
+recalibrated and a head solved on the support images, or the model's own head."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d2nwg_init.accepted_model import working_copy
+from d2nwg_init.undo import copied_state
 from pretrained_generators.generator import Generator
 from zoo_builder.backbones import extract_features, predict, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
@@ -63,29 +64,43 @@ def set_body_and_solve(
     return solved.left_out_logits
 
 
-def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body]) -> Iterator[Candidate]:
-    """The model as it was passed, its own body and `bodies`, in this order. `model` is only read.
+def propose(
+    model: nn.Module,
+    support: SupportSet,
+    bodies: Iterable[Body],
+    solve: bool = True,
+    device: torch.device | str | None = None,
+) -> Iterator[Candidate]:
+    """The model as it was passed, its own body and `bodies`, in this order; computed on `device`, by default the
+    model's. `model` is only read.
 
-    An image that is the only one of its class judges no head: one solved without it knows nothing of the class.
+    With `solve` each body gets a head solved on the images, else the model's own; always BatchNorm is recalibrated,
+    since a head solved on other statistics than those of training is lost in its first steps. An image that is the
+    only one of its class judges no solved head: one solved without it knows nothing of the class.
     """
-    parameter = next(model.parameters())
-    # Channels last is the faster layout for convolutions, on CPUs above all.
+    work = working_copy(model, device)
+    parameter = next(work.parameters())
     images = support.images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
     labels = support.labels
     can_be_left_out = torch.bincount(labels)[labels] > 1
-    judged = bool(can_be_left_out.any())
-    judging = can_be_left_out if judged else torch.ones_like(can_be_left_out)
+    judged = not solve or bool(can_be_left_out.any())
+    judging = can_be_left_out if solve and judged else torch.ones_like(can_be_left_out)
 
-    def candidate(kind: str, name: str, of: nn.Module, left_out: torch.Tensor) -> Candidate:
-        logits = left_out if judged else predict(of, images).cpu()
-        return _candidate(kind, name, of, logits[judging], labels[judging], judged)
+    def candidate(kind: str, name: str, of: nn.Module, logits: torch.Tensor) -> Candidate:
+        return _candidate(kind, name, of, logits.cpu()[judging], labels[judging], judged)
 
-    yield candidate("as_passed", "as_passed", model, predict(model, images).cpu())
-    work = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    yield candidate("own_body", "own_body", work, set_body_and_solve(work, {}, images, labels))
+    def with_head(kind: str, name: str, body: Mapping[str, torch.Tensor]) -> Candidate:
+        if solve:
+            logits = set_body_and_solve(work, body, images, labels)
+            return candidate(kind, name, work, logits if judged else predict(work, images))
+        work.load_state_dict(body, strict=False)
+        recalibrate_batchnorm(work, images)
+        return candidate(kind, name, work, predict(work, images))
+
+    yield candidate("as_passed", "as_passed", model, predict(work, images))
+    yield with_head("own_body", "own_body", {})
     for body in bodies:
-        logits = set_body_and_solve(work, body.parameters, images, labels)
-        yield candidate(body.kind, body.name, work, logits)
+        yield with_head(body.kind, body.name, body.parameters)
 
 
 def generated_bodies(generator: Generator, support: SupportSet, num_candidates: int, seed: int) -> Iterator[Body]:
@@ -102,6 +117,7 @@ def generated_bodies(generator: Generator, support: SupportSet, num_candidates: 
 def _candidate(
     kind: str, name: str, model: nn.Module, logits: torch.Tensor, labels: torch.Tensor, judged: bool
 ) -> Candidate:
-    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
     losses = F.cross_entropy(logits, labels, reduction="none")
-    return Candidate(kind, name, state, losses, 100 * (logits.argmax(1) == labels).float().mean().item(), judged)
+    return Candidate(
+        kind, name, copied_state(model), losses, 100 * (logits.argmax(1) == labels).float().mean().item(), judged
+    )

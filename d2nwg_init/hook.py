@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
+from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import Candidate, generated_bodies, propose
+from d2nwg_init.candidates import Body, Candidate, generated_bodies, propose
+from d2nwg_init.refine import refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
+from d2nwg_init.undo import unchanged_on_error
 from pretrained_generators.bundle import Bundle
+from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
-from zoo_builder.errors import DataError, ModelError
+from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
+from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
+
+Head = Literal["auto", "solve", "generate", "keep", "fresh"]
+REFINING_STEPS = 30  # where a bundle fits
 
 
 def initialize(
@@ -27,55 +38,135 @@ def initialize(
     train_loader: Iterable[Any],
     *,
     generator: str | Path | Bundle | None = "auto",
+    scope: str | Sequence[str] = "auto",
     num_candidates: int = 8,
     num_support: int = 1024,
+    budget: float | None = None,
+    head: Head = "auto",
+    select: bool = True,
+    refining_steps: int | None = None,
     seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
 ) -> InitReport:
     """Give `model` the best of: weights generated for the data, a solved head on its own body, itself. In place.
 
     Args:
-        model: an image classifier of timm or torchvision that ends in a linear layer.
-        train_loader: batches of (images float [N, C, H, W], labels int [N]), transformed as for training.
+        model: an image classifier of timm or torchvision that ends in a linear layer; wrapped ones are looked into.
+        train_loader: batches of (images float [N, C, H, W], labels int [N]), transformed as for training; or dicts, or
+            soft targets [N, K], of which the largest counts.
         generator: "auto" takes an embedded bundle that fits, None generates nothing; or a bundle, its name or folder.
+        scope: the parameters that generated weights may replace: "auto" and "body", all but the classifier; "norm";
+            "head", none of the body; or names of modules. The rest stays the model's own.
         num_candidates: bodies to generate.
-        num_support: images to read, at most.
+        num_support: images to use, at most; batches are read whole.
+        budget: seconds after which nothing further is begun. The model as it was passed and its own body always are.
+        head: "auto", a head solved in closed form, or the model's own where it is as good; "solve", always solved;
+            "keep", the model's own; "fresh", a random one, on the body that a solved head serves best. "generate" is
+            for bundles that have a generator of heads; none has yet.
+        select: False takes the first generated body, unseen, where there is one that gives finite predictions.
+        refining_steps: of training on the images read, from what was chosen; kept where images held back from it say
+            so. None takes 30 with a bundle and none without.
         seed: of the generated weights; the same seed and images give the same weights.
+        device: where to compute; by default where the model is. The model stays where it is.
+        progress: a progress bar on stderr, if that is a terminal.
 
     Returns:
-        What was tried and chosen. On any error the model is bit for bit as it was; the global random state, the
-        loader's generator and every module's training mode are so in any case.
+        What was tried and chosen; it can undo. On any error, Ctrl-C included, the model is bit for bit as it was; the
+        global random state, the loader's generator and every module's training mode are so in any case.
 
     Raises:
         DataError: the loader's batches cannot be used. ModelError: the model cannot. BundleError: the bundle cannot.
+        RecipeError: an unknown `head` or `scope`.
     """
+    began = time.perf_counter()
     seconds: dict[str, float] = {}
-    num_classes = find_classifier(model).num_classes
-    if num_classes < 2:
-        raise ModelError(f"The model has {num_classes} output; create it with num_classes >= 2.")
-    with unchanged_random_state(train_loader):
+    deadline = None if budget is None else began + budget
+    _check_head(head)
+    network = unwrapped(model)
+    num_classes = check_model(network)
+    with unchanged_on_error(network) as undo, unchanged_random_state(train_loader):
         with _timed(seconds, "reading"):
-            support = read_support_set(train_loader, num_support, num_classes)
-            _check_fit(model, support)
+            support = read_support_set(train_loader, num_support, num_classes, seed)
+            _check_fit(working_copy(network, device), support)
         with _timed(seconds, "bundle"):
-            bundle, reason = find_bundle(model, generator)
-        with _timed(seconds, "candidates"):
-            bodies = generated_bodies(bundle.generator, support, num_candidates, seed) if bundle else ()
-            candidates = list(propose(model, support, bodies))
-        chosen = select(candidates)
-        model.load_state_dict(chosen.state)
-    return InitReport(
-        chosen=chosen.name,
-        candidates=tuple(_score(c) for c in candidates),
-        bundle=bundle.config.name if bundle else None,
-        bundle_sha256=bundle.config.weights_sha256 if bundle else None,
-        reason=reason,
-        images_read=len(support),
-        num_classes=support.num_classes,
-        classes_seen=support.classes_seen,
-        seconds=seconds,
-        seed=seed,
-        versions={name: version(name) for name in ("d2nwg-init", "torch", "timm")},
-    )
+            bundle, reason = find_bundle(network, generator)
+            plan = _Plan(network, bundle, scope, num_candidates if select else 1)
+        with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
+            bodies = plan.bodies(support, seed, deadline)
+            candidates = list(_advancing(propose(network, support, bodies, head != "keep", device), bar))
+        competing = [c for c in candidates if head in ("auto", "keep") or c.kind != "as_passed"]
+        chosen = _choose(competing, by_loss=select)
+        state, refinement = chosen.state, None
+        steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
+        # With its own head the model stays what it is.
+        if steps and plan.names and chosen.kind != "as_passed" and head != "keep" and not _is_past(deadline):
+            with _timed(seconds, "refining"), progress_bar("refining", steps, show=progress) as bar:
+                work = working_copy(network, device)
+                work.load_state_dict(state)
+                refinement = refine(work, support, steps, seed, plan.names, bar.advance)
+                state = work.state_dict()
+        if head == "fresh":
+            state = state | _fresh_head(network, seed)
+        report = InitReport(
+            chosen=chosen.name,
+            refinement=refinement,
+            candidates=tuple(_score(c) for c in candidates),
+            bundle=bundle.config.name if bundle else None,
+            bundle_sha256=bundle.config.weights_sha256 if bundle else None,
+            reason=reason,
+            head=head,
+            notes=(*support.notes, *plan.notes, *_discarded(candidates)),
+            images_read=len(support),
+            num_classes=support.num_classes,
+            classes_seen=support.classes_seen,
+            seconds=seconds,
+            seed=seed,
+            versions={name: version(name) for name in ("d2nwg-init", "torch", "timm")},
+            undo=undo,
+        )
+        with _timed(seconds, "writing"):
+            network.load_state_dict(state)
+    return report
+
+
+class _Plan:
+    """Which bodies of a bundle are tried on a model."""
+
+    def __init__(self, model: nn.Module, bundle: Bundle | None, scope: str | Sequence[str], samples: int) -> None:
+        chosen = parameters_in_scope(model, "body" if scope == "auto" else scope)
+        self.names = chosen - parameters_in_scope(model, "head")
+        self._generator = bundle.generator if bundle and self.names else None
+        self._samples = samples
+        self.size = 1 + self._generator.config.probes + samples if self._generator else 0
+        self.notes: list[str] = []
+        if bundle and not self.names:
+            self.notes.append("nothing was generated: the scope holds no parameter of the body")
+
+    def bodies(self, support: SupportSet, seed: int, deadline: float | None) -> Iterator[Body]:
+        """Restricted to the scope; none is begun after `deadline`, on the clock of time.perf_counter."""
+        if self._generator is None:
+            return
+        bodies = generated_bodies(self._generator, support, self._samples, seed)
+        for i in range(self.size):
+            if _is_past(deadline):
+                self.notes.append(f"the budget ended before {self.size - i} of {self.size} bodies were tried")
+                return
+            body = next(bodies)
+            yield replace(body, parameters={k: v for k, v in body.parameters.items() if k in self.names})
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.perf_counter() >= deadline
+
+
+def _check_head(head: str) -> None:
+    if head not in get_args(Head):
+        raise RecipeError(f"unknown head {head!r}; {nearest_names(head, get_args(Head))}")
+    if head == "generate":
+        raise BundleError(
+            "No bundle has a generator of class heads. Pass head='solve': a head in closed form, of the same images."
+        )
 
 
 def _check_fit(model: nn.Module, support: SupportSet) -> None:
@@ -90,16 +181,50 @@ def _check_fit(model: nn.Module, support: SupportSet) -> None:
         )
     try:
         with evaluating(model):
-            model(support.images[:2].to(parameter.device, parameter.dtype))
+            logits = model(support.images[:2].to(parameter.device, parameter.dtype))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError, ValueError) as e:
         size = "x".join(map(str, support.images.shape[1:]))
         raise DataError(f"The model cannot take images of {size} as the loader gives them ({e}). Resize them.") from e
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, support.num_classes):
+        came = f"{list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(
+            f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}]. Pass an "
+            "image classifier of timm or torchvision."
+        )
+
+
+def _advancing(candidates: Iterable[Candidate], bar: Bar) -> Iterator[Candidate]:
+    for candidate in candidates:
+        bar.advance()
+        yield candidate
+
+
+def _choose(candidates: Sequence[Candidate], by_loss: bool) -> Candidate:
+    generated = [c for c in candidates if c.kind == "generated" and c.usable]
+    return generated[0] if generated and not by_loss else select(candidates)
+
+
+def _fresh_head(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """The tensors of a random classifier, by their names in the model, as torch begins such a layer."""
+    classifier = find_classifier(model)
+    layer = copy.deepcopy(classifier.layer)
+    torch.manual_seed(seed)  # the caller puts the random state back
+    layer.reset_parameters()
+    return {f"{classifier.name}.{k}": v for k, v in layer.state_dict().items()}
 
 
 def _score(candidate: Candidate) -> CandidateScore:
     losses = candidate.losses
     error = (losses.std() / len(losses) ** 0.5).item()
     return CandidateScore(candidate.name, candidate.kind, losses.mean().item(), error, candidate.accuracy)
+
+
+def _discarded(candidates: Iterable[Candidate]) -> Iterator[str]:
+    for c in candidates:
+        if not c.usable:
+            yield f"{c.name} was discarded: its predictions are not finite"
 
 
 @contextmanager

@@ -6,11 +6,17 @@ import dataclasses
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from d2nwg_init.refine import Refinement
+from d2nwg_init.saved_model import save_model
+from d2nwg_init.undo import Undo
+from zoo_builder.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -25,30 +31,64 @@ class CandidateScore:
 @dataclass(frozen=True)
 class InitReport:
     chosen: str  # name of the candidate whose weights the model now has
+    refinement: Refinement | None  # of the chosen weights; None: there was none, see `refining_steps`
     candidates: tuple[CandidateScore, ...]
     bundle: str | None  # the generator's bundle; None: nothing was generated, see `reason`
     bundle_sha256: str | None  # of its weights
     reason: str  # why this bundle, or why none
+    head: str  # as it was asked for
+    notes: tuple[str, ...]  # what else there is to know, a sentence each
     images_read: int
     num_classes: int
     classes_seen: int
     seconds: dict[str, float]  # by stage
     seed: int
     versions: dict[str, str]
+    undo: Undo | None = field(default=None, repr=False, compare=False)  # holds the model; no part of the JSON
+
+    def revert(self) -> None:
+        """Give the model the state back that it was passed with. The training since then is lost with it.
+
+        Raises:
+            ModelError: this report has let go of the model.
+        """
+        self._with_model()()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model, as it is now, and this report: see `save_model`. timm loads it, head included, by
+        create_model("local-dir:FOLDER", pretrained=True).
+
+        Raises:
+            ModelError: this report has let go of the model, or timm cannot describe it.
+        """
+        save_model(self._with_model().model, Path(folder), {"report.json": self.to_json()})
+
+    def _with_model(self) -> Undo:
+        if self.undo is None:
+            raise ModelError("This report has let go of its model: only that of initialize() can revert and save.")
+        return self.undo
 
     def to_json(self) -> str:
         """All fields and the schema's number; what is NaN here is null there, for JSON has no NaN."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, undo=None))
+        del values["undo"]
         for score in values["candidates"]:
             score |= {k: None for k, v in score.items() if isinstance(v, float) and not math.isfinite(v)}
         return json.dumps({"schema": 1, **values}, indent=1)
+
+    def _refined(self) -> str:
+        if self.refinement is None:
+            return ""
+        r = self.refinement
+        outcome = "kept" if r.kept else "not kept"
+        return f"{r.steps} refining steps, loss of images held back {r.before:.3f} -> {r.after:.3f}, {outcome}. "
 
     def __rich__(self) -> Table:
         title = f"d2nwg-init: {self.chosen} (from {self.bundle or 'the model itself'})"
         seconds = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items())
         caption = (
             f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
-            f"{self.reason}. {seconds}; seed {self.seed}"
+            f"{self._refined()}{'. '.join((self.reason, *self.notes))}. {seconds}; seed {self.seed}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         table.add_column("candidate")

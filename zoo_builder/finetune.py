@@ -155,7 +155,7 @@ def _train(members: Sequence[Member], base: nn.Module, bf16: bool) -> list[Train
         probe = members[0].prepared.probes[0]
         stack.recalibrate(part[None] for part in equal_batches(probe.images[: len(probe.labels)]))
     episodic = first.kind == "episodic"
-    objective = SolvedHeads(len(members), device) if episodic else TrainedHeads([m.heads for m in members], device)
+    objective = SolvedHeads() if episodic else TrainedHeads([m.heads for m in members], device)
     samplers = {i: Sampler(p.task, p.sources) for i, p in tasks.items()}
 
     def draw_batch() -> Batch:

@@ -1,4 +1,4 @@
-"""What a zoo task minimises: the loss of a solved head on a few classes (episodic), or of trained heads.
+"""What a zoo task minimises: the left-out loss of a solved head on a few classes (episodic), or that of trained heads.
 
 A draw is one model's batch of one step; batches of several models are padded to one shape.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo_builder.domain_images import DomainImages, stable_seed
-from zoo_builder.solved_head import ridge_query_logits
+from zoo_builder.solved_head import left_out_loss
 from zoo_builder.tasks import FineTuneTask, Training
 
 Sources = Mapping[tuple[str, str], DomainImages]  # by dataset and domain
@@ -21,9 +21,8 @@ Sources = Mapping[tuple[str, str], DomainImages]  # by dataset and domain
 
 class Draw(NamedTuple):
     source: DomainImages
-    chosen: np.ndarray  # int64 [B], indices of train images; those that solve the head come first
+    chosen: np.ndarray  # int64 [B], indices of train images
     labels: torch.Tensor  # int64 [B]
-    support: int  # so many of them solve the head; none where heads are trained
     num_classes: int
     head: int  # which of the task's trained heads
 
@@ -33,7 +32,6 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # int64 [M, B]
     present: torch.Tensor  # float [M, B]; zero for what fills up, copies of a model's own images
     classes: torch.Tensor  # bool [M, K], that a model has
-    support: int  # the first so many of B
     heads: torch.Tensor  # int64 [M]
 
 
@@ -46,28 +44,13 @@ class Objective(Protocol):
 
 
 class SolvedHeads:
-    """Solve a ridge head on half of a batch of a few classes; the loss is the other half's cross-entropy, which is
-    back-propagated through the solve (R2-D2, Bertinetto et al., ICLR 2019)."""
-
-    def __init__(self, models: int, device: torch.device) -> None:
-        self.log_ridge = torch.full((models, 1), -2.3, device=device, requires_grad=True)
-        self.log_scale = torch.full((models, 1), 2.0, device=device, requires_grad=True)
+    """Solve a ridge head on a batch of a few classes; the loss is that of each image left out of it."""
 
     def parameters(self) -> list[torch.Tensor]:
-        return [self.log_ridge, self.log_scale]
+        return []
 
     def losses(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        s = batch.support
-        logits = ridge_query_logits(
-            features[:, :s],
-            batch.labels[:, :s],
-            features[:, s:],
-            batch.classes.shape[1],
-            self.log_ridge.exp(),
-            self.log_scale.exp(),
-            batch.present[:, :s],
-        )
-        return _cross_entropies(logits, batch.labels[:, s:], batch.present[:, s:], batch.classes)
+        return left_out_loss(features, batch.labels, batch.classes.sum(1), batch.present)
 
 
 class TrainedHeads:
@@ -126,7 +109,7 @@ class Sampler:
         pool = [key for key in self.sources if key[0] in (task.related if related else task.datasets)]
         source = self.sources[pool[rng.integers(len(pool))]]
         index, labels, count = draw_episode(source.members, task.training, rng)
-        return Draw(source, index, labels, len(labels) // 2, count, 0)
+        return Draw(source, index, labels, count, 0)
 
     def _batch(self) -> Draw:
         key = list(self.sources)[self.rng.integers(len(self.sources))]
@@ -134,7 +117,7 @@ class Sampler:
         while len(self.coming[key]) < size:
             self.coming[key] = np.concatenate([self.coming[key], self.rng.permutation(len(source.y_train))])
         index, self.coming[key] = np.split(self.coming[key], [size])
-        return Draw(source, index, source.y_train[index], 0, source.num_classes, self.task.datasets.index(key[0]))
+        return Draw(source, index, source.y_train[index], source.num_classes, self.task.datasets.index(key[0]))
 
 
 def draw_episode(
@@ -142,30 +125,23 @@ def draw_episode(
 ) -> tuple[np.ndarray, torch.Tensor, int]:
     """Indices of images of a few random classes, as many of each; labels renumbered from 0; the class count.
 
-    `members` are the indices of each class's images. The first half is the support and holds half of each class. No
-    image is there twice: it would stand on both sides.
+    `members` are the indices of each class's images, which come class by class. No image is there twice: what is left
+    out would still be in.
     """
     count = min(training.classes, len(members))
     quota = max(2, training.batch_size // count)
-    support: list[np.ndarray] = []
-    query: list[np.ndarray] = []
-    in_support = in_query = 0
-    for c in rng.choice(len(members), count, replace=False):
-        chosen = rng.choice(members[c], min(quota, len(members[c])), replace=False)
-        # Of an odd number the larger part goes where fewer are.
-        half = (len(chosen) + (in_support < in_query)) // 2
-        support.append(chosen[:half])
-        query.append(chosen[half:])
-        in_support, in_query = in_support + half, in_query + len(chosen) - half
-    labels = np.concatenate([np.repeat(np.arange(count), list(map(len, part))) for part in (support, query)])
-    return np.concatenate(support + query), torch.from_numpy(labels), count
+    chosen = [
+        rng.choice(members[c], min(quota, len(members[c])), replace=False)
+        for c in rng.choice(len(members), count, replace=False)
+    ]
+    labels = np.repeat(np.arange(count), list(map(len, chosen)))
+    return np.concatenate(chosen), torch.from_numpy(labels), count
 
 
 def collate(draws: Sequence[Draw], device: torch.device) -> Batch:
     """One batch of the draws of M models."""
-    support = max(d.support for d in draws)
-    rest = max(len(d.chosen) - d.support for d in draws)
-    index, labels, present = (torch.stack(p) for p in zip(*(_filled(d, support, rest) for d in draws), strict=True))
+    size = max(len(d.chosen) for d in draws)
+    index, labels, present = (torch.stack(p) for p in zip(*(_filled(d, size) for d in draws), strict=True))
     index = index.to(device, non_blocking=True)
     images = [d.source.x_train[row] for d, row in zip(draws, index, strict=True)]
     counts = torch.tensor([d.num_classes for d in draws])
@@ -176,15 +152,12 @@ def collate(draws: Sequence[Draw], device: torch.device) -> Batch:
         labels.to(device, non_blocking=True),
         present.to(device, non_blocking=True),
         classes.to(device, non_blocking=True),
-        support,
         heads.to(device, non_blocking=True),
     )
 
 
-def _filled(drawn: Draw, support: int, rest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Index, labels and presence, of `support` + `rest` images: each part is repeated until it is full."""
-    parts = (np.arange(drawn.support), support), (np.arange(drawn.support, len(drawn.chosen)), rest)
-    place = np.concatenate([np.resize(part, length) for part, length in parts])
-    present = np.concatenate([np.arange(length) < len(part) for part, length in parts])
-    where = torch.from_numpy(place)
-    return torch.from_numpy(drawn.chosen)[where], drawn.labels[where], torch.from_numpy(present).float()
+def _filled(drawn: Draw, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Index, labels and presence of `size` images: its own, repeated until it is full."""
+    where = torch.from_numpy(np.resize(np.arange(len(drawn.chosen)), size))
+    present = torch.arange(size) < len(drawn.chosen)
+    return torch.from_numpy(drawn.chosen)[where], drawn.labels[where], present.float()

@@ -1,12 +1,13 @@
 """Linear heads in closed form: ridge regression on one-hot labels, its strength and scale chosen on left-out images.
 
-A head solved on features says how good a body is without training anything; differentiated through, it is the
-objective of episodic fine-tuning (R2-D2, Bertinetto et al., ICLR 2019).
+A head solved on features says how good a body is without training anything; the loss of the images left out of it,
+differentiated through the solve, is what a body is trained on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,60 +25,113 @@ class SolvedHead:
     scale: torch.Tensor  # [...], of the logits
 
 
-def solve_head(features: torch.Tensor, labels: torch.Tensor, num_classes: int | torch.Tensor) -> SolvedHead:
+def solve_head(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int | torch.Tensor,
+    present: torch.Tensor | None = None,
+) -> SolvedHead:
     """Ridge regression from features [..., N, d] to one-hot labels [..., N], with intercept.
 
     Leading dimensions are heads of their own, which may each have its `num_classes` [...]: K is the largest, and the
-    logits of classes that a head lacks are -inf.
+    logits of classes that a head lacks are -inf. Where `present` [..., N] is zero, an image counts for nothing.
 
     The ridge and the scale of the logits minimise the cross-entropy of leave-one-out predictions, which for a
     linear smoother with hat matrix H are exactly y - (y - H y) / (1 - diag H) (Allen's PRESS, 1974).
     """
-    counts = torch.as_tensor(num_classes, device=labels.device)
-    classes = int(counts.max())
-    lacks = torch.arange(classes, device=labels.device) >= counts[..., None]  # [..., K]
-    x, y = features.double(), F.one_hot(labels, classes).double()
-    mean_x, mean_y = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
-    x, y = x - mean_x, y - mean_y
-    values, vectors = _left_singular(x)  # [..., r], [..., N, r]
-    unit = values.sum(-1, keepdim=True).clamp_min(1e-12) / x.shape[-2]
-    projected, squares = vectors.mT @ y, vectors.square()
-    best_loss = x.new_full(x.shape[:-2], float("inf"))
+    p = _centred(features, labels, num_classes, present)
+    values, vectors = _left_singular(p.x)  # [..., r], [..., N, r]
+    unit = values.sum(-1, keepdim=True).clamp_min(1e-12) / p.total[..., 0]
+    projected, squares = vectors.mT @ p.y, vectors.square()
+    best_loss = p.x.new_full(p.x.shape[:-2], float("inf"))
     best_ridge, best_scale = torch.full_like(best_loss, RIDGES[0]), torch.full_like(best_loss, SCALES[0])
+
+    def left_out(ridge: torch.Tensor) -> torch.Tensor:
+        shrink = values / (values + ridge)
+        residual = p.y - vectors @ (shrink[..., None] * projected)
+        return _without_each(p, residual, squares @ shrink[..., None])
+
     for ridge in RIDGES:
-        left_out = _left_out(y, mean_y, values / (values + ridge * unit), vectors, squares, projected)
-        left_out = left_out.masked_fill(lacks[..., None, :], -torch.inf)
+        logits = left_out(ridge * unit)
         for scale in SCALES:
-            loss = -(scale * left_out).log_softmax(-1).gather(-1, labels[..., None]).mean((-2, -1))
+            loss = _loss(p, scale * logits, labels)
             better = loss < best_loss
             best_loss = torch.where(better, loss, best_loss)
             best_ridge = torch.where(better, ridge, best_ridge)
             best_scale = torch.where(better, scale, best_scale)
-    ridge_, scale_ = best_ridge[..., None] * unit, best_scale[..., None, None]
-    left_out = _left_out(y, mean_y, values / (values + ridge_), vectors, squares, projected)
-    weight = scale_ * (x.mT @ (vectors @ (projected / (values + ridge_)[..., None]))).mT
-    bias = scale_[..., 0] * mean_y[..., 0, :] - (weight @ mean_x.mT)[..., 0]
+    chosen, scale_ = best_ridge[..., None] * unit, best_scale[..., None, None]
+    weight = scale_ * (p.x.mT @ (vectors @ (projected / (values + chosen)[..., None]))).mT
+    bias = scale_[..., 0] * p.mean_y[..., 0, :] - (weight @ p.mean_x.mT)[..., 0]
     return SolvedHead(
         weight.float(),
-        bias.masked_fill(lacks, -torch.inf).float(),
-        (scale_ * left_out).masked_fill(lacks[..., None, :], -torch.inf).float(),
+        bias.masked_fill(p.lacks[..., 0, :], -torch.inf).float(),
+        (scale_ * left_out(chosen)).float(),
         best_ridge,
         best_scale,
     )
 
 
-def _left_out(
-    y: torch.Tensor,
-    mean_y: torch.Tensor,
-    shrink: torch.Tensor,
-    vectors: torch.Tensor,
-    squares: torch.Tensor,
-    projected: torch.Tensor,
+def left_out_loss(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int | torch.Tensor,
+    present: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Leave-one-out predictions [..., N, K] of the smoother that shrinks by `shrink` [..., r]."""
-    residual = y - vectors @ (shrink[..., None] * projected)
-    leverage = (squares @ shrink[..., None]) + 1 / y.shape[-2]
-    return y - residual / (1 - leverage).clamp_min(1e-6) + mean_y
+    """Cross-entropy [...] of each image under the head that is solved without it, differentiable in the features
+    [..., N, d]; arguments as of `solve_head`, whose ridge and scale it takes for constants.
+
+    R2-D2 (Bertinetto et al., ICLR 2019) solves a head on half of an episode, asks it about the other half and learns
+    one ridge and one scale for all. Here every image is on both sides, and each dataset has the ridge and the scale
+    that a user's head will have: with one scale for all, hard datasets are punished for its confidence.
+    """
+    # Of several heads one may have diverged; it must not stop the others.
+    head = solve_head(features.detach().nan_to_num(), labels, num_classes, present)
+    p = _centred(features, labels, num_classes, present)
+    kernel = p.x @ p.x.mT
+    unit = kernel.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp_min(1e-12) / p.total
+    ridge = head.ridge[..., None, None] * unit
+    identity = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
+    # 1 - H; its eigenvalues, and not those of the inverse alone, are free of the features' unit.
+    rest = ridge * torch.linalg.inv_ex(kernel + ridge * identity).inverse
+    leverage = 1 - rest.diagonal(dim1=-2, dim2=-1)[..., None]
+    logits = head.scale[..., None, None] * _without_each(p, rest @ p.y, leverage)
+    return _loss(p, logits, labels).float()
+
+
+class _Centred(NamedTuple):
+    x: torch.Tensor  # float64 [..., N, d], less its mean; zero where an image is absent
+    y: torch.Tensor  # float64 [..., N, K], one-hot, likewise
+    mean_x: torch.Tensor  # [..., 1, d]
+    mean_y: torch.Tensor  # [..., 1, K]
+    present: torch.Tensor  # [..., N]
+    total: torch.Tensor  # [..., 1, 1], of images that are present
+    lacks: torch.Tensor  # bool [..., 1, K], classes that a head does not have
+
+
+def _centred(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int | torch.Tensor, present: torch.Tensor | None
+) -> _Centred:
+    counts = torch.as_tensor(num_classes, device=labels.device)
+    classes = int(counts.max())
+    lacks = torch.arange(classes, device=labels.device) >= counts[..., None, None]
+    x, y = features.double(), F.one_hot(labels, classes).double()
+    present = torch.ones_like(x[..., 0]) if present is None else present.double()
+    weight = present[..., None]
+    total = weight.sum(-2, keepdim=True)
+    mean_x, mean_y = (weight * x).sum(-2, keepdim=True) / total, (weight * y).sum(-2, keepdim=True) / total
+    return _Centred(weight * (x - mean_x), weight * (y - mean_y), mean_x, mean_y, present, total, lacks)
+
+
+def _without_each(p: _Centred, residual: torch.Tensor, leverage: torch.Tensor) -> torch.Tensor:
+    """Leave-one-out predictions [..., N, K] of a smoother of the centred labels with residuals y - H y [..., N, K] and
+    leverages diag H [..., N, 1]; the mean takes a share of its own."""
+    left_out = p.y - residual / (1 - leverage - 1 / p.total).clamp_min(1e-6) + p.mean_y
+    return left_out.masked_fill(p.lacks, -torch.inf)
+
+
+def _loss(p: _Centred, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    each = -logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    return (p.present * each).sum(-1) / p.total[..., 0, 0]
 
 
 def _left_singular(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,32 +144,3 @@ def _left_singular(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # Directions in which the features do not vary have no left vector: theirs becomes zero.
     least = (singular.amax(-1, keepdim=True) * 1e-7).clamp_min(1e-12)
     return singular.square(), x @ right / torch.maximum(singular, least)[..., None, :]
-
-
-def ridge_query_logits(
-    support: torch.Tensor,
-    support_labels: torch.Tensor,
-    query: torch.Tensor,
-    num_classes: int,
-    ridge: torch.Tensor,
-    scale: torch.Tensor,
-    present: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Logits [..., Q, K] of query features [..., Q, d] under the heads solved on support features [..., S, d];
-    differentiable in all. Leading dimensions are heads of their own, each with its `ridge` and `scale` [..., 1]; where
-    `present` [..., S] is zero, a support image counts for nothing.
-
-    The dual form: alpha = (A A' + ridge I)^-1 (Y - mean Y), `ridge` in units of the mean of diag(A A').
-    """
-    weight = support.new_ones(support.shape[:-1]) if present is None else present.to(support.dtype)
-    weight, count = weight[..., None], weight.sum(-1)[..., None, None]
-    y = F.one_hot(support_labels, num_classes).to(support.dtype)
-    mean, mean_y = (weight * support).sum(-2, keepdim=True) / count, (weight * y).sum(-2, keepdim=True) / count
-    a = weight * (support - mean)
-    kernel = a @ a.mT
-    unit = kernel.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] / count
-    identity = torch.eye(a.shape[-2], dtype=a.dtype, device=a.device)
-    regularised = kernel + (ridge[..., None] * unit + 1e-6) * identity
-    # Unchecked: of several heads one may have diverged.
-    alpha = torch.linalg.solve_ex(regularised, weight * (y - mean_y)).result
-    return scale[..., None] * ((query - mean) @ (a.mT @ alpha) + mean_y)

@@ -21,6 +21,7 @@ class SupportSet:
     images: torch.Tensor  # float [N, C, H, W], as the model takes them
     labels: torch.Tensor  # int64 [N], 0 .. num_classes - 1
     num_classes: int
+    notes: tuple[str, ...] = ()  # what the user should know of how they were read
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -30,7 +31,7 @@ class SupportSet:
         return int(self.labels.unique().numel())
 
 
-def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int) -> SupportSet:
+def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, seed: int = 0) -> SupportSet:
     """Read at most `num_support` images from a loader of (images, labels) batches, or dicts of them.
 
     The global random states and those of the loader's and its sampler's generators are put back afterwards.

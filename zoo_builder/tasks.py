@@ -15,9 +15,9 @@ from zoo_builder.errors import RecipeError, nearest_names
 @dataclass(frozen=True)
 class Training:
     steps: int
-    learning_rates: tuple[float, ...] = (0.02,)  # peaks of one cycle, SGD, momentum 0.9; each is tried, the best kept
+    learning_rates: tuple[float, ...] = (0.003,)  # peaks of one cycle of Adam; each is tried, the best kept
     rate_of_start: float | None = None  # in place of learning_rates: this times the rate that the start was kept at
-    batch_size: int = 128  # images; half of an episode's are its support
+    batch_size: int = 128  # images
     classes: int = 10  # in an episode, at most
 
 

@@ -1,4 +1,4 @@
-"""SGD on a stack of bodies: one loop for one model and for many."""
+"""Adam on a stack of bodies: one loop for one model and for many."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def fit(
     *,
     bf16: bool = False,
 ) -> list[list[tuple[int, float]]]:
-    """Momentum under one cycle, gradients clipped, in place, with a peak learning rate for each model; for each model
-    the curve of its loss (step, mean since the point before)."""
+    """One cycle, gradients clipped, in place, with a peak learning rate for each model; for each model the curve of its
+    loss (step, mean since the point before)."""
     parameters = [p for p in (*stack.parameters.values(), *objective.parameters()) if p.requires_grad]
-    # The cycle is one for all models; a model's own rate is in its gradient, in which momentum is linear.
-    optimizer = torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
+    # The cycle is one for all models; of each step that it gives, a model takes as much as its own rate.
+    # A gradient of rounding errors alone (BatchNorm makes some so) is no reason for a whole step.
+    optimizer = torch.optim.Adam(parameters, lr=1.0, eps=1e-6)
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=training.steps,
@@ -50,8 +51,10 @@ def fit(
         losses = objective.losses(features.float(), batch)
         optimizer.zero_grad()
         losses.sum().backward()
-        _scale_gradients(parameters, peaks)
+        _clip_gradients(parameters)
+        before = [p.detach().clone() for p in parameters]
         optimizer.step()
+        _shorten_steps(parameters, before, peaks)
         since += losses.detach()  # read at the points of the curve alone: on a GPU each reading waits for it
         if (step + 1) % every == 0 or step + 1 == training.steps:
             passed = step + 1 - (points[-1][0] if points else 0)
@@ -60,10 +63,21 @@ def fit(
     return [[(step, losses[m]) for step, losses in points] for m in range(len(stack))]
 
 
-def _scale_gradients(parameters: Sequence[torch.Tensor], rates: torch.Tensor) -> None:
-    """Clip each model's gradient to MAX_NORM, then give it the model's learning rate."""
+def _clip_gradients(parameters: Sequence[torch.Tensor]) -> None:
+    """Each model's to MAX_NORM."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack([torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))) for g in gradients])  # [P, M]
-    factor = rates * (MAX_NORM / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1)
+    factor = (MAX_NORM / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1)
     for gradient in gradients:
-        gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
+        gradient.mul_(_for_each_model(factor, gradient))
+
+
+@torch.no_grad()
+def _shorten_steps(parameters: Sequence[torch.Tensor], before: Sequence[torch.Tensor], rates: torch.Tensor) -> None:
+    for parameter, old in zip(parameters, before, strict=True):
+        parameter.copy_(torch.lerp(old, parameter, _for_each_model(rates, parameter)))
+
+
+def _for_each_model(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[M] -> [M, 1, ...], of as many dimensions as `like`."""
+    return values.view(-1, *[1] * (like.ndim - 1))

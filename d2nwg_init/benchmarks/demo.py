@@ -107,7 +107,7 @@ class _Bench:
     def initialized(self) -> nn.Module:
         model = self.scratch()
         self.report = initialize(
-            model, self.loader(), generator=self.bundle, num_support=self.num_support, seed=self.seed
+            model, self.loader(), generator=self.bundle, num_support=self.num_support, seed=self.seed, progress=False
         )
         return model
 

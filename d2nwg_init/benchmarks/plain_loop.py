@@ -48,7 +48,7 @@ def plain_loop(model: nn.Module, place: Path, task: FineTuneTask) -> float:
     test_set = ImageFolder(str(place / "test"), transform, allow_empty=True)
     size = min(training.batch_size, len(train_set))
     loader = DataLoader(train_set, size, shuffle=True, num_workers=2, drop_last=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, eps=1e-6)
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=training.steps,

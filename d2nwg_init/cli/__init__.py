@@ -53,5 +53,5 @@ app = typer.Typer(
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(generator.app, name="generator")
 app.add_typer(bench.app, name="bench")
-app.command("init", epilog="Example: d2nwg-init init test_resnet --data photos/ --out weights.safetensors")(init.init)
+app.command("init", epilog="Example: d2nwg-init init test_resnet --data photos/ --out weights/")(init.init)
 app.command("demo", epilog="Example: d2nwg-init demo --data photos/ --seeds 3")(demo.demo)

@@ -11,14 +11,21 @@ import typer
 def init(
     model: Annotated[str, typer.Argument(help="timm model name.")],
     data: Annotated[Path, typer.Option(help="Folder with one folder of images a class, or an .npz file.")],
-    out: Annotated[Path, typer.Option(help="The weights to write (safetensors: the model's state dict).")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder to write for timm's local-dir:, with the report; or one file, NAME.safetensors."),
+    ],
     bundle: Annotated[str, typer.Option(help="Embedded bundle name or folder; auto takes one that fits.")] = "auto",
     size: Annotated[int, typer.Option(min=16, help="Side that images are resized to, in pixels.")] = 64,
     candidates: Annotated[int, typer.Option(min=1, help="Bodies to generate.")] = 8,
     images: Annotated[int, typer.Option(min=2, help="Training images to read, at most.")] = 1024,
     seed: Annotated[int, typer.Option(help="Seed of the images drawn and of the generated weights.")] = 0,
 ) -> None:
-    """Generate weights for a dataset. Load them with timm.create_model(MODEL, num_classes=K, checkpoint_path=OUT)."""
+    """Generate weights for a dataset.
+
+    Load them with timm.create_model("local-dir:OUT", pretrained=True); or timm.create_model(MODEL, num_classes=K,
+    checkpoint_path=...) with OUT/model.safetensors, or with the one file.
+    """
     from rich.console import Console
 
     from d2nwg_init.benchmarks.fine_tuning import train_loader
@@ -31,6 +38,9 @@ def init(
     network = create_backbone(model, num_classes=dataset.num_classes)
     loader = train_loader(dataset, network, size=size, batch_size=128, seed=seed)
     report = initialize(network, loader, generator=bundle, num_candidates=candidates, num_support=images, seed=seed)
-    write_atomically(out, network.state_dict(), {"report": report.to_json()})
+    if out.suffix == ".safetensors":
+        write_atomically(out, network.state_dict(), {"report": report.to_json()})
+    else:
+        report.save(out)
     Console().print(report)
     typer.echo(f"Weights written to {out}. The {dataset.num_classes} classes: {', '.join(dataset.class_names[:10])}")

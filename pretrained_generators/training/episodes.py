@@ -22,9 +22,8 @@ from zoo_builder.tasks import Training
 class Episode:
     """A few classes of one dataset through one domain."""
 
-    images: torch.Tensor  # uint8 [B, 3, S, S]
+    images: torch.Tensor  # uint8 [B, 3, S, S], class by class
     labels: torch.Tensor  # int64 [B]
-    support: int  # the first so many solve the head; the others judge it
     num_classes: int
 
 
@@ -63,10 +62,10 @@ class EpisodeSource:
         domain = self.domains[rng.integers(len(self.domains))]
         index, labels, count = draw_episode(self.members[name], Training(1, batch_size=size), rng)
         images = apply_domain(torch.from_numpy(self.parts[name][0][index]), domain, int(rng.integers(1 << 30)))
-        return Episode(images, labels, len(labels) // 2, count)
+        return Episode(images, labels, count)
 
 
 def _members(y: np.ndarray) -> list[np.ndarray]:
-    """Indices of the images of each class that has two or more: one alone cannot be on both sides."""
+    """Indices of the images of each class that has two or more: of one alone nothing is left when it is left out."""
     members = [np.flatnonzero(y == c) for c in np.unique(y)]
     return [m for m in members if len(m) > 1]

@@ -2,8 +2,8 @@
 diffusion and the encoder.
 
 The stages before imitate zoo entries, and can be no better than they are. Here the loss is that of a user's: images of
-a dataset condition the generator, its weights go into the body, a head is solved on the same images, and others judge
-it (the episodes of R2-D2, Bertinetto et al., ICLR 2019, with the whole generator in place of the body).
+a dataset condition the generator, its weights go into the body, and each image is judged by the head that is solved
+without it (as the episodes of the zoo's tasks, with the whole generator in place of the body).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
@@ -25,13 +24,13 @@ from pretrained_generators.training.loop import train_stage
 from pretrained_generators.training.recipe import FunctionalStage
 from zoo_builder.backbones import prepare_images
 from zoo_builder.model_stack import shifted
-from zoo_builder.solved_head import ridge_query_logits, solve_head
+from zoo_builder.solved_head import left_out_loss
 
 
 def train_functional(
     generator: Generator, source: EpisodeSource, stage: FunctionalStage, folder: Path, seed: int
 ) -> None:
-    """Cross-entropy of episodes' query images under base + a generated delta, down to encoder and diffusion.
+    """The left-out loss of episodes under base + a generated delta, down to encoder and diffusion.
 
     The decoder stays: trained too it fell back, within a few hundred steps, to one delta for all datasets.
     """
@@ -39,7 +38,7 @@ def train_functional(
     trained = nn.ModuleDict({"encoder": generator.encoder, "diffusion": diffusion})
     schedule, body, base = noise_schedule(), generator.base_copy(), generator.base.state_dict()
 
-    def episode_loss(noise: torch.Generator, rng: np.random.Generator) -> torch.Tensor:
+    def one(noise: torch.Generator, rng: np.random.Generator) -> torch.Tensor:
         episode = source.draw(stage.batch_size, rng)
         dropped = rng.random() < stage.drop_condition
         condition = diffusion.null_condition if dropped else _condition(generator, episode)
@@ -47,11 +46,11 @@ def train_functional(
         latent = clean * diffusion.latent_std + diffusion.latent_mean
         if not dropped:
             latent = latent + generator.anchor(condition)
-        return query_loss(body, base, generator.to_delta(generator.vae.decode(latent)[0]), episode)
+        return episode_loss(body, base, generator.to_delta(generator.vae.decode(latent)[0]), episode)
 
     def loss(noise: torch.Generator) -> torch.Tensor:
         rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=noise)))
-        return torch.stack([episode_loss(noise, rng) for _ in range(stage.episodes)]).mean()
+        return torch.stack([one(noise, rng) for _ in range(stage.episodes)]).mean()
 
     for part in (generator.base, generator.vae):
         part.requires_grad_(False)
@@ -59,11 +58,8 @@ def train_functional(
 
 
 def _condition(generator: Generator, episode: Episode) -> torch.Tensor:
-    """[c] of the support images alone; differentiable in the encoder."""
-    images, labels = (
-        prepare_images(generator.base, episode.images[: episode.support]),
-        episode.labels[: episode.support],
-    )
+    """[c] of half of the images of each class: the others have it new; differentiable in the encoder."""
+    images, labels = prepare_images(generator.base, episode.images[::2]), episode.labels[::2]
     embedding = generator.encoder(generator.features(images), labels, episode.num_classes)[1]
     return generator.with_probes(embedding, images, labels, episode.num_classes)
 
@@ -85,28 +81,15 @@ def _generate(
     return diffusion(noisy, t, condition)
 
 
-def query_loss(
+def episode_loss(
     body: nn.Module,
     base: Mapping[str, torch.Tensor],
     delta: Mapping[str, torch.Tensor],
     episode: Episode,
 ) -> torch.Tensor:
-    """Cross-entropy of the query images under the head solved on the support images, features of base + delta with the
-    episode's own BatchNorm statistics; differentiable in `delta`.
-
-    Ridge and scale are chosen for each episode, as a user's head has them: with one scale for all, hard datasets are
-    punished for its confidence, and their gradient has little to do with their features."""
+    """`left_out_loss` of the features of base + delta, with the episode's own BatchNorm statistics; differentiable in
+    `delta`."""
     body.train()
     state = shifted({k: v.clone() for k, v in base.items()}, delta)
     features = functional_call(body, state, (prepare_images(body, episode.images),))
-    s = episode.support
-    head = solve_head(features[:s].detach(), episode.labels[:s], episode.num_classes)
-    logits = ridge_query_logits(
-        features[:s],
-        episode.labels[:s],
-        features[s:],
-        episode.num_classes,
-        head.ridge[None].float(),
-        head.scale[None].float(),
-    )
-    return F.cross_entropy(logits, episode.labels[s:])
+    return left_out_loss(features, episode.labels, episode.num_classes)

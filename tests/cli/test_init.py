@@ -28,6 +28,17 @@ def test_timm_loads_what_was_written(weights):
     assert same(model.state_dict(), load_file(weights))
 
 
+def test_a_folder_is_loaded_by_timm_with_its_head_by_either_door(images, bundle_path, tmp_path, weights):
+    out = tmp_path / "new" / "weights"
+    init(images, out, "--bundle", bundle_path, "--candidates", 2)
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    assert same(model.state_dict(), load_file(weights))
+    checkpoint = str(out / "model.safetensors")
+    other = timm.create_model("test_resnet", num_classes=3, checkpoint_path=checkpoint)
+    assert same(model.state_dict(), other.state_dict())
+    assert json.loads((out / "report.json").read_text())["bundle"] == "tiny-random"
+
+
 def test_loaded_model_classifies_test_images(weights, images):
     model = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(weights))
     test = as_tensors(load_dataset(images), model, 32, "test")

@@ -35,7 +35,7 @@ def run(shared):
 
 
 def training(steps=2, *rates, **more):
-    return Training(steps, rates or (0.02,), batch_size=16, **more)
+    return Training(steps, rates or (0.002,), batch_size=16, **more)
 
 
 @pytest.mark.parametrize("kind", ["episodic", "finetune", "mixture"])
@@ -113,7 +113,7 @@ def test_the_best_of_the_learning_rates_is_kept(run, monkeypatch):
 KINDS = {
     "episodic": tiny_task(training=training(6)),
     "finetune": tiny_task("finetune", training=training(6)),
-    "rates": tiny_task("finetune", training=training(6, 0.005, 0.02)),
+    "rates": tiny_task("finetune", training=training(6, 0.0005, 0.002)),
     "mixture": tiny_task("mixture", datasets=("stripes", "bands"), training=training(6)),
     "head": tiny_task("finetune", scope="head", training=training(6)),
     "norms": tiny_task(scope="head+norm", training=training(6)),
@@ -146,7 +146,7 @@ def test_a_task_that_fails_leaves_those_beside_it_as_they_are(shared):
     good = tiny_task("finetune", training=training(3))
     start = Start({k: torch.zeros_like(p) for k, p in random_body().named_parameters()}, learning_rate=1e25)
     tasks = [good, replace(good, seed=1, datasets=("nowhere",)), replace(good, seed=2)]
-    tasks = [replace(t, training=training(3, rate_of_start=0.02)) for t in tasks]
+    tasks = [replace(t, training=training(3, rate_of_start=0.002)) for t in tasks]
     starts = [replace(start, learning_rate=1.0), None, start]
     found = run_tasks(tasks, random_body(), starts, shared, at_once=3)
     assert "nowhere" in str(found[tasks[1].id])

@@ -16,7 +16,8 @@ from d2nwg_init.benchmarks.transfer.arena import NUM_SUPPORT, Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.heads import Head, logistic_head, nearest_class_mean_head
 from d2nwg_init.candidates import Body, propose, set_body_and_solve
-from d2nwg_init.hook import initialize
+from d2nwg_init.hook import REFINING_STEPS, initialize
+from d2nwg_init.refine import refine
 from d2nwg_init.select import select
 from zoo_builder.backbones import extract_features, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
@@ -86,6 +87,12 @@ def _solved_full(arena: Arena, _: Cell) -> Built:
     model = arena.pretrained().to(memory_format=torch.channels_last)
     set_body_and_solve(model, {}, *arena.train)
     return model, {"images": float(len(arena.train[1]))}
+
+
+def _refined(arena: Arena, cell: Cell) -> Built:
+    model = arena.solved({})
+    refinement = refine(model, arena.support, REFINING_STEPS, cell.seed)
+    return model, {"kept": float(refinement is not None and refinement.kept)}
 
 
 def _sgd_equal_time(arena: Arena, cell: Cell) -> Built:
@@ -163,7 +170,7 @@ def _best_of(arena: Arena, bodies: Iterator[Body]) -> Built:
     return model, {"chosen": best.name}
 
 
-def _no_generator(arena: Arena, _: Cell) -> Built:
+def _no_generator(arena: Arena, cell: Cell) -> Built:
     """The hook with its selection, whose candidates are what a zoo gives without a generator."""
     library, base = _library(arena), arena.subject.parameters()
     assert arena.subject.universal is not None
@@ -183,6 +190,8 @@ def _no_generator(arena: Arena, _: Cell) -> Built:
     model = arena.pretrained()
     chosen = select(list(propose(model, arena.support, bodies())))
     model.load_state_dict(chosen.state)
+    if chosen.kind != "as_passed":
+        refine(model, arena.support, REFINING_STEPS, cell.seed)
     return model, {"chosen": chosen.name}
 
 
@@ -238,7 +247,14 @@ def _samples(arena: Arena, condition: str, count: int, seed: int) -> list[dict[s
 
 def _initialize(arena: Arena, cell: Cell) -> Built:
     model = arena.pretrained()
-    report = initialize(model, arena.loader(), generator=arena.subject.bundle, num_support=NUM_SUPPORT, seed=cell.seed)
+    report = initialize(
+        model,
+        arena.loader(),
+        generator=arena.subject.bundle,
+        num_support=NUM_SUPPORT,
+        seed=cell.seed,
+        progress=False,
+    )
     return model, {"chosen": report.chosen}
 
 
@@ -261,6 +277,7 @@ METHODS: dict[str, Method] = {
     "pretrained": Method(_plainly(Arena.pretrained), long=True, few_shot=False),
     "solved": Method(_plainly(lambda arena: arena.solved({})), long=True),
     "solved_full": Method(_solved_full, few_shot=False),
+    "refined": Method(_refined),
     "nearest_class_mean": Method(
         _with_head(lambda x, y, k, _: nearest_class_mean_head(x, y, k)), trained=False, all_shots=False
     ),

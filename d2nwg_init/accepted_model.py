@@ -1,0 +1,58 @@
+"""Which models are accepted, what is inside a wrapper, and the copy that all work is done on."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from zoo_builder.classifier import find_classifier
+from zoo_builder.errors import ModelError
+
+# Where a class comes from -> what such models do instead of classifying images.
+OTHERS = {
+    "torchvision.models.detection": "It detects objects. Initialise an image classifier and use it as its backbone",
+    "torchvision.models.segmentation": "It labels pixels. Initialise an image classifier and use it as its backbone",
+    "torchvision.models.optical_flow": "It estimates optical flow",
+    "torchvision.models.video": "It takes videos",
+    "torchvision.models.quantization": "Its weights are quantized: initialise the float model, then quantize it",
+    "transformers": "It is a model of Hugging Face transformers, which takes pixel_values and gives no plain logits. "
+    "Create the same architecture with timm.create_model(...)",
+}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel, whose parameters it shares."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def check_model(model: nn.Module) -> int:
+    """The number of classes of an image classifier.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    for origin, advice in OTHERS.items():
+        if any(f"{c.__module__}.".startswith(f"{origin}.") for c in type(model).__mro__):
+            raise ModelError(f"{type(model).__name__} is no image classifier of timm or torchvision. {advice}.")
+    if any(p.is_meta for p in model.parameters()):
+        raise ModelError("Parameters of the model are on the meta device, where they have no values. Create it on cpu.")
+    num_classes = find_classifier(model).num_classes
+    if num_classes < 2:
+        raise ModelError(f"The model has {num_classes} output; create it with num_classes >= 2.")
+    return num_classes
+
+
+def working_copy(model: nn.Module, device: torch.device | str | None = None) -> nn.Module:
+    """A copy to try weights in: on `device`, in float32 where the model is in half precision, channels last, which is
+    the faster layout for convolutions, on CPUs above all."""
+    work = copy.deepcopy(model).requires_grad_(False)
+    dtype = next(work.parameters()).dtype
+    return work.to(device, torch.float32 if dtype.itemsize < 4 else dtype).to(memory_format=torch.channels_last)

@@ -1,0 +1,40 @@
+"""All or nothing: a model's state as it was, to go back to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Undo:
+    """The state dict of `model`, copied when this is made. Holds both; the module modes are not part of it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.state: Mapping[str, Any] = copied_state(model)
+
+    def __call__(self) -> None:
+        self.model.load_state_dict(self.state)
+
+
+def copied_state(model: nn.Module) -> dict[str, Any]:
+    return {
+        k: v.detach().clone() if isinstance(v, torch.Tensor) else copy.deepcopy(v)
+        for k, v in model.state_dict().items()
+    }
+
+
+@contextmanager
+def unchanged_on_error(model: nn.Module) -> Iterator[Undo]:
+    """Whatever ends the block early, Ctrl-C too, leaves the model's state bit for bit as it was."""
+    undo = Undo(model)
+    try:
+        yield undo
+    except BaseException:
+        undo()
+        raise

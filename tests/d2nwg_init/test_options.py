@@ -1,0 +1,164 @@
+"""What each argument of initialize() does, and the report's way back."""
+
+import pytest
+import torch
+from torch import nn
+
+from d2nwg_init import hook, initialize
+from d2nwg_init.candidates import Candidate
+from tests.d2nwg_init.conftest import new_model
+from tests.d2nwg_init.test_initialize import exploding_bundle, keep_candidates
+from tests.pretrained_generators.small import copied, same
+from zoo_builder.errors import BundleError, ModelError, RecipeError
+
+
+def changed(before, after):
+    """Names of what differs, BatchNorm statistics aside."""
+    return {k for k in before if not torch.equal(before[k], after[k]) and "running" not in k and "batches" not in k}
+
+
+def states(monkeypatch, model, loader, **options) -> dict[str, Candidate]:
+    kept = keep_candidates(monkeypatch)
+    initialize(model, loader, num_candidates=2, **options)
+    return {c.name: c for c in kept}
+
+
+@pytest.mark.parametrize("head", ["auto", "keep"])
+def test_scope_says_what_generated_weights_may_replace(head, model, loader, bundle, monkeypatch):
+    own = copied(model.state_dict())
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for scope, inside in (
+        ("norm", lambda k: k.rpartition(".")[0] in norms),
+        (["layer2"], lambda k: k.startswith("layer2.")),
+    ):
+        tried = states(monkeypatch, new_model(), loader, generator=bundle, scope=scope, head=head)
+        for name in ("generated_0", "generated_1"):
+            differs = changed(own, tried[name].state) - {"fc.weight", "fc.bias"}
+            assert differs
+            assert all(map(inside, differs))
+
+
+def test_scope_of_the_head_alone_generates_nothing_and_says_so(model, loader, bundle):
+    report = initialize(model, loader, generator=bundle, scope="head")
+    assert [c.name for c in report.candidates] == ["as_passed", "own_body"]
+    assert any("scope holds no parameter of the body" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("scope", "error"), [("bodies", RecipeError), (["layer9"], ModelError)])
+def test_unknown_scope_is_named(scope, error, model, loader, bundle):
+    with pytest.raises(error, match=r"body|layer2"):
+        initialize(model, loader, generator=bundle, scope=scope)
+
+
+def test_a_spent_budget_leaves_the_users_own_weights_and_tells_what_was_not_tried(model, loader, bundle):
+    report = initialize(model, loader, generator=bundle, num_candidates=3, budget=0)
+    assert [c.name for c in report.candidates] == ["as_passed", "own_body"]
+    assert "the budget ended before 4 of 4 bodies were tried" in report.notes
+
+
+def test_a_budget_that_ends_midway_keeps_what_was_tried(model, loader, bundle, monkeypatch):
+    now = 0.0
+
+    def clock():
+        nonlocal now
+        now += 1.0
+        return now
+
+    monkeypatch.setattr(hook.time, "perf_counter", clock)
+    monkeypatch.setattr(hook, "_timed", lambda *_: torch.no_grad())
+    report = initialize(model, loader, generator=bundle, num_candidates=3, budget=2.5)
+    assert [c.name for c in report.candidates] == ["as_passed", "own_body", "base", "generated_0"]
+    assert "the budget ended before 2 of 4 bodies were tried" in report.notes
+
+
+def test_an_ample_budget_changes_nothing(loader, bundle):
+    one, two = new_model(), new_model()
+    initialize(one, loader, generator=bundle, num_candidates=1)
+    assert initialize(two, loader, generator=bundle, num_candidates=1, budget=1e6).notes == ()
+    assert same(one.state_dict(), two.state_dict())
+
+
+def test_solve_never_leaves_the_model_as_passed(loader, bundle):
+    model = _sure_model(loader)
+    assert initialize(model, loader, generator=bundle, num_candidates=1).chosen == "as_passed"
+    report = initialize(model, loader, generator=bundle, num_candidates=1, head="solve")
+    assert report.chosen != "as_passed"
+    assert report.candidates[0].name == "as_passed"  # it is shown all the same
+    assert report.head == "solve"
+
+
+def _sure_model(loader):
+    model = new_model()
+    initialize(model, loader, generator=None)
+    with torch.no_grad():
+        model.fc.weight.mul_(20)
+        model.fc.bias.mul_(20)
+    return model
+
+
+def test_keep_leaves_the_head_in_every_candidate(model, loader, bundle, monkeypatch):
+    own = copied(model.state_dict())
+    tried = states(monkeypatch, model, loader, generator=bundle, head="keep")
+    assert len(tried) == 5
+    for candidate in tried.values():
+        assert torch.equal(candidate.state["fc.weight"], own["fc.weight"])
+    assert not changed(own, tried["own_body"].state)
+    assert not torch.equal(tried["own_body"].state["bn1.running_mean"], own["bn1.running_mean"])
+
+
+def test_fresh_gives_the_chosen_body_a_random_head_that_follows_the_seed(loader, bundle):
+    models = [new_model() for _ in range(3)]
+    reports = [
+        initialize(m, loader, generator=bundle, num_candidates=1, head="fresh", seed=s)
+        for m, s in zip(models, (0, 0, 1), strict=True)
+    ]
+    solved = new_model()
+    chosen = initialize(solved, loader, generator=bundle, num_candidates=1, head="solve").chosen
+    assert reports[0].chosen == chosen
+    assert changed(solved.state_dict(), models[0].state_dict()) == {"fc.weight", "fc.bias"}
+    assert same(models[0].state_dict(), models[1].state_dict())
+    assert not torch.equal(models[0].fc.weight, models[2].fc.weight)
+    assert models[0].fc.weight.abs().max() <= models[0].fc.in_features ** -0.5
+
+
+def test_generated_heads_are_refused_with_what_to_do(model, loader, bundle):
+    with pytest.raises(BundleError, match="head='solve'"):
+        initialize(model, loader, generator=bundle, head="generate")
+    with pytest.raises(RecipeError, match="did you mean 'solve'"):
+        initialize(model, loader, generator=bundle, head="solved")
+
+
+def test_without_selection_the_first_generated_body_is_taken(loader, bundle, monkeypatch):
+    model = _sure_model(loader)  # which selection would leave alone
+    report = initialize(model, loader, generator=bundle, num_candidates=4, select=False)
+    assert report.chosen == "generated_0"
+    assert [c.kind for c in report.candidates].count("generated") == 1
+
+
+def test_without_selection_weights_that_explode_are_still_not_taken(model, loader, bundle):
+    report = initialize(model, loader, generator=exploding_bundle(bundle), select=False)
+    assert report.chosen in ("own_body", "base")
+
+
+def test_revert_gives_back_every_bit(model, loader, bundle):
+    before = copied(model.state_dict())
+    report = initialize(model, loader, generator=bundle, num_candidates=1)
+    assert not same(model.state_dict(), before)
+    with torch.no_grad():
+        model.fc.weight.zero_()  # as training would change it
+    report.revert()
+    assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_device_may_be_named(device, loader, bundle):
+    one, two = new_model(), new_model()
+    initialize(one, loader, generator=bundle, num_candidates=1)
+    initialize(two, loader, generator=bundle, num_candidates=1, device=device)
+    assert same(one.state_dict(), two.state_dict())
+
+
+def test_nothing_is_printed_where_there_is_no_terminal(model, loader, capfd):
+    initialize(model, loader, generator=None)
+    initialize(model, loader, generator=None, progress=False)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,89 @@
+"""A few steps on the images read: better or not at all."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from d2nwg_init import initialize
+from d2nwg_init.candidates import set_body_and_solve
+from d2nwg_init.refine import refine
+from tests.d2nwg_init.conftest import new_model
+from tests.pretrained_generators.small import copied, labelled_images, same
+from zoo_builder.backbones import predict
+from zoo_builder.support_set import SupportSet
+
+
+def noisy_images(count, seed):
+    images, labels = labelled_images(count, 3, seed=seed)
+    return images + 2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)), labels
+
+
+@pytest.fixture
+def support():
+    return SupportSet(*noisy_images(200, 0), 3)
+
+
+def solved(support):
+    model = new_model()
+    set_body_and_solve(model, {}, support.images, support.labels)
+    return model
+
+
+def test_refined_weights_are_better_on_images_that_were_not_read(support):
+    model, (images, labels) = solved(support), noisy_images(300, 1)
+    loss = [torch.nn.functional.cross_entropy(predict(model, images), labels)]
+    steps = []
+    done = refine(model, support, 30, 0, advance=lambda: steps.append(1))
+    loss.append(torch.nn.functional.cross_entropy(predict(model, images), labels))
+    assert done.kept
+    assert (done.steps, len(steps)) == (30, 30)
+    assert done.after < done.before
+    assert loss[1] < 0.9 * loss[0]
+
+
+def test_labels_without_meaning_leave_the_model_as_it_was(support):
+    noise = dataclasses.replace(support, labels=torch.randint(3, (200,), generator=torch.Generator().manual_seed(0)))
+    model = solved(noise)
+    before = copied(model.state_dict())
+    assert not refine(model, noise, 10, 0).kept
+    assert same(model.state_dict(), before)
+
+
+def test_the_same_seed_gives_the_same_weights(support):
+    one, other = solved(support), solved(support)
+    for model in (one, other):
+        torch.manual_seed(id(model) % 1000)
+        refine(model, support, 5, 3)
+    assert same(one.state_dict(), other.state_dict())
+
+
+def test_only_parameters_in_the_scope_are_trained(support):
+    model = solved(support)
+    before = copied(model.state_dict())
+    names = {k for k, _ in model.named_parameters() if k.startswith(("layer1.", "layer2.", "layer3."))}
+    assert refine(model, support, 30, 0, names).kept
+    changed = {k for k, v in model.named_parameters() if not torch.equal(before[k], v)}
+    assert changed == names | {"fc.weight", "fc.bias"}
+
+
+def test_too_few_images_of_a_class_are_not_trained_on(support):
+    few = torch.cat([torch.nonzero(support.labels == c)[:4, 0] for c in range(3)])
+    small = SupportSet(support.images[few], support.labels[few], 3)
+    model = solved(small)
+    before = copied(model.state_dict())
+    assert refine(model, small, 5, 0) is None
+    assert same(model.state_dict(), before)
+
+
+def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle):
+    models = [new_model() for _ in range(3)]
+    options = {"generator": bundle, "num_candidates": 1}
+    reports = [initialize(m, loader, refining_steps=n, **options) for m, n in zip(models, (0, 20, None), strict=True)]
+    assert reports[0].refinement is None
+    assert [r.refinement.steps for r in reports[1:]] == [20, 30]
+    assert all("refining" in r.seconds for r in reports[1:])
+    assert '"refinement": {' in reports[1].to_json()
+    assert reports[1].refinement.kept == (not same(models[0].state_dict(), models[1].state_dict()))
+    assert initialize(new_model(), loader, generator=None).refinement is None
+    assert initialize(new_model(), loader, refining_steps=3, budget=0).refinement is None

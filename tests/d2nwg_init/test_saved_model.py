@@ -1,0 +1,92 @@
+"""What report.save() writes, read by the real timm and torchvision."""
+
+import dataclasses
+import json
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from d2nwg_init import initialize
+from tests.d2nwg_init.conftest import new_model
+from tests.pretrained_generators.small import labelled_images, same
+from zoo_builder.errors import ModelError
+
+
+@pytest.fixture
+def saved(model, loader, bundle, tmp_path):
+    initialize(model, loader, generator=bundle, num_candidates=1).save(tmp_path / "new" / "saved")
+    return tmp_path / "new" / "saved"
+
+
+def test_timm_loads_the_folder_exactly_head_included(saved, model):
+    again = timm.create_model(f"local-dir:{saved}", pretrained=True)
+    assert same(again.state_dict(), model.state_dict())
+    assert again.num_classes == 3
+
+
+def test_timm_loads_the_file_as_a_checkpoint(saved, model):
+    again = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(saved / "model.safetensors"))
+    assert same(again.state_dict(), model.state_dict())
+
+
+def test_the_report_is_beside_it(saved):
+    assert json.loads((saved / "report.json").read_text())["bundle"] == "tiny-random"
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors", "report.json"]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("name", "size", "args"), [("test_resnet", 32, {"in_chans": 1}), ("test_vit", 32, {})])
+def test_channels_and_image_size_are_kept(name, size, args, layout, tmp_path):
+    if name == "test_vit":
+        args = {"img_size": size}
+    model = timm.create_model(name, num_classes=3, **args).to(memory_format=layout)
+    images, labels = labelled_images(12, 3, size=size)
+    images = images[:, : args.get("in_chans", 3)]
+    initialize(model, [(images, labels)], generator=None).save(tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert same(again.state_dict(), model.state_dict())
+    torch.testing.assert_close(again.eval()(images), model.eval()(images))
+
+
+def test_a_model_of_torchvision_is_its_state_dict(tmp_path, loader):
+    model = torchvision.models.resnet18(num_classes=3)
+    initialize(model, loader).save(tmp_path)
+    again = torchvision.models.resnet18(num_classes=3)
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert same(again.state_dict(), model.state_dict())
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_saving_again_replaces_and_leaves_other_files(saved, model, loader):
+    (saved / "notes.txt").write_text("mine")
+    report = initialize(model, loader, generator=None)
+    with torch.no_grad():
+        model.fc.weight.add_(1)  # what is saved is the model as it is now
+    report.save(saved)
+    assert same(timm.create_model(f"local-dir:{saved}", pretrained=True).state_dict(), model.state_dict())
+    assert (saved / "notes.txt").read_text() == "mine"
+    assert len(list(saved.iterdir())) == 4
+
+
+def test_an_interrupted_save_leaves_the_old_weights(saved, loader, monkeypatch):
+    before = (saved / "model.safetensors").read_bytes()
+    report = initialize(new_model(seed=1), loader, generator=None)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("d2nwg_init.saved_model.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report.save(saved)
+    assert (saved / "model.safetensors").read_bytes() == before
+    assert not [p for p in saved.iterdir() if p.name.startswith(".")]
+
+
+def test_a_report_without_its_model_says_so(model, loader, tmp_path):
+    report = dataclasses.replace(initialize(model, loader, generator=None), undo=None)
+    for use in (report.revert, lambda: report.save(tmp_path)):
+        with pytest.raises(ModelError, match="let go of its model"):
+            use()
