@@ -14,6 +14,7 @@ from torch import nn
 
 from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
+from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.probes import Probes, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
@@ -44,6 +45,7 @@ class Generator(nn.Module, ModelHubMixin):
         self.config = config
         layout = config.layout
         self.base = config.backbone.create()
+        self.subspaces = SharedSubspaces(layout)
         self.vae = WeightVAE(layout.num_chunks, layout.chunk, config.vae)
         feature_dim = check_body(self.base, config.size, config.backbone.in_chans)
         self.encoder = DatasetEncoder(feature_dim, config.encoder)
@@ -102,7 +104,7 @@ class Generator(nn.Module, ModelHubMixin):
         """The probes as deltas to the base's parameters, by name; none where there are no probes."""
         if self.probes is None:
             return []
-        return [self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(self.probes.latents)]
+        return [self.to_delta(chunks) for chunks in self.vae.decode(self.probes.latents)]
 
     @torch.no_grad()
     def sample_deltas(
@@ -116,7 +118,15 @@ class Generator(nn.Module, ModelHubMixin):
         latents = self.diffusion.sample(embedding, num_samples, noise, steps, guidance)
         if embedding is not None:
             latents = latents + self.anchor(embedding)
-        return [self.config.layout.to_tensors(chunks) for chunks in self.vae.decode(latents)]
+        return [self.to_delta(chunks) for chunks in self.vae.decode(latents)]
+
+    def to_chunks(self, delta: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A delta by parameter name -> standardised chunks [n, chunk]."""
+        return self.config.layout.to_chunks(self.subspaces.reduce(delta))
+
+    def to_delta(self, chunks: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The inverse, but for what lies outside of the subspaces of a layout with a rank; differentiable."""
+        return self.subspaces.expand(self.config.layout.to_tensors(chunks))
 
     def base_copy(self) -> nn.Module:
         """The base as a body of its own, to try weights in."""

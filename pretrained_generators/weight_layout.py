@@ -29,10 +29,21 @@ class Block:
     name: str
     shape: tuple[int, ...]
     exponent: int = 0  # the tensor is divided by 2 ** exponent: a power of two, so that nothing is rounded
+    rank: int | None = None  # of the subspaces that it is reduced to, see low_rank.py; None keeps it whole
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Its shape as outputs by all else."""
+        return math.prod(self.shape[:1]), math.prod(self.shape[1:])
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of what is in the vector."""
+        return self.shape if self.rank is None else tuple(min(self.rank, n) for n in self.matrix)
 
     @property
     def layer(self) -> str:
@@ -58,6 +69,7 @@ class WeightLayout:
         chunk: int = 1024,
         vectorisation: Vectorisation = "chunk",
         scope: str | Sequence[str] = "all",
+        rank: int = 0,
     ) -> WeightLayout:
         """Parameters of a module in its own order; tied ones once, buffers never.
 
@@ -67,9 +79,10 @@ class WeightLayout:
                 longest) and chunk-wise; "layer-chunk" cuts each layer for itself.
             scope: "all"; "body", all but the classifier; "head", the classifier; "norm", the normalisation layers;
                 "head+norm"; or names of modules, with all inside them.
+            rank: matrices that get smaller by it are held reduced to subspaces of this rank; 0 keeps all whole.
 
         Raises:
-            RecipeError: an unknown vectorisation or scope, or chunks of less than one number.
+            RecipeError: an unknown vectorisation or scope, chunks of less than one number, or a negative rank.
             ModelError: a module that is not there, or no parameters in the scope.
         """
         chosen = parameters_in_scope(model, scope)
@@ -78,8 +91,12 @@ class WeightLayout:
             raise RecipeError(
                 f"unknown vectorisation {vectorisation!r}; {nearest_names(vectorisation, get_args(Vectorisation))}"
             )
+        if rank < 0:
+            raise RecipeError(f"a rank must be 1 or more, or 0 to keep all whole; got {rank}.")
+        if rank:
+            blocks = tuple(_reduced(block, rank) for block in blocks)
         layout = cls(blocks, 1, by_layer=vectorisation.startswith("layer"))
-        lengths = {"model": layout.size, "layer": max(layout.layer_sizes.values())}
+        lengths = {"model": sum(layout.layer_sizes.values()), "layer": max(layout.layer_sizes.values())}
         chunk = lengths.get(vectorisation, chunk)
         if chunk < 1:
             raise RecipeError(f"a chunk must hold 1 number or more, got {chunk}.")
@@ -87,26 +104,29 @@ class WeightLayout:
 
     @property
     def size(self) -> int:
+        """Parameters that it covers."""
         return sum(b.size for b in self.blocks)
 
     @property
     def layer_sizes(self) -> dict[str, int]:
-        """Layer -> its numbers, in the order of the blocks."""
+        """Layer -> its numbers in the vector, in the order of the blocks."""
         sizes: dict[str, int] = {}
         for block in self.blocks:
-            sizes[block.layer] = sizes.get(block.layer, 0) + block.size
+            sizes[block.layer] = sizes.get(block.layer, 0) + math.prod(block.stored)
         return sizes
 
     @property
     def num_chunks(self) -> int:
-        sizes = self.layer_sizes.values() if self.by_layer else [self.size]
+        sizes = list(self.layer_sizes.values())
+        if not self.by_layer:
+            sizes = [sum(sizes)]
         return sum(-(-size // self.chunk) for size in sizes)
 
     @functools.cached_property
     def _places(self) -> torch.Tensor:
-        """int64 [size]: where each number of the vector stands among those of the chunks."""
+        """int64, where each number of the vector stands among those of the chunks."""
         if not self.by_layer:
-            return torch.arange(self.size)
+            return torch.arange(sum(self.layer_sizes.values()))
         places, start = [torch.empty(0, dtype=torch.long)], 0
         for size in self.layer_sizes.values():
             places.append(torch.arange(start, start + size))
@@ -122,8 +142,8 @@ class WeightLayout:
         parts = [torch.empty(0)]
         for block in self.blocks:
             tensor = tensors[block.name]
-            if tuple(tensor.shape) != block.shape:
-                raise ValueError(f"{block.name} has the shape {tuple(tensor.shape)}, the layout wants {block.shape}.")
+            if tuple(tensor.shape) != block.stored:
+                raise ValueError(f"{block.name} has the shape {tuple(tensor.shape)}, the layout wants {block.stored}.")
             parts.append(tensor.detach().float().reshape(-1) * 2.0**-block.exponent)
         out = torch.zeros(self.num_chunks * self.chunk)
         out[self._places] = torch.cat(parts)
@@ -132,8 +152,8 @@ class WeightLayout:
     def to_tensors(self, chunks: torch.Tensor) -> dict[str, torch.Tensor]:
         """[num_chunks, chunk] -> tensors by name: the inverse of `to_chunks`; differentiable."""
         vector = chunks.reshape(-1)[self._places.to(chunks.device)]
-        parts = vector.split([b.size for b in self.blocks])
-        return {b.name: (p * 2.0**b.exponent).reshape(b.shape) for b, p in zip(self.blocks, parts, strict=True)}
+        parts = vector.split([math.prod(b.stored) for b in self.blocks])
+        return {b.name: (p * 2.0**b.exponent).reshape(b.stored) for b, p in zip(self.blocks, parts, strict=True)}
 
     def scaled_to(self, samples: Iterable[Mapping[str, torch.Tensor]]) -> WeightLayout:
         """The same layout with each block's scale at the nearest power of two to its root mean square in `samples`."""
@@ -148,6 +168,12 @@ class WeightLayout:
             mean_square = squares[b.name] / max(count, 1)
             blocks.append(replace(b, exponent=round(math.log2(mean_square) / 2) if mean_square > 0 else 0))
         return replace(self, blocks=tuple(blocks))
+
+
+def _reduced(block: Block, rank: int) -> Block:
+    """The block with a rank, where it has two dimensions or more and gets smaller by it."""
+    reduced = replace(block, rank=rank)
+    return reduced if len(block.shape) > 1 and math.prod(reduced.stored) < block.size else block
 
 
 def parameters_in_scope(model: nn.Module, scope: str | Sequence[str]) -> set[str]:

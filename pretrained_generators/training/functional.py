@@ -34,7 +34,7 @@ def train_functional(
 
     The decoder stays: trained too it fell back, within a few hundred steps, to one delta for all datasets.
     """
-    diffusion, layout = generator.diffusion, generator.config.layout
+    diffusion = generator.diffusion
     trained = nn.ModuleDict({"encoder": generator.encoder, "diffusion": diffusion})
     schedule, body, base = noise_schedule(), generator.base_copy(), generator.base.state_dict()
 
@@ -46,7 +46,7 @@ def train_functional(
         latent = clean * diffusion.latent_std + diffusion.latent_mean
         if not dropped:
             latent = latent + generator.anchor(condition)
-        return episode_loss(body, base, layout.to_tensors(generator.vae.decode(latent)[0]), episode)
+        return episode_loss(body, base, generator.to_delta(generator.vae.decode(latent)[0]), episode)
 
     def loss(noise: torch.Generator) -> torch.Tensor:
         rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=noise)))

@@ -5,8 +5,9 @@ Accuracies are those of solved heads on left-out support images, so that no data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -19,6 +20,18 @@ from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
 from zoo_builder.solved_head import solve_head
 from zoo_builder.store import ZooEntry
+
+# What a bundle must reach: shares, a ratio, percent, points of accuracy.
+GATES = {
+    "reconstruction_gain_kept": 0.9,
+    "sampling_gain_kept": 0.85,
+    "compression": 8.0,
+    "recall_at_1": 90.0,
+    "condition_shuffled_drop": 3.0,
+}
+
+Reproduce = Callable[[ZooEntry, torch.Tensor, torch.Tensor], Sequence[Mapping[str, torch.Tensor]]]
+Way = TypeVar("Way", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -33,14 +46,13 @@ class GainKept:
 
 def reconstruction_gain_kept(generator: Generator, entries: list[ZooEntry]) -> GainKept:
     """Decoded deltas against their originals."""
-    layout = generator.config.layout
 
     def decoded(entry: ZooEntry, *_: object) -> list[dict[str, torch.Tensor]]:
         with torch.no_grad():
-            latent = generator.vae.encode(layout.to_chunks(target_delta(entry))[None])[0]
-            return [layout.to_tensors(generator.vae.decode(latent)[0])]
+            latent = generator.vae.encode(generator.to_chunks(target_delta(entry))[None])[0]
+            return [generator.to_delta(generator.vae.decode(latent)[0])]
 
-    return _gain_kept("measuring reconstruction", generator, entries, decoded)
+    return gains_kept("measuring reconstruction", generator, entries, {"": decoded})[""]
 
 
 def sampling_gain_kept(generator: Generator, entries: list[ZooEntry], samples: int, seed: int) -> GainKept:
@@ -50,27 +62,27 @@ def sampling_gain_kept(generator: Generator, entries: list[ZooEntry], samples: i
         embedding = generator.embed(images, labels, int(labels.max()) + 1)
         return generator.sample_deltas(embedding, samples, seed)
 
-    return _gain_kept("measuring samples", generator, entries, sampled)
+    return gains_kept("measuring samples", generator, entries, {"": sampled})[""]
 
 
-def _gain_kept(
-    title: str,
-    generator: Generator,
-    entries: list[ZooEntry],
-    reproduce: Callable[[ZooEntry, torch.Tensor, torch.Tensor], list[dict[str, torch.Tensor]]],
-) -> GainKept:
+def gains_kept(
+    title: str, generator: Generator, entries: list[ZooEntry], ways: Mapping[Way, Reproduce]
+) -> dict[Way, GainKept]:
+    """What each way to reproduce an entry's delta, in one or several copies, keeps of the entries' gain."""
     mean, std = image_statistics(generator.base)
-    original, reproduced = [], []
-    with progress_bar(title, total=len(entries)) as bar:
+    original: list[float] = []
+    reproduced: dict[Way, list[float]] = {way: [] for way in ways}
+    with progress_bar(title, total=len(entries) * len(ways)) as bar:
         for entry in entries:
             support, labels = entry.support()
             images = normalize_images(support, mean, std)
             floor = left_out_accuracy(generator, {}, images, labels)
             original.append(left_out_accuracy(generator, target_delta(entry), images, labels) - floor)
-            gains = [left_out_accuracy(generator, d, images, labels) for d in reproduce(entry, images, labels)]
-            reproduced.append(sum(gains) / len(gains) - floor)
-            bar.advance()
-    return GainKept(sum(original) / len(original), sum(reproduced) / len(reproduced))
+            for way, reproduce in ways.items():
+                reached = [left_out_accuracy(generator, d, images, labels) for d in reproduce(entry, images, labels)]
+                reproduced[way].append(sum(reached) / len(reached) - floor)
+                bar.advance()
+    return {way: GainKept(sum(original) / len(original), sum(gains) / len(gains)) for way, gains in reproduced.items()}
 
 
 def left_out_accuracy(

@@ -50,6 +50,7 @@ def train_stage(
         first = int(str(load_checkpoint(state, {"module": module, "average": average.module}, optimizer)["step"]))
     folder.mkdir(parents=True, exist_ok=True)
     module.train()
+    recent: list[float] = []  # losses since the last line of the log
     with progress_bar(f"training {name} -> {folder}", total=stage.steps, done=first) as bar:
         for step in range(first, stage.steps):
             schedule.step_update(step)
@@ -60,11 +61,14 @@ def train_stage(
             optimizer.step()
             average.update(module, step=step)
             bar.advance()
-            if (step + 1) % CHECKPOINT_EVERY == 0:
-                bar.note(f"loss {value.item():.4f}")
+            recent.append(value.item())
+            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == stage.steps:
+                mean = sum(recent) / len(recent)
+                bar.note(f"loss {mean:.4f}")
                 save_checkpoint(state, {"module": module, "average": average.module}, optimizer, {"step": step + 1})
                 with log.open("a") as file:
-                    file.write(json.dumps({"stage": name, "step": step + 1, "loss": value.item()}) + "\n")
+                    file.write(json.dumps({"stage": name, "step": step + 1, "loss": mean}) + "\n")
+                recent = []
     module.load_state_dict(average.module.state_dict())
     module.eval()
     write_atomically(done, finished.state_dict())

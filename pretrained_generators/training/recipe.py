@@ -60,6 +60,7 @@ class GeneratorRecipe:
     scope: str | tuple[str, ...] = "all"  # of the body's parameters, see WeightLayout.of
     vectorisation: Vectorisation = "chunk"
     chunk: int = 1024  # weights in a chunk
+    rank: int = 0  # of the subspaces, a pair for each layer, that deltas are reduced to; 0 keeps them whole
     plans: tuple[str, ...] = ("branch",)  # of the zoo recipe, whose entries to learn from
     probes: tuple[str, ...] = ()  # plans whose entries are tried on a dataset before anything is generated for it
     held_back: int = 8  # entries kept out of training, to measure reconstruction on

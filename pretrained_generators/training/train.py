@@ -8,6 +8,7 @@ import math
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,14 +17,16 @@ import torch
 from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, save_bundle
 from pretrained_generators.card import write_card
 from pretrained_generators.generator import Generator, GeneratorConfig
+from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.training.diffusion import train_diffusion
 from pretrained_generators.training.encoder import train_encoder
 from pretrained_generators.training.episodes import EpisodeSource
 from pretrained_generators.training.functional import train_functional
-from pretrained_generators.training.gates import reconstruction_gain_kept, sampling_gain_kept
+from pretrained_generators.training.gates import GATES, reconstruction_gain_kept, sampling_gain_kept
 from pretrained_generators.training.recipe import GeneratorRecipe
 from pretrained_generators.training.vae import encode_all, train_vae
 from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, select_entries, target_delta
+from pretrained_generators.training_plot import draw_training
 from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import load_body
 from zoo_builder.checkpoint import write_text_atomically
@@ -31,6 +34,7 @@ from zoo_builder.datasets import dataset_names
 from zoo_builder.errors import DataError, RecipeError
 from zoo_builder.store import Zoo, ZooEntry
 
+STAGES = ("vae", "encoder", "diffusion", "functional")
 MEASURED_ENTRIES = 16  # zoo entries that the samples are measured on
 MEASURED_SAMPLES = 2  # samples for each
 
@@ -70,13 +74,16 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     learnt = [e for e in entries if e not in held_back]
 
     torch.manual_seed(recipe.seed)
-    layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope)
-    layout = layout.scaled_to(target_delta(e) for e in learnt)
+    layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope, recipe.rank)
+    subspaces = SharedSubspaces(layout)
+    subspaces.fit(target_delta(e) for e in learnt)
+    layout = layout.scaled_to(subspaces.reduce(target_delta(e)) for e in learnt)
     config = GeneratorConfig(zoo.backbone, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion, probes)
     generator = Generator(config)
+    generator.subspaces.load_state_dict(subspaces.state_dict())
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
 
-    data = read_zoo_data(learnt, layout, generator)
+    data = read_zoo_data(learnt, generator)
     train_vae(generator.vae, data.chunks, recipe.vae_training, folder, recipe.seed)
     latents = encode_all(generator.vae, data.chunks)
     data = probe_zoo(generator, data, latents, recipe.probes, folder / "probed.safetensors")
@@ -110,6 +117,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
         "sampling_gain_original": sampled.original,
         "compression": layout.size / (layout.num_chunks * recipe.vae.latent),
     }
+    write_log(folder, out, measured)
     counts = Counter(name for e in learnt for name in e.task.datasets)
     licences = {name: source["licence"] for e in learnt for name, source in e.about.get("sources", {}).items()}
     bundle = save_bundle(
@@ -129,6 +137,16 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     bundle = write_card(bundle, out)
     shutil.rmtree(folder)
     return bundle
+
+
+def write_log(folder: Path, out: Path, measured: Mapping[str, float]) -> None:
+    """metrics.jsonl, the stages' losses and what was measured in the end, and training.svg, drawn from it."""
+    logs = [(folder / f"{stage}.jsonl") for stage in STAGES]
+    lines = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
+    finite = {k: v for k, v in measured.items() if math.isfinite(v)}
+    text = "".join(f"{line}\n" for line in (*lines, json.dumps({"stage": "measured", **finite})))
+    write_text_atomically(out / "metrics.jsonl", text)
+    write_text_atomically(out / "training.svg", draw_training([json.loads(line) for line in lines], finite, GATES))
 
 
 def _check_datasets(entries: list[ZooEntry], data_dir: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from pretrained_generators.generator import Generator
-from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import image_statistics
 from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.datasets.image_dataset import normalize_images
@@ -44,11 +43,11 @@ def select_entries(zoo: Zoo, plans: tuple[str, ...]) -> list[ZooEntry]:
     return entries
 
 
-def read_zoo_data(entries: list[ZooEntry], layout: WeightLayout, generator: Generator) -> ZooData:
+def read_zoo_data(entries: list[ZooEntry], generator: Generator) -> ZooData:
     mean, std = image_statistics(generator.base)
     chunks, features, labels = [], [], []
     for entry in entries:
-        chunks.append(layout.to_chunks(target_delta(entry)))
+        chunks.append(generator.to_chunks(target_delta(entry)))
         support, y = entry.support()
         features.append(generator.features(normalize_images(support, mean, std)))
         labels.append(y)

@@ -7,7 +7,9 @@ import torch
 
 from pretrained_generators.bundle import load_bundle
 from pretrained_generators.training import loop
+from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.train import train_generator
+from pretrained_generators.training_plot import draw_training
 from tests.pretrained_generators.small import RECIPE, interrupted_stage, labelled_images, small_zoo
 from zoo_builder.errors import RecipeError, ZooError
 
@@ -46,6 +48,19 @@ def test_bundle_tells_what_it_was_made_of(path, zoo):
     assert config.measured.keys() >= {"reconstruction_gain_original", "sampling_gain_original"}
 
 
+def test_losses_and_what_was_measured_are_kept_and_drawn(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line.get("step")) for line in lines] == [
+        *((stage, 6) for stage in ("vae", "encoder", "diffusion")),
+        ("measured", None),
+    ]
+    measured = load_bundle(path).config.measured
+    assert {k: lines[-1][k] for k in measured} == measured
+    drawn = (path / "training.svg").read_text()
+    assert drawn.startswith("<?xml")
+    assert draw_training(lines[:-1], measured, GATES) == drawn
+
+
 def test_a_scope_of_norm_layers_generates_these_alone(zoo, tmp_path):
     recipe = dataclasses.replace(RECIPE, scope="norm", vectorisation="layer")
     train_generator(zoo, recipe, tmp_path)
@@ -78,8 +93,9 @@ def test_card_is_written_beside_it(path):
     assert "{" not in card
 
 
-def test_nothing_but_the_bundle_stays(path):
-    assert {p.name for p in path.iterdir()} == {"config.json", "generator.safetensors", "README.md"}
+def test_nothing_but_the_bundle_and_its_log_stays(path):
+    bundle = {"config.json", "generator.safetensors", "README.md"}
+    assert {p.name for p in path.iterdir()} == bundle | {"metrics.jsonl", "training.svg"}
 
 
 def test_finished_training_is_not_run_again(path, zoo):

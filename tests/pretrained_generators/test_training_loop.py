@@ -108,7 +108,7 @@ def test_weights_are_averaged_over_time(tmp_path):
 def test_log_has_a_line_for_each_checkpoint(tmp_path):
     trained(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "part.jsonl").read_text().splitlines()]
-    assert [(line["stage"], line["step"]) for line in lines] == [("part", 5), ("part", 10)]
+    assert [(line["stage"], line["step"]) for line in lines] == [("part", 5), ("part", 10), ("part", 12)]
     assert all(line["loss"] > 0 for line in lines)
 
 

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrained_generators.generator import Generator
 from pretrained_generators.training.zoo_data import draw_support, read_zoo_data, select_entries, target_delta
 from pretrained_generators.weight_layout import WeightLayout
 from tests.pretrained_generators.small import CHUNK, seeded, small_zoo
@@ -57,7 +60,8 @@ def test_target_is_the_delta_at_its_best_strength(zoo):
 def test_chunks_are_those_of_the_targets_and_features_those_of_the_base(zoo, generator):
     entries = select_entries(zoo, ("branch",))
     layout = WeightLayout.of(generator.base, CHUNK).scaled_to(target_delta(e) for e in entries)
-    data = read_zoo_data(entries, layout, generator)
+    generator = Generator(replace(generator.config, layout=layout))
+    data = read_zoo_data(entries, generator)
     assert data.chunks.shape == (10, layout.num_chunks, CHUNK)
     back = layout.to_tensors(data.chunks[3])
     assert all(torch.equal(v, back[k]) for k, v in target_delta(entries[3]).items())

@@ -68,7 +68,8 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
     cells = _tied(plan_cells(methods, measured_on, request.shots, range(request.seeds), choices), subject)
     about = header("transfer") | {
-        "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()]
+        "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
+        "weights_sha256": subject.bundle.config.weights_sha256 if subject.bundle else None,
     }
     if request.split == "held_out":
         _record(out.with_name("heldout_runs.json"), subject.name, list(methods), request, about)

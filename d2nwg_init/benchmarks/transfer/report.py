@@ -194,7 +194,7 @@ def _without_empty(row: dict) -> dict:
 
 def write_report(file: Path, report: dict) -> None:
     """One line for each row and comparison, so that a difference of two versions can be read."""
-    lists = {k: report[k] for k in ("comparisons", "rows")}
+    lists = {k: report[k] for k in ("comparisons", "rows") if k in report}
     head = json.dumps({k: v for k, v in report.items() if k not in lists}, indent=1)[:-2]
     parts = [f' "{k}": [\n' + ",\n".join("  " + json.dumps(i) for i in items) + "\n ]" for k, items in lists.items()]
     write_text_atomically(file, head + ",\n" + ",\n".join(parts) + "\n}\n")

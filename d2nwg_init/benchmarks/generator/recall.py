@@ -1,0 +1,70 @@
+"""Does a dataset's embedding tell its weights? Retrieval of zoo entries by images that were never seen."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+
+from pretrained_generators.generator import Generator
+from pretrained_generators.training.zoo_data import target_delta
+from zoo_builder.backbones import prepare_images
+from zoo_builder.datasets import load_dataset
+from zoo_builder.delta_library import cosines, ridge_weights
+from zoo_builder.domain_images import SharedImages, sample_images
+from zoo_builder.progress import progress_bar
+from zoo_builder.store import ZooEntry
+
+RIDGE = 0.01  # of the map from latents to embeddings, see ridge_weights
+
+
+@torch.no_grad()
+def recall_at_1(
+    generator: Generator, learnt: list[ZooEntry], kept_back: list[ZooEntry], data_dir: Path
+) -> dict[str, float]:
+    """Share in percent of queries whose nearest key is their own.
+
+    A query is the embedding of a support set of a dataset's test images, of which neither zoo nor generator has seen
+    any. Keys are weight latents of entries over one dataset in one domain, mapped to embeddings. The map that training
+    aligns them by is not kept; this one is ridge regression on the support sets of the `learnt` entries.
+
+    Returns:
+        Over queries for learnt entries "entry", where the key must be of the same dataset and domain, and "dataset",
+        where any domain will do; over those for the entries kept back, whose keys the map was not fitted on,
+        "kept_back", of the same dataset and domain. NaN where there are none.
+
+    Raises:
+        DataError: a dataset is not in `data_dir`.
+    """
+    entries = [e for e in (*learnt, *kept_back) if len(e.task.datasets) == len(e.task.domains) == 1]
+    fitted = [e in learnt for e in entries]
+    chunks = torch.stack([generator.to_chunks(target_delta(e)) for e in entries])
+    latents = torch.cat([generator.vae.encode(part)[0].flatten(1) for part in chunks.split(16)])
+    known = torch.stack([_embed(generator, *e.support()) for e, f in zip(entries, fitted, strict=True) if f])
+    keys = torch.stack([ridge_weights(latents[fitted], latent, RIDGE) @ known for latent in latents])
+    hits: dict[str, list[bool]] = {"entry": [], "dataset": [], "kept_back": []}
+    with tempfile.TemporaryDirectory(prefix="d2nwg-recall-") as folder:
+        load = functools.partial(load_dataset, data_dir=data_dir, size=generator.config.size)
+        shared = SharedImages(Path(folder), generator.config.size, load)
+        with progress_bar("retrieval", total=len(entries)) as bar:
+            for entry, seen in zip(entries, fitted, strict=True):
+                (name,), (domain,) = entry.task.datasets, entry.task.domains
+                unseen = shared.view(name, domain, entry.task)
+                images, index = sample_images(unseen.x_test, entry.task.support, entry.task.seed)
+                bar.advance()
+                if not len(index):
+                    continue
+                query = _embed(generator, images, unseen.y_test[index])
+                found = entries[int(cosines(keys, query).argmax())].task
+                same = (found.datasets, found.domains) == (entry.task.datasets, entry.task.domains)
+                hits["entry" if seen else "kept_back"].append(same)
+                if seen:
+                    hits["dataset"].append(found.datasets == entry.task.datasets)
+    return {match: 100 * sum(own) / len(own) if own else float("nan") for match, own in hits.items()}
+
+
+def _embed(generator: Generator, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    features = generator.features(prepare_images(generator.base, images))
+    return generator.encoder(features, labels, int(labels.max()) + 1)[1]

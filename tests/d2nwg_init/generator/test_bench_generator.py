@@ -1,0 +1,139 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from d2nwg_init.benchmarks.generator.benchmark import shuffled_drop
+from d2nwg_init.benchmarks.generator.recall import recall_at_1
+from d2nwg_init.benchmarks.transfer.report import TransferRow, merge_report
+from pretrained_generators.bundle import load_bundle
+from pretrained_generators.training.gates import GATES
+from pretrained_generators.training.zoo_data import target_delta
+from tests.cli.conftest import fail, succeed
+from tests.pretrained_generators.small import random_generator, save_random_bundle
+from tests.zoo_builder.synthetic import striped_dataset, write_npz
+from zoo_builder.backbones import load_body
+
+
+def save_bundle_of(zoo, path, **changes):
+    """A random bundle that says it learnt from all but two entries of a zoo."""
+    generator = random_generator()
+    load_body(generator.base, zoo.base(), "the zoo's base")
+    ids = [e.id for e in zoo.entries()]
+    kept_back = [i for i in ids if i.startswith("finetune")][:2]
+    about = {"learnt": tuple(i for i in ids if i not in kept_back), "kept_back": tuple(kept_back)}
+    save_random_bundle(path, generator=generator, base_sha256=zoo.base_sha256, **about | changes)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(whole, tmp_path_factory):
+    return save_bundle_of(whole, tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def written(whole, data, bundle, tmp_path_factory):
+    """The results file of the command, and what it printed."""
+    out = tmp_path_factory.mktemp("results") / "generator.json"
+    text = succeed("bench", "generator", "--zoo", whole.path, "--bundle", bundle, "--data", data, "--out", out)
+    return out, text
+
+
+def values(rows, **wanted):
+    return [r["value"] for r in rows if all(r.get(k) == v for k, v in wanted.items())]
+
+
+def test_every_gate_is_measured_and_printed(written):
+    out, text = written
+    rows = json.loads(out.read_text())["rows"]
+    for gate in GATES:
+        assert gate in text
+        assert values(rows, metric=gate, method="generator")
+    assert "not measured" in text
+    assert values(rows, metric="condition_shuffled_drop", split="development") == [None]
+    (recall,) = values(rows, metric="recall_at_1", match="entry")
+    assert 0 <= recall <= 100
+    assert values(rows, metric="copies") in ([0.0], [1.0])
+    assert {r["method"] for r in rows if r["metric"] == "nearest_distance"} >= {"generated", "held_out", "zoo_mean"}
+    assert {r["codec"] for r in rows if r["metric"] == "gain_kept"} == {"vae", "svd", "pca", "pca_chunks"}
+
+
+def test_results_tell_what_they_are_of(written, whole, bundle):
+    report = json.loads(written[0].read_text())
+    assert report["name"] == "generator"
+    assert {d["name"] for d in report["data"]} == {"stripes", "bands"}
+    (run,) = report["runs"]
+    assert run["weights_sha256"] == load_bundle(bundle).config.weights_sha256
+    assert "<svg" in written[0].with_name("generator-tiny-random-compression.svg").read_text()
+
+
+def test_another_bundle_is_added_and_the_same_one_replaced(written, whole, bundle, tmp_path):
+    out = tmp_path / "generator.json"
+    out.write_text(written[0].read_text())
+    other = save_bundle_of(whole, tmp_path / "other", name="another")
+    for _ in range(2):
+        report = json.loads(
+            succeed("bench", "generator", "--zoo", whole.path, "--bundle", other, "--out", out, "--json")
+        )
+        assert report == json.loads(out.read_text())
+        assert [r["bundle"] for r in report["runs"]] == ["tiny-random", "another"]
+    before = json.loads(written[0].read_text())["rows"]
+    assert [r for r in report["rows"] if r["bundle"] == "tiny-random"] == before
+    assert values(report["rows"], bundle="another", metric="recall_at_1") == [None]
+
+
+def test_bundle_of_another_zoo_is_refused(whole, tmp_path):
+    save_random_bundle(tmp_path)
+    assert "another base" in fail("bench", "generator", "--zoo", whole.path, "--bundle", tmp_path)
+
+
+def test_entries_are_found_by_what_they_show_as_long_as_their_weights_differ(whole, bundle, tmp_path):
+    """The zoo's datasets are alike, so here the test images are those that the entries keep."""
+    for seed, name in enumerate(("stripes", "bands")):
+        dataset = striped_dataset(name, seed=100 * seed)
+        write_npz(tmp_path / f"{name}.npz", replace(dataset, x_test=dataset.x_train, y_test=dataset.y_train))
+    generator = load_bundle(bundle).generator
+    entries = list(whole.entries(["finetune"]))
+    generator.vae.start_at_svd(torch.stack([generator.config.layout.to_chunks(target_delta(e)) for e in entries]))
+    found = recall_at_1(generator, entries, [], tmp_path)
+    assert found["entry"] == found["dataset"] == 100
+    assert math.isnan(found["kept_back"])
+    assert 0 <= recall_at_1(generator, entries[1:], entries[:1], tmp_path)["kept_back"] <= 100
+    generator.vae.basis.zero_()
+    assert recall_at_1(generator, entries, [], tmp_path)["entry"] == 100 / len(entries)
+
+
+def transfer_report(tmp_path, config, values):
+    """transfer.json with step 0 of methods on development sets."""
+    rows = [
+        TransferRow(config.name, dataset, method, 0, "test_accuracy", value, "%", "development", 0, condition=condition)
+        for (method, condition), by_dataset in values.items()
+        for dataset, value in by_dataset.items()
+    ]
+    header = {"name": "transfer", "data": [], "weights_sha256": config.weights_sha256}
+    return merge_report(tmp_path / "transfer.json", header, rows, [])
+
+
+def test_drop_counts_the_sets_where_there_is_something_to_win(bundle, tmp_path):
+    loaded = load_bundle(bundle)
+    measured = {
+        ("solved", "right"): {"a": 50.0, "b": 50.0, "c": 50.0},
+        ("oracle", "right"): {"a": 60.0, "b": 53.0, "c": 52.0},
+        ("generated_mean", "right"): {"a": 58.0, "b": 52.0, "c": 90.0},
+        ("generated_mean", "shuffled"): {"a": 52.0, "b": 50.0, "c": 10.0},
+    }
+    report = transfer_report(tmp_path, loaded.config, measured)
+    assert shuffled_drop(report, loaded) == pytest.approx((6.0 + 2.0) / 2)
+    del measured["oracle", "right"]
+    assert math.isnan(shuffled_drop(transfer_report(tmp_path, loaded.config, measured), loaded))
+
+
+def test_drop_of_other_weights_does_not_count(bundle, tmp_path):
+    loaded = load_bundle(bundle)
+    values = {(m, c): {"a": 50.0} for m in ("solved", "generated_mean") for c in ("right", "shuffled")}
+    values["oracle", "right"] = {"a": 60.0}
+    other = replace(loaded.config, weights_sha256="0" * 64)
+    assert shuffled_drop(transfer_report(tmp_path, loaded.config, values), loaded) == 0
+    assert math.isnan(shuffled_drop(transfer_report(tmp_path, other, values), loaded))
