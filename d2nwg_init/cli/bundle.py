@@ -125,6 +125,7 @@ def pull(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit; the main branch if none is given.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Fetch anew what is in the cache already.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to copy it to as well.")] = None,
 ) -> None:
     """Fetch a bundle into the Hub client's cache, and check it."""
@@ -137,7 +138,7 @@ def pull(
     name = on_hub(bundle)
     if name is None:
         raise BundleError(f"{bundle!r} is here already, or no name of a repository of the Hub: expected ORG/NAME.")
-    folder, _ = locate(bundle, revision=revision)
+    folder, _ = locate(bundle, revision=revision, force_download=force)
     pinned = f"{name[0]}@{folder.name}"
     config = verify_bundle(pinned, local_files_only=True)
     typer.echo(f'{config.name}, checked, is in the cache: {folder}\nUse it with initialize(..., generator="{pinned}")')
