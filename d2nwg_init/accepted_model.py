@@ -17,6 +17,7 @@ OTHERS = {
     "torchvision.models.optical_flow": "It estimates optical flow",
     "torchvision.models.video": "It takes videos",
     "torchvision.models.quantization": "Its weights are quantized: initialise the float model, then quantize it",
+    "torch.distributed.fsdp": "Its weights are in shards: initialise the model before sharding it",
     "transformers": "It is a model of Hugging Face transformers, which takes pixel_values and gives no plain logits. "
     "Create the same architecture with timm.create_model(...)",
 }

@@ -74,7 +74,7 @@ def test_a_fault_at_any_call_leaves_all_as_it_was(calls, mixed_modes, bundle, lo
     """At the first call of every function there is, and at calls spread over the whole of it."""
     first = {name: i for i, name in reversed(list(enumerate(calls)))}
     assert {"read_support_set", "find_bundle", "propose", "select", "_score", "_timed"} <= first.keys()
-    points = sorted({*first.values(), *range(5, len(calls), max(1, len(calls) // 25)), len(calls) - 1})
+    points = sorted({*first.values(), *range(5, len(calls), max(1, len(calls) // 10)), len(calls) - 1})
     before = everything(mixed_modes, loader)
     for i, at in enumerate(points):
         error = (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError, ZeroDivisionError)[i % 4]
