@@ -72,9 +72,9 @@ def test_number_of_candidates_and_images_is_as_asked(images, bundle_path, tmp_pa
 
 def test_model_without_a_bundle_gets_its_own_body_solved(images, tmp_path):
     out = tmp_path / "w.safetensors"
-    text = init(images, out, model="mobilenetv3_small_050")
+    text = init(images, out, model="lcnet_050")
     assert "no embedded bundle covers" in " ".join(text.split())
-    model = timm.create_model("mobilenetv3_small_050", num_classes=3, checkpoint_path=str(out))
+    model = timm.create_model("lcnet_050", num_classes=3, checkpoint_path=str(out))
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
 
 

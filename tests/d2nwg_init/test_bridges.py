@@ -97,12 +97,12 @@ def test_after_a_block_that_fails_timm_is_as_it_was(loader, init):
 
 
 def test_an_uncovered_model_begins_with_timms_pretrained_weights(loader, tmp_path):
-    theirs = new_model("mobilenetv3_small_050", classes=10, seed=5)
+    theirs = new_model("lcnet_050", classes=10, seed=5)
     save_file(copied(theirs.state_dict()), tmp_path / "theirs.safetensors")
     overlay = {"file": str(tmp_path / "theirs.safetensors"), "num_classes": 10}
     with d2nwg_init.pretrained(loader, head="solve") as reports:
         model = timm.create_model(
-            "mobilenetv3_small_050", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay
+            "lcnet_050", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay
         )
     assert reports[0].bundle is None
     assert torch.equal(model.conv_stem.weight, theirs.conv_stem.weight)

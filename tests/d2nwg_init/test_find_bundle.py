@@ -25,7 +25,7 @@ def test_auto_takes_the_bundle_whose_parameters_fit(embedded, model, name):
 
 
 def test_auto_tells_what_is_covered_where_nothing_fits(embedded):
-    found, reason = find_bundle(new_model("mobilenetv3_small_050"), "auto")
+    found, reason = find_bundle(new_model("lcnet_050"), "auto")
     assert found is None
     assert "test_vit" in reason
     assert "test_resnet" in reason

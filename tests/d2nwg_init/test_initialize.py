@@ -198,7 +198,7 @@ def test_no_generator_leaves_the_users_own_weights(model, loader):
 
 
 UNCOVERED = {
-    "timm batchnorm": lambda: new_model("mobilenetv3_small_050"),
+    "timm batchnorm": lambda: new_model("lcnet_050"),
     "torchvision batchnorm": lambda: torchvision.models.resnet18(num_classes=3),
     "torchvision batchnorm and dropout": lambda: torchvision.models.mobilenet_v3_small(num_classes=3),
 }

@@ -17,7 +17,7 @@ from zoo_builder.backbones import BackboneSpec
 CLASSES, COUNT, SIZE, SUPPORT = 3, 30, 32, 24
 
 ARCHITECTURES = (
-    "test_resnet",  # the one that the embedded bundle covers
+    "test_resnet",  # an embedded bundle covers it, and mobilenetv3_small_050
     "test_byobnet",
     "test_convnext",
     "test_efficientnet",
