@@ -11,7 +11,7 @@ from pathlib import Path
 from zoo_builder.errors import BundleError
 
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(safetensors|md|json|svg|png)")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(safetensors|md|jsonl?|svg|png)")
 LEFT_BY_TOOLS = (".cache", ".git", ".gitattributes")  # by git and the Hub's client; never opened
 MAX_FILES = 32
 MAX_BYTES = 2**31  # of all files; a generator is far smaller

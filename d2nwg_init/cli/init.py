@@ -19,13 +19,14 @@ def init(
     size: Annotated[int, typer.Option(min=16, help="Side that images are resized to, in pixels.")] = 64,
     candidates: Annotated[int, typer.Option(min=1, help="Bodies to generate.")] = 8,
     images: Annotated[int, typer.Option(min=2, help="Training images to read, at most.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Seed of the images drawn and of the generated weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the model, the images drawn and what is generated.")] = 0,
 ) -> None:
     """Generate weights for a dataset.
 
     Load them with timm.create_model("local-dir:OUT", pretrained=True); or timm.create_model(MODEL, num_classes=K,
     checkpoint_path=...) with OUT/model.safetensors, or with the one file.
     """
+    import torch
     from rich.console import Console
 
     from d2nwg_init.benchmarks.fine_tuning import train_loader
@@ -35,6 +36,7 @@ def init(
     from zoo_builder.datasets import load_dataset
 
     dataset = load_dataset(data)
+    torch.manual_seed(seed)
     network = create_backbone(model, num_classes=dataset.num_classes)
     loader = train_loader(dataset, network, size=size, batch_size=128, seed=seed)
     report = initialize(network, loader, generator=bundle, num_candidates=candidates, num_support=images, seed=seed)

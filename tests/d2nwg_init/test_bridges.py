@@ -101,9 +101,7 @@ def test_an_uncovered_model_begins_with_timms_pretrained_weights(loader, tmp_pat
     save_file(copied(theirs.state_dict()), tmp_path / "theirs.safetensors")
     overlay = {"file": str(tmp_path / "theirs.safetensors"), "num_classes": 10}
     with d2nwg_init.pretrained(loader, head="solve") as reports:
-        model = timm.create_model(
-            "lcnet_050", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay
-        )
+        model = timm.create_model("lcnet_050", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay)
     assert reports[0].bundle is None
     assert torch.equal(model.conv_stem.weight, theirs.conv_stem.weight)
     assert reports[0].chosen == "own_body"

@@ -134,6 +134,6 @@ def test_drop_of_other_weights_does_not_count(bundle, tmp_path):
     loaded = load_bundle(bundle)
     values = {(m, c): {"a": 50.0} for m in ("solved", "generated_mean") for c in ("right", "shuffled")}
     values["oracle", "right"] = {"a": 60.0}
-    other = replace(loaded.config, weights_sha256="0" * 64)
+    other = replace(loaded.config, files=tuple(replace(f, sha256="0" * 64) for f in loaded.config.files))
     assert shuffled_drop(transfer_report(tmp_path, loaded.config, values), loaded) == 0
     assert math.isnan(shuffled_drop(transfer_report(tmp_path, other, values), loaded))
