@@ -14,9 +14,11 @@ from tests.pretrained_generators.small import RECIPE, interrupted_stage, labelle
 from zoo_builder.errors import RecipeError, ZooError
 
 
-@pytest.fixture(autouse=True)
-def checkpoints_come_often(monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 4)
+@pytest.fixture(autouse=True, scope="module")
+def checkpoints_come_often():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "CHECKPOINT_EVERY", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_bundle_tells_what_it_was_made_of(path, zoo):
 def test_losses_and_what_was_measured_are_kept_and_drawn(path):
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line.get("step")) for line in lines] == [
-        *((stage, 6) for stage in ("vae", "encoder", "diffusion")),
+        *((stage, step) for stage in ("vae", "encoder", "diffusion") for step in (4, 6)),
         ("measured", None),
     ]
     measured = load_bundle(path).config.measured
