@@ -7,7 +7,6 @@ on: no head has to be learnt first, and none is spoilt by features that move.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from torch import nn
 from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.undo import copied_state
 from pretrained_generators.weight_layout import parameters_in_scope
-from zoo_builder.backbones import predict
+from zoo_builder.backbones import caught_features, predict
 from zoo_builder.batchnorm import batchnorm_training
 from zoo_builder.classifier import find_classifier
 from zoo_builder.solved_head import left_out_loss
@@ -116,7 +115,7 @@ def _fit(
         optimizer, t_initial=steps, warmup_t=max(1, steps // 6), warmup_lr_init=LEARNING_RATE / 6, t_in_epochs=False
     )
     batches = _batches(len(labels), seed)
-    with batchnorm_training(model), _caught_features(model) as caught:
+    with batchnorm_training(model), caught_features(model) as caught:
         for step in range(steps):
             schedule.step_update(step)
             batch = next(batches)
@@ -135,15 +134,3 @@ def _batches(count: int, seed: int) -> Iterator[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(count, generator=generator).tensor_split(max(1, round(count / BATCH)))
-
-
-@contextmanager
-def _caught_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What goes into the classifier, with its gradient, of each call."""
-    head = find_classifier(model)
-    caught: list[torch.Tensor] = []
-    hook = head.layer.register_forward_pre_hook(lambda _, args: caught.append(head.features(args[0])))
-    try:
-        yield caught
-    finally:
-        hook.remove()

@@ -220,17 +220,24 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = EVAL_BATCH) -> torch.Tensor:
-    """What goes into the classifier, [N, d] float32, in evaluation mode, of images [N, C, H, W]."""
+@contextmanager
+def caught_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What goes into the classifier, [B, d], of each call of `model` inside, with its gradient if there is one."""
     head = find_classifier(model)
     caught: list[torch.Tensor] = []
     hook = head.layer.register_forward_pre_hook(lambda _, args: caught.append(head.features(args[0])))
     try:
-        with evaluating(model):
-            for batch in images.split(batch_size):
-                model(batch)
+        yield caught
     finally:
         hook.remove()
+
+
+def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = EVAL_BATCH) -> torch.Tensor:
+    """What goes into the classifier, [N, d] float32, in evaluation mode, of images [N, C, H, W]."""
+    head = find_classifier(model)
+    with caught_features(model) as caught, evaluating(model):
+        for batch in images.split(batch_size):
+            model(batch)
     features = torch.cat(caught)
     if features.shape != (len(images), head.in_features):
         raise ModelError(
