@@ -105,18 +105,20 @@ def propose(
         yield with_head(body.kind, body.name, body.parameters)
 
 
-def generated_bodies(generator: Generator, support: SupportSet, num_candidates: int, seed: int) -> Iterator[Body]:
+def generated_bodies(
+    generator: Generator, support: SupportSet, num_candidates: int, seed: int, finalists: int = FINALISTS
+) -> Iterator[Body]:
     """The generator's base; and of its probes, which samples must beat, and `num_candidates` samples for the support
-    set, those FINALISTS that do best on a part of the images."""
+    set, those `finalists` that do best on a part of the images."""
     base = generator.base_parameters()
     yield Body("base", "base", base)
     deltas = {("probe", f"probe_{i}"): delta for i, delta in enumerate(generator.probe_deltas())}
     embedding = generator.embed(support.images, support.labels, support.num_classes)
     samples = generator.sample_deltas(embedding, num_candidates, seed)
     deltas |= {("generated", f"generated_{i}"): delta for i, delta in enumerate(samples)}
-    if len(deltas) > FINALISTS:
+    if len(deltas) > finalists:
         worth = generator.worth_of(deltas.values(), support.images, support.labels, support.num_classes)
-        best = worth[1:, 0].argsort(stable=True)[:FINALISTS].sort().values.tolist()
+        best = worth[1:, 0].argsort(stable=True)[:finalists].sort().values.tolist()
         deltas = dict(list(deltas.items())[i] for i in best)
     for (kind, name), delta in deltas.items():
         yield Body(kind, name, shifted(base, delta))

@@ -95,7 +95,7 @@ def initialize(
             _check_fit(working_copy(network, device), support)
         with _timed(seconds, "bundle"):
             bundle, reason = find_bundle(network, generator)
-            plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1)
+            plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
         with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             candidates = list(_advancing(propose(network, support, bodies, head != "keep", device), bar))
@@ -104,7 +104,10 @@ def initialize(
         state, refinement = chosen.state, None
         steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
         # With its own head the model stays what it is.
-        if steps and plan.names and chosen.kind != "as_passed" and head != "keep" and not is_past(deadline):
+        refining = steps > 0 and plan.names and chosen.kind != "as_passed" and head != "keep"
+        if refining and is_past(deadline):
+            plan.notes.append("the budget ended before refining")
+        elif refining:
             with _timed(seconds, "refining"), progress_bar("refining", steps, show=progress) as bar:
                 work = working_copy(network, device)
                 work.load_state_dict(state)

@@ -15,19 +15,23 @@ from zoo_builder.support_set import SupportSet
 
 
 class PlannedBodies:
-    """The bundle's base and the best of its probes and `samples` samples, restricted to the parameters of a scope, of
-    which `names` are the body's.
+    """The bundle's base and the best of its probes and `samples` samples, or all of them unless `screen`, restricted to
+    the parameters of a scope, of which `names` are the body's.
 
     Raises:
         RecipeError: an unknown scope. ModelError: a module in it that is not there.
     """
 
-    def __init__(self, model: nn.Module, bundle: Bundle | None, scope: str | Sequence[str], samples: int) -> None:
+    def __init__(
+        self, model: nn.Module, bundle: Bundle | None, scope: str | Sequence[str], samples: int, screen: bool
+    ) -> None:
         chosen = parameters_in_scope(model, "body" if scope == "auto" else scope)
         self.names = chosen - parameters_in_scope(model, "head")
         self._generator = bundle.generator if bundle and self.names else None
         self._samples = samples
-        self.size = 1 + min(FINALISTS, self._generator.config.probes + samples) if self._generator else 0
+        tried = self._generator.config.probes + samples if self._generator else 0
+        self._finalists = min(FINALISTS, tried) if screen else tried
+        self.size = 1 + self._finalists if self._generator else 0
         self.notes: list[str] = []
         if bundle and not self.names:
             self.notes.append("nothing was generated: the scope holds no parameter of the body")
@@ -36,7 +40,7 @@ class PlannedBodies:
         """None is begun after `deadline`, on the clock of time.perf_counter; `notes` tell what was not tried."""
         if self._generator is None:
             return
-        bodies = generated_bodies(self._generator, support, self._samples, seed)
+        bodies = generated_bodies(self._generator, support, self._samples, seed, self._finalists)
         for i in range(self.size):
             if is_past(deadline):
                 self.notes.append(f"the budget ended before {self.size - i} of {self.size} bodies were tried")

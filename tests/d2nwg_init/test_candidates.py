@@ -36,3 +36,4 @@ def test_of_many_bodies_the_better_ones_reach_the_final():
     assert {"base", "generated_1", "generated_3", "generated_5"} < set(names)
     assert "generated_4" not in names
     assert names == sorted(names)
+    assert len(list(generated_bodies(generator, support, 6, 0, finalists=6))) == 7

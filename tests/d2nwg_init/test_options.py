@@ -1,14 +1,18 @@
 """What each argument of initialize() does, and the report's way back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from d2nwg_init import hook, initialize
 from d2nwg_init.candidates import Candidate
+from pretrained_generators.bundle import Bundle
+from pretrained_generators.probes import Probes
 from tests.d2nwg_init.conftest import new_model
 from tests.d2nwg_init.test_initialize import exploding_bundle, keep_candidates
-from tests.pretrained_generators.small import copied, same
+from tests.pretrained_generators.small import copied, random_generator, same
 from zoo_builder.errors import BundleError, ModelError, RecipeError
 
 
@@ -138,6 +142,16 @@ def test_without_selection_the_first_generated_body_is_taken(loader, bundle, mon
 def test_without_selection_weights_that_explode_are_still_not_taken(model, loader, bundle):
     report = initialize(model, loader, generator=exploding_bundle(bundle), select=False)
     assert report.chosen in ("own_body", "base")
+
+
+def test_without_selection_no_better_probe_takes_the_place_of_a_sample(model, loader, bundle):
+    generator = random_generator()
+    generator.config = replace(generator.config, probes=5)
+    generator.probes = Probes(5, generator.config.layout.num_chunks, generator.config.vae.latent)
+    generator.embed = lambda *_: None
+    generator.sample_deltas = lambda *_: [{k: -v for k, v in generator.base_parameters().items()}]  # of no use
+    report = initialize(model, loader, generator=Bundle(bundle.config, generator), select=False)
+    assert report.chosen == "generated_0"
 
 
 def test_revert_gives_back_every_bit(model, loader, bundle):

@@ -86,4 +86,6 @@ def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle):
     assert '"refinement": {' in reports[1].to_json()
     assert reports[1].refinement.kept == (not same(models[0].state_dict(), models[1].state_dict()))
     assert initialize(new_model(), loader, generator=None).refinement is None
-    assert initialize(new_model(), loader, refining_steps=3, budget=0).refinement is None
+    late = initialize(new_model(), loader, refining_steps=3, budget=0)
+    assert late.refinement is None
+    assert "the budget ended before refining" in late.notes
