@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2nwg_init.svg import as_svg
+from pretrained_generators.svg import as_svg
 
 if TYPE_CHECKING:
     from d2nwg_init.report import InitReport

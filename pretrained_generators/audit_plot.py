@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from pretrained_generators.audit import Sighting
+from pretrained_generators.svg import svg_file
 
 
 def draw_audit(sightings: Sequence[Sighting]) -> str:
@@ -26,6 +26,4 @@ def draw_audit(sightings: Sequence[Sighting]) -> str:
     alike.legend(fontsize=7)
     for axis in (near, alike):
         axis.grid(alpha=0.3)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+    return svg_file(figure)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
+
+from pretrained_generators.svg import svg_file
 
 
 def draw_training(losses: Sequence[Mapping], measured: Mapping[str, float], gates: Mapping[str, float]) -> str:
     """An SVG of a panel for each stage, from lines of `stage`, `step` and `loss`, and one of the gates that are in
     `measured`, each in units of what it must reach."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     stages = list(dict.fromkeys(line["stage"] for line in losses))
@@ -26,7 +26,4 @@ def draw_training(losses: Sequence[Mapping], measured: Mapping[str, float], gate
     reached.axvline(1, color="black", linestyle="--")
     reached.set_yticks(range(len(names)), labels=[f"{n}\n{measured[n]:.3g} of {gates[n]:g}" for n in names])
     reached.set(title="gates", xlabel="reached over wanted", xscale="symlog")
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "d2nwg-init"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+    return svg_file(figure)

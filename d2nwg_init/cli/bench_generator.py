@@ -39,8 +39,8 @@ def generator(
     from d2nwg_init.benchmarks.generator.benchmark import merged, run_generator_benchmark
     from d2nwg_init.benchmarks.generator.plot import draw_compression
     from d2nwg_init.benchmarks.transfer.report import write_report
-    from d2nwg_init.svg import as_svg
     from pretrained_generators.bundle import load_bundle
+    from pretrained_generators.svg import as_svg
     from pretrained_generators.training.gates import GATES
     from zoo_builder.checkpoint import write_text_atomically
     from zoo_builder.store import Zoo

@@ -13,7 +13,7 @@ from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, points, targets, write_page
 from d2nwg_init.benchmarks.transfer.plots import draw_curves, draw_wins
 from d2nwg_init.benchmarks.transfer.tables import Part, parts
-from d2nwg_init.svg import as_svg
+from pretrained_generators.svg import as_svg
 from zoo_builder.checkpoint import write_text_atomically
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from d2nwg_init.benchmarks.transfer.tables import (
     spreads,
     verdicts,
 )
-from d2nwg_init.svg import as_svg
+from pretrained_generators.svg import as_svg
 from zoo_builder.checkpoint import write_text_atomically
 
 WIN_ROWS = ("refined", "universal", "nearest", "regressor", "no_generator", "generated_mean", "initialize", "oracle")
