@@ -48,7 +48,8 @@ def test_channels_and_image_size_are_kept(name, size, args, layout, tmp_path):
     initialize(model, [(images, labels)], generator=None).save(tmp_path)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert same(again.state_dict(), model.state_dict())
-    torch.testing.assert_close(again.eval()(images), model.eval()(images))
+    # the same weights in another memory layout are summed in another order
+    torch.testing.assert_close(again.eval()(images), model.eval()(images), atol=1e-4, rtol=1e-3)
 
 
 def test_a_model_of_torchvision_is_its_state_dict(tmp_path, loader):
