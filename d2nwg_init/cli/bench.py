@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nwg_init.cli.bench_ablate import ablate
 from d2nwg_init.cli.bench_fuzz import fuzz
 from d2nwg_init.cli.bench_generator import generator
 from d2nwg_init.cli.bench_hub import hub
@@ -145,3 +146,6 @@ app.command("hub", epilog="Example: d2nwg-init bench hub ORG/NAME --out docs/res
 app.command("generator", epilog="Example: d2nwg-init bench generator --zoo runs/zoo --bundle runs/bundle --data DIR")(
     generator
 )
+app.command(
+    "ablate", epilog="Example: d2nwg-init bench ablate --bundle NAME --data DIR --out docs/results/ablate.json"
+)(ablate)

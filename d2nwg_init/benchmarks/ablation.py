@@ -1,0 +1,160 @@
+"""What each part is worth: the hook, or one unselected sample, with one choice made otherwise."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.benchmarks.transfer.arena import Arena
+from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
+from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject
+from d2nwg_init.hook import initialize
+from pretrained_generators.generator import Generator
+from zoo_builder.backbones import extract_features, predict, set_head
+from zoo_builder.datasets import ImageDataset, load_dataset
+from zoo_builder.errors import DataError
+from zoo_builder.model_stack import shifted
+from zoo_builder.progress import progress_bar
+from zoo_builder.solved_head import solve_head
+
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True)
+class AblationRow(Row):
+    """A row of ablate.json: what this benchmark adds to the common keys."""
+
+    choice: str = AS_IT_IS
+
+
+def _hook(**options: Any) -> Callable[[Arena], nn.Module]:
+    def build(arena: Arena) -> nn.Module:
+        model = arena.pretrained()
+        given = {"generator": arena.subject.bundle} | options
+        initialize(model, arena.loader(), seed=arena.seed, progress=False, **given)
+        return model
+
+    return build
+
+
+def _sample(conditioned: bool = True, **options: Any) -> Callable[[Arena], nn.Module]:
+    def build(arena: Arena) -> nn.Module:
+        generator = _generator(arena)
+        condition = _condition(arena) if conditioned else None
+        return arena.solved(generator.sample_deltas(condition, 1, arena.seed, **options)[0])
+
+    return build
+
+
+@torch.no_grad()
+def _anchor_alone(arena: Arena) -> nn.Module:
+    generator = _generator(arena)
+    return arena.solved(generator.to_delta(generator.vae.decode(generator.anchor(_condition(arena))[None])[0]))
+
+
+@torch.no_grad()
+def _without_anchor(arena: Arena) -> nn.Module:
+    generator, noise = _generator(arena), torch.Generator().manual_seed(arena.seed)
+    latent = generator.diffusion.sample(_condition(arena), 1, noise)
+    return arena.solved(generator.to_delta(generator.vae.decode(latent)[0]))
+
+
+def _base_statistics(arena: Arena) -> nn.Module:
+    """BatchNorm keeps the statistics of the base."""
+    delta = _generator(arena).sample_deltas(_condition(arena), 1, arena.seed)[0]
+    model, support = arena.pretrained().to(memory_format=torch.channels_last), arena.support
+    model.load_state_dict(shifted(arena.subject.parameters(), delta), strict=False)
+    solved = solve_head(extract_features(model, support.images), support.labels, support.num_classes)
+    set_head(model, solved.weight, solved.bias, support.images)
+    return model
+
+
+def _generator(arena: Arena) -> Generator:
+    assert arena.subject.bundle is not None
+    return arena.subject.bundle.generator
+
+
+def _condition(arena: Arena) -> torch.Tensor:
+    support = arena.support
+    return _generator(arena).embed(support.images, support.labels, support.num_classes)
+
+
+CHOICES: Mapping[str, Mapping[str, Callable[[Arena], nn.Module]]] = {
+    "initialize": {
+        AS_IT_IS: _hook(),
+        "no refining": _hook(refining_steps=0),
+        "10 refining steps": _hook(refining_steps=10),
+        "60 refining steps": _hook(refining_steps=60),
+        "no bundle, 30 refining steps": _hook(generator=None, refining_steps=30),
+        "1 candidate": _hook(num_candidates=1),
+        "32 candidates": _hook(num_candidates=32),
+        "the first sample, not selected": _hook(select=False),
+        "256 images": _hook(num_support=256),
+        "512 images": _hook(num_support=512),
+    },
+    "sample": {
+        AS_IT_IS: _sample(),
+        "the anchor alone": _anchor_alone,
+        "no anchor": _without_anchor,
+        "no condition and no anchor": _sample(conditioned=False),
+        "guidance 2": _sample(guidance=2.0),
+        "5 sampling steps": _sample(steps=5),
+        "200 sampling steps": _sample(steps=200),
+        "BatchNorm statistics of the base": _base_statistics,
+    },
+}
+
+
+def run_ablation(
+    bundle: str, names: Sequence[str], data: Path | None, seeds: int, work: Path
+) -> tuple[list[ImageDataset], list[AblationRow]]:
+    """Test accuracy at step 0, and seconds, of every choice on every dataset. What is measured is kept in `work`.
+
+    Raises:
+        BundleError: the bundle cannot be read. DataError: a dataset cannot, or it has no test images.
+    """
+    subject = open_subject(SubjectSpec(None, bundle, (), ""), work)
+    datasets = [load_dataset(name, data, size=subject.size, max_images=None) for name in names]
+    for dataset in datasets:
+        if not len(dataset.x_test):
+            raise DataError(f"Dataset {dataset.name!r} has no test images to measure on. Give it a test part.")
+    choices = [(of, choice) for of, group in CHOICES.items() for choice in group]
+    rows: list[AblationRow] = []
+    with progress_bar(f"ablating {subject.name} -> {work}", total=len(choices) * len(datasets) * seeds) as bar:
+        for dataset, seed in itertools.product(datasets, range(seeds)):
+            arena = Arena(subject, dataset, seed, None)
+            for of, choice in choices:
+                cell = Cell(dataset.name, None, seed, f"{of}, {choice}", bundle=subject.bundle_digest)
+                if missing(work, [cell]):
+                    write_cell(work, cell, _measure(arena, CHOICES[of][choice]))
+                found = read_cell(work, cell)
+                row = functools.partial(AblationRow, subject.name, dataset.name, of, seed, choice=choice, step=0)
+                rows.append(row(metric="test_accuracy", value=round(found.accuracy("step/0"), 3), unit="%"))
+                rows.append(row(metric="seconds", value=round(found.seconds["initialise"], 3), unit="s"))
+                bar.advance()
+    return datasets, rows
+
+
+def _measure(arena: Arena, build: Callable[[Arena], nn.Module]) -> Measured:
+    images, labels = arena.test
+    torch.manual_seed(arena.seed)
+    began = time.perf_counter()
+    model = build(arena)
+    seconds = time.perf_counter() - began
+    correct = (predict(model, images).argmax(1) == labels).numpy()
+    return Measured({"step/0": correct}, seconds={"initialise": seconds})
+
+
+def mean_of(rows: Sequence[AblationRow], of: str, choice: str, metric: str) -> float:
+    """Over datasets and seeds."""
+    return mean(r.value for r in rows if (r.method, r.choice, r.metric) == (of, choice, metric))

@@ -1,0 +1,53 @@
+"""bench ablate: every choice is measured, kept, and is not the same as leaving all as it is."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from d2nwg_init.benchmarks import ablation
+from d2nwg_init.benchmarks.ablation import AS_IT_IS, CHOICES, run_ablation
+from d2nwg_init.cli import app
+from tests.pretrained_generators.small import random_generator, save_random_bundle, shaken
+from tests.zoo_builder.synthetic import striped_dataset, write_npz
+from zoo_builder.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_npz(folder / "stripes.npz", striped_dataset())
+    write_npz(folder / "untested.npz", striped_dataset(test=0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shaken_bundle(tmp_path_factory):
+    """Of which nothing is zero, so that each part has an influence."""
+    path = tmp_path_factory.mktemp("bundles") / "shaken"
+    save_random_bundle(path, generator=shaken(random_generator(), 0.05))
+    return str(path)
+
+
+def test_every_choice_is_measured_and_printed(data, shaken_bundle, tmp_path):
+    out = tmp_path / "ablate.json"
+    arguments = ["bench", "ablate", "--bundle", shaken_bundle, "--data", str(data), "--datasets", "stripes"]
+    result = CliRunner().invoke(app, [*arguments, "--work", str(tmp_path / "work"), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    rows = [r for r in json.loads(out.read_text())["rows"] if r["metric"] == "test_accuracy"]
+    assert {(r["method"], r["choice"]) for r in rows} == {(of, c) for of, group in CHOICES.items() for c in group}
+    assert all(0 <= r["value"] <= 100 for r in rows)
+    assert "guidance 2" in result.output
+
+
+def test_what_is_measured_is_not_measured_again(data, shaken_bundle, tmp_path, monkeypatch):
+    few = {"sample": {AS_IT_IS: CHOICES["sample"][AS_IT_IS]}}
+    monkeypatch.setattr(ablation, "CHOICES", few)
+    first = run_ablation(shaken_bundle, ["stripes"], data, 2, tmp_path)[1]
+    monkeypatch.setattr(ablation, "CHOICES", {"sample": {AS_IT_IS: None}})  # building would fail
+    assert run_ablation(shaken_bundle, ["stripes"], data, 2, tmp_path)[1] == first
+
+
+def test_a_dataset_without_test_images_is_refused(data, shaken_bundle, tmp_path):
+    with pytest.raises(DataError, match="no test images"):
+        run_ablation(shaken_bundle, ["untested"], data, 1, tmp_path)
