@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from zoo_builder.attention_cache import forget_biases
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
 
@@ -54,6 +55,7 @@ def check_model(model: nn.Module) -> int:
 def working_copy(model: nn.Module, device: torch.device | str | None = None) -> nn.Module:
     """A copy to try weights in: on `device`, in float32 where the model is in half precision, channels last, which is
     the faster layout for convolutions, on CPUs above all."""
+    forget_biases(model)  # they may have a gradient, and then there is no copy of them
     work = copy.deepcopy(model).requires_grad_(False)
     dtype = next(work.parameters()).dtype
     return work.to(device, torch.float32 if dtype.itemsize < 4 else dtype).to(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
-from d2nwg_init.undo import unchanged_on_error
+from d2nwg_init.undo import set_state, unchanged_on_error
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
 from zoo_builder.backbones import evaluating
@@ -134,7 +134,7 @@ def initialize(
             undo=undo,
         )
         with _timed(seconds, "writing"):
-            network.load_state_dict(state)
+            set_state(network, state)
     return report
 
 

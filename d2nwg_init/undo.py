@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo_builder.attention_cache import forget_biases
+
 
 class Undo:
     """The state dict of `model`, copied when this is made. Holds both; the module modes are not part of it."""
@@ -19,7 +21,12 @@ class Undo:
         self.state: Mapping[str, Any] = copied_state(model)
 
     def __call__(self) -> None:
-        self.model.load_state_dict(self.state)
+        set_state(self.model, self.state)
+
+
+def set_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    model.load_state_dict(state)
+    forget_biases(model)
 
 
 def copied_state(model: nn.Module) -> dict[str, Any]:

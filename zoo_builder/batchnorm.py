@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zoo_builder.attention_cache import biased_attention
+
 
 def recalibrate_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: int = 256) -> int:
     """Replace running means and variances by the average over batches of `images` [N, C, H, W]; returns the layers.
@@ -26,13 +28,14 @@ def recalibrate_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: in
 
 @contextmanager
 def batchnorm_training(model: nn.Module) -> Iterator[list[_BatchNorm]]:
-    """Inside, BatchNorm layers with statistics are in training mode and all else in evaluation mode."""
+    """Inside, BatchNorm layers with statistics are in training mode and all else in evaluation mode, but for attention
+    that would keep biases: weights may be trained, or substituted."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     modes = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in layers]
     model.eval()
-    for layer in layers:
-        layer.train()
+    for module in (*layers, *biased_attention(model)):
+        module.training = True
     try:
         yield layers
     finally:

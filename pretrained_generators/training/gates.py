@@ -13,6 +13,7 @@ import torch
 
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.zoo_data import target_delta
+from zoo_builder.attention_cache import forget_biases
 from zoo_builder.backbones import EVAL_BATCH, image_statistics
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import normalize_images
@@ -106,3 +107,4 @@ def left_out_logits(
         return solve_head(features, labels, int(labels.max()) + 1).left_out_logits
     finally:
         base.load_state_dict(state)
+        forget_biases(base)
