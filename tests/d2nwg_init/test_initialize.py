@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from d2nwg_init import hook, initialize
 from d2nwg_init.accepted_model import working_copy
 from d2nwg_init.benchmarks.fine_tuning import accuracy
-from d2nwg_init.candidates import become, propose
+from d2nwg_init.candidates import SAMPLING_STEPS, become, propose
 from pretrained_generators.bundle import Bundle
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, random_generator, same
@@ -85,7 +85,7 @@ def test_base_and_generated_candidates_have_the_bundles_body(model, loader, bund
     assert not all(torch.equal(one[k], base[k]) for k in base)
     assert not all(torch.equal(one[k], two[k]) for k in base)
     embedding = bundle.generator.embed(images, labels, 3)  # of the same images in another order
-    delta = bundle.generator.sample_deltas(embedding, 2, 0)[0]
+    delta = bundle.generator.sample_deltas(embedding, 2, 0, SAMPLING_STEPS)[0]
     for name, value in delta.items():
         torch.testing.assert_close(one[name], base[name] + value, rtol=1e-3, atol=1e-4)
 
