@@ -10,17 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d2nwg_init.accepted_model import working_copy
-from d2nwg_init.undo import copied_state
 from pretrained_generators.generator import Generator
-from zoo_builder.backbones import extract_features, predict, set_head
-from zoo_builder.batchnorm import recalibrate_batchnorm
+from zoo_builder.backbones import caught_features, extract_features, predict, set_head
+from zoo_builder.batchnorm import batchnorm_training, equal_batches, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
 from zoo_builder.model_stack import shifted
 from zoo_builder.solved_head import solve_head
 from zoo_builder.support_set import SupportSet
 
-FINALISTS = 4  # probes and samples that are judged on all of the images
+FINALISTS = 2  # probes and samples that are judged beside the base
+SAMPLING_STEPS = 6  # the best of eight samples is as good as of 20 steps
+JUDGES = 512  # images that all candidates are judged on, at most, but for
+JUDGES_A_CLASS = 8  # so many for each class
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Body:
 class Candidate:
     kind: str  # "as_passed", "own_body", "base", "probe" or "generated"
     name: str
-    state: dict[str, torch.Tensor]  # the whole model's state dict
-    losses: torch.Tensor  # [M], cross-entropy of each support image that can be left out, its head solved without it
+    parameters: Mapping[str, torch.Tensor]  # of the body, in place of the model's own
+    losses: torch.Tensor  # [M], cross-entropy of each judging image that can be left out, its head solved without it
     accuracy: float  # in percent, over the same predictions
     judged: bool = True  # False: no image can be left out, and these are the predictions of the model as it is
 
@@ -66,43 +67,82 @@ def set_body_and_solve(
     return solved.left_out_logits
 
 
-def propose(
-    model: nn.Module,
-    support: SupportSet,
-    bodies: Iterable[Body],
-    solve: bool = True,
-    device: torch.device | str | None = None,
-) -> Iterator[Candidate]:
-    """The model as it was passed, its own body and `bodies`, in this order; computed on `device`, by default the
-    model's. `model` is only read.
+def become(model: nn.Module, candidate: Candidate, support: SupportSet, solve: bool = True) -> None:
+    """Make `model`, which is as it was passed, the candidate: BatchNorm recalibrated, and with `solve` the head solved,
+    on all support images."""
+    if candidate.kind == "as_passed":
+        return
+    images = placed(support.images, model)
+    if solve:
+        set_body_and_solve(model, candidate.parameters, images, support.labels)
+    else:
+        model.load_state_dict(candidate.parameters, strict=False)
+        recalibrate_batchnorm(model, images)
 
-    With `solve` each body gets a head solved on the images, else the model's own; always BatchNorm is recalibrated,
-    since a head solved on other statistics than those of training is lost in its first steps. An image that is the
-    only one of its class judges no solved head: one solved without it knows nothing of the class.
+
+def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body], solve: bool = True) -> Iterator[Candidate]:
+    """The model as it was passed, its own body and `bodies`, in this order. `model` is used to try them in, and is left
+    with the last.
+
+    With `solve` each body gets a head solved on the images, else the model's own. All are judged on the same images, in
+    one pass, in which BatchNorm has the statistics of the images at hand, as it will have after recalibration: a head
+    solved on other statistics than those of training is lost in its first steps. An image that is the only one of its
+    class judges no solved head: one solved without it knows nothing of the class.
     """
-    work = working_copy(model, device)
-    parameter = next(work.parameters())
-    images = support.images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
-    labels = support.labels
+    chosen = judging_images(support)
+    labels = support.labels[chosen]
     can_be_left_out = torch.bincount(labels)[labels] > 1
     judged = not solve or bool(can_be_left_out.any())
     judging = can_be_left_out if solve and judged else torch.ones_like(can_be_left_out)
 
-    def candidate(kind: str, name: str, of: nn.Module, logits: torch.Tensor) -> Candidate:
-        return _candidate(kind, name, of, logits.cpu()[judging], labels[judging], judged)
+    def candidate(kind: str, name: str, body: Mapping[str, torch.Tensor], logits: torch.Tensor) -> Candidate:
+        logits, y = logits[judging], labels[judging]
+        losses = F.cross_entropy(logits, y, reduction="none")
+        return Candidate(kind, name, body, losses, 100 * (logits.argmax(1) == y).float().mean().item(), judged)
 
-    def with_head(kind: str, name: str, body: Mapping[str, torch.Tensor]) -> Candidate:
+    def tried(kind: str, name: str, body: Mapping[str, torch.Tensor]) -> Candidate:
+        model.load_state_dict(body, strict=False)
+        features, logits = _features_and_logits(model, support.images, chosen)
         if solve:
-            logits = set_body_and_solve(work, body, images, labels)
-            return candidate(kind, name, work, logits if judged else predict(work, images))
-        work.load_state_dict(body, strict=False)
-        recalibrate_batchnorm(work, images)
-        return candidate(kind, name, work, predict(work, images))
+            logits = _solved_logits(features, labels, logits.shape[1], judged)
+        return candidate(kind, name, body, logits)
 
-    yield candidate("as_passed", "as_passed", model, predict(work, images))
-    yield with_head("own_body", "own_body", {})
+    logits = torch.cat([predict(model, placed(support.images[part], model)) for part in equal_batches(chosen)])
+    yield candidate("as_passed", "as_passed", {}, logits.cpu())
+    yield tried("own_body", "own_body", {})
     for body in bodies:
-        yield with_head(body.kind, body.name, body.parameters)
+        yield tried(body.kind, body.name, body.parameters)
+
+
+def judging_images(support: SupportSet) -> torch.Tensor:
+    """Indices of the images that candidates are judged on, spread evenly over those read."""
+    count = min(len(support), max(JUDGES, JUDGES_A_CLASS * support.num_classes))
+    return torch.linspace(0, len(support) - 1, count, dtype=torch.float64).round().long()
+
+
+def placed(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Where and as the model computes, channels last; the same tensor where it is so."""
+    parameter = next(model.parameters())
+    return images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+
+
+def _features_and_logits(
+    model: nn.Module, images: torch.Tensor, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What goes into the classifier [M, d] and comes out of it [M, K] of the chosen images [M] of those [N, C, H, W],
+    BatchNorm with the statistics of the batch. No copy is made of all images."""
+    with torch.no_grad(), batchnorm_training(model), caught_features(model) as caught:
+        logits = torch.cat([model(placed(images[part], model)) for part in equal_batches(chosen)])
+    return torch.cat(caught).cpu(), logits.float().cpu()
+
+
+def _solved_logits(features: torch.Tensor, labels: torch.Tensor, num_classes: int, left_out: bool) -> torch.Tensor:
+    """Logits [N, K] of a head solved without the image, or, where none can be `left_out`, with it; NaN where features
+    are not finite."""
+    if not torch.isfinite(features).all():
+        return torch.full((len(labels), num_classes), float("nan"))
+    solved = solve_head(features, labels, num_classes)
+    return solved.left_out_logits if left_out else features @ solved.weight.T + solved.bias
 
 
 def generated_bodies(
@@ -112,22 +152,18 @@ def generated_bodies(
     set, those `finalists` that do best on a part of the images."""
     base = generator.base_parameters()
     yield Body("base", "base", base)
-    deltas = {("probe", f"probe_{i}"): delta for i, delta in enumerate(generator.probe_deltas())}
-    embedding = generator.embed(support.images, support.labels, support.num_classes)
-    samples = generator.sample_deltas(embedding, num_candidates, seed)
-    deltas |= {("generated", f"generated_{i}"): delta for i, delta in enumerate(samples)}
-    if len(deltas) > finalists:
-        worth = generator.worth_of(deltas.values(), support.images, support.labels, support.num_classes)
-        best = worth[1:, 0].argsort(stable=True)[:finalists].sort().values.tolist()
-        deltas = dict(list(deltas.items())[i] for i in best)
-    for (kind, name), delta in deltas.items():
-        yield Body(kind, name, shifted(base, delta))
-
-
-def _candidate(
-    kind: str, name: str, model: nn.Module, logits: torch.Tensor, labels: torch.Tensor, judged: bool
-) -> Candidate:
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    return Candidate(
-        kind, name, copied_state(model), losses, 100 * (logits.argmax(1) == labels).float().mean().item(), judged
-    )
+    condition = generator.embed(support.images, support.labels, support.num_classes)
+    samples = generator.sample_latents(condition, num_candidates, seed, SAMPLING_STEPS)
+    probes = generator.probes.latents if generator.probes else samples[:0]
+    # Latents: decoded, each is as large as the base.
+    latents = {("probe", f"probe_{i}"): z for i, z in enumerate(probes)}
+    latents |= {("generated", f"generated_{i}"): z for i, z in enumerate(samples)}
+    if len(latents) > finalists:
+        worth = generator.worth_of(
+            map(generator.decoded, samples), support.images, support.labels, support.num_classes
+        )[1:, 0]
+        worth = torch.cat([generator.probes_worth(condition), worth])
+        best = worth.argsort(stable=True)[:finalists].sort().values.tolist()
+        latents = dict(list(latents.items())[i] for i in best)
+    for (kind, name), latent in latents.items():
+        yield Body(kind, name, shifted(base, generator.decoded(latent)))

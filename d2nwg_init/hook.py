@@ -16,7 +16,7 @@ from torch import nn
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import Candidate, propose
+from d2nwg_init.candidates import Candidate, become, propose
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import refine
 from d2nwg_init.report import CandidateScore, InitReport
@@ -92,16 +92,18 @@ def initialize(
     with unchanged_on_error(network) as undo, unchanged_random_state(train_loader):
         with _timed(seconds, "reading"):
             support = read_support_set(train_loader, num_support, num_classes, seed)
-            _check_fit(working_copy(network, device), support)
+            work = working_copy(network, device)  # all is tried in it
+            _check_fit(work, support)
         with _timed(seconds, "bundle"):
             bundle, reason = find_bundle(network, generator)
             plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
         with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
-            candidates = list(_advancing(propose(network, support, bodies, head != "keep", device), bar))
+            candidates = list(_advancing(propose(work, support, bodies, head != "keep"), bar))
         competing = [c for c in candidates if head in ("auto", "keep") or c.kind != "as_passed"]
         chosen = _choose(competing, by_loss=select)
-        state, refinement = chosen.state, None
+        work.load_state_dict(network.state_dict())
+        refinement = None
         steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
         # With its own head the model stays what it is.
         refining = steps > 0 and plan.names and chosen.kind != "as_passed" and head != "keep"
@@ -109,10 +111,12 @@ def initialize(
             plan.notes.append("the budget ended before refining")
         elif refining:
             with _timed(seconds, "refining"), progress_bar("refining", steps, show=progress) as bar:
-                work = working_copy(network, device)
-                work.load_state_dict(state)
+                work.load_state_dict(chosen.parameters, strict=False)
                 refinement = refine(work, support, steps, seed, plan.names, bar.advance)
-                state = work.state_dict()
+        if refinement is None or not refinement.kept:
+            with _timed(seconds, "solving"):
+                become(work, chosen, support, head != "keep")
+        state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
         if head == "fresh":
             state = state | _fresh_head(network, seed)
         report = InitReport(

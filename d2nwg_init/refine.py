@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from d2nwg_init.candidates import set_body_and_solve
+from d2nwg_init.candidates import placed
 from d2nwg_init.undo import copied_state
 from pretrained_generators.weight_layout import parameters_in_scope
-from zoo_builder.backbones import caught_features, predict
-from zoo_builder.batchnorm import batchnorm_training
+from zoo_builder.backbones import caught_features, extract_features, set_head
+from zoo_builder.batchnorm import batchnorm_training, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
-from zoo_builder.solved_head import left_out_loss
+from zoo_builder.solved_head import left_out_loss, ridge_head, solve_head
 from zoo_builder.support_set import SupportSet
 
 MAX_NORM = 5.0  # of the gradient
@@ -52,23 +52,20 @@ def refine(
     One image in five of each class is held back; where their loss does not fall, the model stays as it was. None where
     no class has five.
     """
-    parameter = next(model.parameters())
-    images = support.images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
-    labels, held_back = support.labels, _held_back(support.labels, seed)
+    images, labels = placed(support.images, model), support.labels
+    held_back = _held_back(labels, seed)
     if not held_back.any():
         return None
-    fitted, judging = (images[~held_back], labels[~held_back]), (images[held_back], labels[held_back])
     state = copied_state(model)
-    before, _ = _judge(model, fitted, judging)
-    _fit(model, *fitted, steps, seed, names, advance)
-    after, factor = _judge(model, fitted, judging)
-    kept = bool(after.mean() < before.mean())  # NaN is not
+    before = _judge(model, images, labels, held_back)
+    _fit(model, images, labels, torch.nonzero(~held_back)[:, 0], steps, seed, names, advance)
+    after = _judge(model, images, labels, held_back)
+    kept = after.loss < before.loss  # NaN is not
     if kept:
-        set_body_and_solve(model, {}, images, labels)
-        _scale_head(model, factor)
+        set_head(model, *ridge_head(after.features, labels, after.num_classes, after.ridge, after.scale), images)
     else:
         model.load_state_dict(state)
-    return Refinement(steps, before.mean().item(), after.mean().item(), kept)
+    return Refinement(steps, before.loss, after.loss, kept)
 
 
 def _held_back(labels: torch.Tensor, seed: int) -> torch.Tensor:
@@ -80,41 +77,48 @@ def _held_back(labels: torch.Tensor, seed: int) -> torch.Tensor:
     return chosen
 
 
-def _judge(
-    model: nn.Module, fitted: tuple[torch.Tensor, torch.Tensor], judging: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, float]:
-    """The losses of `judging` images under a head solved on `fitted` ones, and the factor of its logits that is best
-    for them: a head solved on images that the body was trained on is too sure of itself."""
-    set_body_and_solve(model, {}, *fitted)
-    logits, labels = predict(model, judging[0]).cpu(), judging[1]
-    losses = {factor: F.cross_entropy(factor * logits, labels, reduction="none") for factor in FACTORS}
-    factor = min(losses, key=lambda f: losses[f].mean().item())
-    return losses[factor], factor
+@dataclass(frozen=True)
+class _Judged:
+    loss: float  # cross-entropy of the images held back, under a head solved on the others
+    features: torch.Tensor  # [N, d], of all
+    num_classes: int
+    ridge: torch.Tensor  # of the head, as `solve_head` has it
+    scale: torch.Tensor
 
 
-@torch.no_grad()
-def _scale_head(model: nn.Module, factor: float) -> None:
-    for parameter in find_classifier(model).layer.parameters():
-        parameter.mul_(factor)
+def _judge(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, held_back: torch.Tensor) -> _Judged:
+    """Recalibrate BatchNorm in place, and solve a head on the images that are not held back. Of its logits' scale the
+    others choose a factor: a head solved on images that the body was trained on is too sure of itself."""
+    recalibrate_batchnorm(model, images)
+    features, num_classes = extract_features(model, images).cpu(), find_classifier(model).num_classes
+    if not torch.isfinite(features).all():
+        return _Judged(float("nan"), features, num_classes, *torch.zeros(2))
+    head = solve_head(features[~held_back], labels[~held_back], num_classes)
+    logits = features[held_back] @ head.weight.T + head.bias
+    losses = {f: F.cross_entropy(f * logits, labels[held_back]).item() for f in FACTORS}
+    factor = min(losses, key=lambda f: losses[f])
+    return _Judged(losses[factor], features, num_classes, head.ridge, factor * head.scale)
 
 
 def _fit(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
+    fitted: torch.Tensor,
     steps: int,
     seed: int,
     names: Collection[str] | None,
     advance: Callable[[], None],
 ) -> None:
-    """AdamW under one cycle; BatchNorm has the statistics of the batch, all else is in evaluation mode."""
+    """AdamW under one cycle, on the images of the indices `fitted`; BatchNorm has the statistics of the batch, all else
+    is in evaluation mode."""
     names = parameters_in_scope(model, "body") if names is None else names
     parameters = [p.requires_grad_() for name, p in model.named_parameters() if name in names]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
     schedule = CosineLRScheduler(
         optimizer, t_initial=steps, warmup_t=max(1, steps // 6), warmup_lr_init=LEARNING_RATE / 6, t_in_epochs=False
     )
-    batches = _batches(len(labels), seed)
+    batches = _batches(fitted, seed)
     with batchnorm_training(model), caught_features(model) as caught:
         for step in range(steps):
             schedule.step_update(step)
@@ -129,8 +133,9 @@ def _fit(
             advance()
 
 
-def _batches(count: int, seed: int) -> Iterator[torch.Tensor]:
-    """Indices, without end; every image is there before one comes again."""
+def _batches(indices: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
+    """Of the indices, without end; every one is there before one comes again."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.randperm(count, generator=generator).tensor_split(max(1, round(count / BATCH)))
+        order = indices[torch.randperm(len(indices), generator=generator)]
+        yield from order.tensor_split(max(1, round(len(order) / BATCH)))

@@ -15,7 +15,7 @@ from torch import nn
 from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
 from pretrained_generators.low_rank import SharedSubspaces
-from pretrained_generators.probes import Probes, worth_of
+from pretrained_generators.probes import Probes, tried_images, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
 from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
@@ -60,8 +60,8 @@ class Generator(nn.Module, ModelHubMixin):
 
         Each channel is standardised over the whole set, so that whatever normalisation a loader applied drops out.
         """
-        images = standardize_channels(images)
-        return torch.cat([self.base(batch) for batch in images.split(EVAL_BATCH)])
+        mean, std = channel_statistics(images)
+        return torch.cat([self.base((batch - mean) / std) for batch in images.split(EVAL_BATCH)])
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -89,6 +89,10 @@ class Generator(nn.Module, ModelHubMixin):
         """`worth_of` the decoded probes, as a vector."""
         return self.worth_of(self.probe_deltas(), images, labels, num_classes).flatten()
 
+    def probes_worth(self, condition: torch.Tensor) -> torch.Tensor:
+        """By how much each probe changes the loss [J], as `embed` measured it for this condition [c]."""
+        return condition[:0] if self.probes is None else self.probes.changes(condition[-self.probes.size :])
+
     def worth_of(
         self,
         deltas: Iterable[Mapping[str, torch.Tensor]],
@@ -97,14 +101,16 @@ class Generator(nn.Module, ModelHubMixin):
         num_classes: int,
     ) -> torch.Tensor:
         """`probes.worth_of` D deltas to the base, [1 + D, 2], of images [N, C, H, W] in any normalisation."""
-        return worth_of(self.base, deltas, standardize_channels(images), labels, num_classes)
+        mean, std = channel_statistics(images)
+        tried = tried_images(len(labels))
+        return worth_of(self.base, deltas, (images[tried] - mean) / std, labels[tried], num_classes)
 
     @torch.no_grad()
     def probe_deltas(self) -> list[dict[str, torch.Tensor]]:
         """The probes as deltas to the base's parameters, by name; none where there are no probes."""
         if self.probes is None:
             return []
-        return [self.to_delta(chunks) for chunks in self.vae.decode(self.probes.latents)]
+        return [self.decoded(latent) for latent in self.probes.latents]
 
     @torch.no_grad()
     def sample_deltas(
@@ -114,11 +120,21 @@ class Generator(nn.Module, ModelHubMixin):
 
         `embedding` is a condition as `embed` gives it; None is no condition.
         """
+        return [self.decoded(z) for z in self.sample_latents(embedding, num_samples, seed, steps, guidance)]
+
+    @torch.no_grad()
+    def sample_latents(
+        self, embedding: torch.Tensor | None, num_samples: int, seed: int, steps: int = 20, guidance: float = 1.0
+    ) -> torch.Tensor:
+        """Latents [num_samples, n, latent], of which each is small and its delta as large as the base."""
         noise = torch.Generator().manual_seed(seed)
         latents = self.diffusion.sample(embedding, num_samples, noise, steps, guidance)
-        if embedding is not None:
-            latents = latents + self.anchor(embedding)
-        return [self.to_delta(chunks) for chunks in self.vae.decode(latents)]
+        return latents if embedding is None else latents + self.anchor(embedding)
+
+    @torch.no_grad()
+    def decoded(self, latent: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The delta to the base's parameters, by name, of a latent [n, latent]."""
+        return self.to_delta(self.vae.decode(latent[None])[0])
 
     def to_chunks(self, delta: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A delta by parameter name -> standardised chunks [n, chunk]."""
@@ -175,6 +191,10 @@ class Generator(nn.Module, ModelHubMixin):
 
 def standardize_channels(images: torch.Tensor) -> torch.Tensor:
     """Mean 0 and deviation 1 for each channel over all images and pixels of [N, C, H, W]."""
-    mean = images.mean((0, 2, 3), keepdim=True)
-    std = images.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    mean, std = channel_statistics(images)
     return (images - mean) / std
+
+
+def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation [1, C, 1, 1] of each channel over all images and pixels of [N, C, H, W]."""
+    return images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-6)

@@ -37,15 +37,24 @@ class Probes(nn.Module):
     def standardised(self, worth: torch.Tensor) -> torch.Tensor:
         return (worth - self.mean) / self.std
 
+    def changes(self, standardised: torch.Tensor) -> torch.Tensor:
+        """By how much each probe changes the loss [..., J], from what they are worth [..., size]."""
+        return (standardised * self.std + self.mean).unflatten(-1, (-1, 2))[..., 1:, 0]
+
     def anchor(self, standardised: torch.Tensor) -> torch.Tensor:
         """Latents [..., n, latent] to start from, by what the probes are worth [..., size]: of the best one, or zero.
 
         Probes of close worth are mixed, others are not: between two good deltas may lie a bad one.
         """
-        changes = (standardised * self.std + self.mean).unflatten(-1, (-1, 2))[..., 1:, 0]  # of the loss
+        changes = self.changes(standardised)
         none = torch.zeros_like(changes[..., :1])
         weights = (-SHARPNESS * torch.cat([none, changes], dim=-1)).softmax(-1)[..., 1:]
         return torch.einsum("...j,jnl->...nl", weights, self.latents)
+
+
+def tried_images(count: int) -> torch.Tensor:
+    """Indices of the images, of `count`, that deltas are tried on, spread evenly."""
+    return torch.linspace(0, count - 1, min(IMAGES, count)).round().long()
 
 
 @torch.no_grad()
@@ -62,7 +71,7 @@ def worth_of(
     by how much a delta changes them. The loss is in units of a guess's. BatchNorm has the statistics of the images, of
     which IMAGES are used; those that `base` holds stay.
     """
-    chosen = torch.linspace(0, len(labels) - 1, min(IMAGES, len(labels))).round().long()
+    chosen = tried_images(len(labels))
     images, labels = images[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
 
     def measure(delta: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -43,32 +43,44 @@ def solve_head(
     values, vectors = _left_singular(p.x)  # [..., r], [..., N, r]
     unit = values.sum(-1, keepdim=True).clamp_min(1e-12) / p.total[..., 0]
     projected, squares = vectors.mT @ p.y, vectors.square()
-    best_loss = p.x.new_full(p.x.shape[:-2], float("inf"))
-    best_ridge, best_scale = torch.full_like(best_loss, RIDGES[0]), torch.full_like(best_loss, SCALES[0])
 
-    def left_out(ridge: torch.Tensor) -> torch.Tensor:
-        shrink = values / (values + ridge)
-        residual = p.y - vectors @ (shrink[..., None] * projected)
-        return _without_each(p, residual, squares @ shrink[..., None])
+    def left_out(ridges: torch.Tensor) -> torch.Tensor:
+        """Left-out logits [R, ..., N, K] of ridges [..., R]; one product for all is quicker than one for each."""
+        shrink = values[..., None] / (values[..., None] + ridges[..., None, :])  # [..., r, R]
+        parts = shrink[..., None] * projected[..., None, :]  # [..., r, R, K]
+        fitted = (vectors @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:]).movedim(-2, 0)
+        return _without_each(p, p.y - fitted, (squares @ shrink).movedim(-1, 0)[..., None])
 
-    for ridge in RIDGES:
-        logits = left_out(ridge * unit)
-        for scale in SCALES:
-            loss = _loss(p, scale * logits, labels)
-            better = loss < best_loss
-            best_loss = torch.where(better, loss, best_loss)
-            best_ridge = torch.where(better, ridge, best_ridge)
-            best_scale = torch.where(better, scale, best_scale)
-    chosen, scale_ = best_ridge[..., None] * unit, best_scale[..., None, None]
+    grid = torch.tensor(RIDGES, dtype=unit.dtype, device=unit.device)
+    logits = left_out(grid * unit)
+    losses = torch.stack([_loss(p, scale * logits, labels) for scale in SCALES], dim=1).flatten(0, 1)
+    best = losses.nan_to_num(nan=torch.inf).argmin(0)
+    ridge = grid[best // len(SCALES)]
+    scale = torch.tensor(SCALES, dtype=unit.dtype, device=unit.device)[best % len(SCALES)]
+    chosen, scale_ = ridge[..., None] * unit, scale[..., None, None]
     weight = scale_ * (p.x.mT @ (vectors @ (projected / (values + chosen)[..., None]))).mT
     bias = scale_[..., 0] * p.mean_y[..., 0, :] - (weight @ p.mean_x.mT)[..., 0]
     return SolvedHead(
         weight.float(),
         bias.masked_fill(p.lacks[..., 0, :], -torch.inf).float(),
-        (scale_ * left_out(chosen)).float(),
-        best_ridge,
-        best_scale,
+        (scale_ * left_out(chosen)[0]).float(),
+        ridge,
+        scale,
     )
+
+
+def ridge_head(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, ridge: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [K, d] and bias [K] of `solve_head` for features [N, d], with a ridge and a scale that are known."""
+    p = _centred(features, labels, num_classes, None)
+    wide = features.shape[0] <= features.shape[1]
+    gram = p.x @ p.x.mT if wide else p.x.mT @ p.x
+    unit = gram.trace().clamp_min(1e-12) / p.total[0, 0]
+    factor = torch.linalg.cholesky(gram + ridge * unit * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    solved = p.x.mT @ torch.cholesky_solve(p.y, factor) if wide else torch.cholesky_solve(p.x.mT @ p.y, factor)
+    weight = scale * solved.mT
+    return weight.float(), (scale * p.mean_y[0] - (weight @ p.mean_x.mT)[:, 0]).float()
 
 
 def left_out_loss(
@@ -130,7 +142,8 @@ def _without_each(p: _Centred, residual: torch.Tensor, leverage: torch.Tensor) -
 
 
 def _loss(p: _Centred, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    each = -logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    classes = labels[..., None].expand(*logits.shape[:-1], 1)
+    each = -logits.log_softmax(-1).gather(-1, classes)[..., 0]
     return (p.present * each).sum(-1) / p.total[..., 0, 0]
 
 

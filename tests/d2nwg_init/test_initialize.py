@@ -8,12 +8,14 @@ import torchvision
 from torch.utils.data import DataLoader, TensorDataset
 
 from d2nwg_init import hook, initialize
+from d2nwg_init.accepted_model import working_copy
 from d2nwg_init.benchmarks.fine_tuning import accuracy
-from d2nwg_init.candidates import propose
+from d2nwg_init.candidates import SAMPLING_STEPS, become, propose
 from pretrained_generators.bundle import Bundle
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, random_generator, same
 from zoo_builder.errors import BundleError, ModelError
+from zoo_builder.support_set import read_support_set
 
 
 def random_states():
@@ -33,6 +35,13 @@ def keep_candidates(monkeypatch):
     return kept
 
 
+def state_of(candidate, loader, solve=True):
+    """What a fresh model is as this candidate, of the images in the loader's order."""
+    model = working_copy(new_model())
+    become(model, candidate, read_support_set(loader, 1024, 3), solve)
+    return model.state_dict()
+
+
 @pytest.mark.parametrize("kind", ["as_passed", "own_body", "base", "generated"])
 def test_model_ends_with_the_state_of_the_chosen_candidate(kind, model, loader, bundle, monkeypatch):
     candidates = keep_candidates(monkeypatch)
@@ -40,28 +49,30 @@ def test_model_ends_with_the_state_of_the_chosen_candidate(kind, model, loader, 
     report = initialize(model, loader, generator=bundle, num_candidates=2, refining_steps=0)
     chosen = next(c for c in candidates if c.kind == kind)
     assert report.chosen == chosen.name
-    assert same(model.state_dict(), chosen.state)
-    others = [c for c in candidates if c is not chosen]
-    assert not any(same(c.state, chosen.state) for c in others)
+    ends = {c.name: state_of(c, loader) for c in candidates}
+    assert same(model.state_dict(), ends.pop(chosen.name))
+    assert not any(same(end, model.state_dict()) for end in ends.values())
 
 
 def test_chosen_is_what_select_chose(model, loader, bundle, monkeypatch):
     candidates = keep_candidates(monkeypatch)
     report = initialize(model, loader, generator=bundle, num_candidates=2, refining_steps=0)
-    assert same(model.state_dict(), hook.select(candidates).state)
+    assert same(model.state_dict(), state_of(hook.select(candidates), loader))
     assert report.chosen == hook.select(candidates).name
 
 
 def test_every_kind_of_candidate_competes(model, loader, bundle):
     report = initialize(model, loader, generator=bundle, num_candidates=3)
-    names = ["as_passed", "own_body", "base", "generated_0", "generated_1", "generated_2"]
-    assert [c.name for c in report.candidates] == names
-    assert [c.kind for c in report.candidates] == ["as_passed", "own_body", "base", *["generated"] * 3]
+    *names, first, second = (c.name for c in report.candidates)
+    assert names == ["as_passed", "own_body", "base"]
+    assert {first, second} < {"generated_0", "generated_1", "generated_2"}  # the best two
+    assert [c.kind for c in report.candidates] == ["as_passed", "own_body", "base", *["generated"] * 2]
     assert report.bundle == "tiny-random"
     assert report.bundle_sha256 == bundle.config.weights_sha256
     assert report.images_read == 48
     assert (report.num_classes, report.classes_seen, report.seed) == (3, 3, 0)
-    assert report.seconds.keys() == {"reading", "bundle", "candidates", "refining", "writing"}
+    assert report.seconds.keys() - {"solving"} == {"reading", "bundle", "candidates", "refining", "writing"}
+    assert ("solving" in report.seconds) == (not report.refinement.kept)
 
 
 def test_base_and_generated_candidates_have_the_bundles_body(model, loader, bundle, monkeypatch):
@@ -69,12 +80,12 @@ def test_base_and_generated_candidates_have_the_bundles_body(model, loader, bund
     base = bundle.generator.base_parameters()
     images, labels = next(iter(DataLoader(loader.dataset, 48)))
     for name, value in base.items():
-        assert torch.equal(candidates["base"].state[name], value)
-    one, two = (candidates[f"generated_{i}"].state for i in range(2))
+        assert torch.equal(candidates["base"].parameters[name], value)
+    one, two = (candidates[f"generated_{i}"].parameters for i in range(2))
     assert not all(torch.equal(one[k], base[k]) for k in base)
     assert not all(torch.equal(one[k], two[k]) for k in base)
     embedding = bundle.generator.embed(images, labels, 3)  # of the same images in another order
-    delta = bundle.generator.sample_deltas(embedding, 2, 0)[0]
+    delta = bundle.generator.sample_deltas(embedding, 2, 0, SAMPLING_STEPS)[0]
     for name, value in delta.items():
         torch.testing.assert_close(one[name], base[name] + value, rtol=1e-3, atol=1e-4)
 
@@ -87,7 +98,7 @@ def _run(model, loader, bundle, monkeypatch):
 
 def test_own_body_keeps_its_parameters_and_gets_another_head_and_statistics(model, loader, monkeypatch):
     before = copied(model.state_dict())
-    candidates = {c.name: c.state for c in _run(model, loader, None, monkeypatch)}
+    candidates = {c.name: state_of(c, loader) for c in _run(model, loader, None, monkeypatch)}
     assert same(candidates["as_passed"], before)
     changed = {k for k in before if not torch.equal(candidates["own_body"][k], before[k])}
     assert {"fc.weight", "fc.bias"} <= changed

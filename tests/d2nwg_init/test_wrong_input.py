@@ -86,7 +86,7 @@ def test_a_fault_among_the_candidates_leaves_the_model(model, loader, bundle, mo
     def fault(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(bundle.generator), "sample_deltas", fault)
+    monkeypatch.setattr(type(bundle.generator), "sample_latents", fault)
     before = copied(model.state_dict())
     with pytest.raises(KeyboardInterrupt):
         initialize(model, loader, generator=bundle, num_candidates=1)

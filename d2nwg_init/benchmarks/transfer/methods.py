@@ -15,7 +15,7 @@ from d2nwg_init.benchmarks.peak_memory import peak_memory
 from d2nwg_init.benchmarks.transfer.arena import NUM_SUPPORT, Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.heads import Head, logistic_head, nearest_class_mean_head
-from d2nwg_init.candidates import Body, propose, set_body_and_solve
+from d2nwg_init.candidates import Body, become, propose, set_body_and_solve
 from d2nwg_init.hook import REFINING_STEPS, initialize
 from d2nwg_init.refine import refine
 from d2nwg_init.select import select
@@ -164,9 +164,9 @@ def _noise_on_nearest(arena: Arena, cell: Cell) -> Built:
 def _best_of(arena: Arena, bodies: Iterator[Body]) -> Built:
     """The body, of `bodies` alone, with the smallest loss on left-out images."""
     model = arena.pretrained()
-    tried = [c for c in propose(model, arena.support, bodies) if c.kind not in ("as_passed", "own_body")]
+    tried = [c for c in propose(arena.pretrained(), arena.support, bodies) if c.kind not in ("as_passed", "own_body")]
     best = min((c for c in tried if c.usable), key=lambda c: c.losses.mean().item())
-    model.load_state_dict(best.state)
+    become(model, best, arena.support)
     return model, {"chosen": best.name}
 
 
@@ -188,8 +188,8 @@ def _zoo_selected(arena: Arena, _: Cell) -> Built:
                 yield Body("zoo", f"{name}_{strength:g}", shifted(base, delta, strength))
 
     model = arena.pretrained()
-    chosen = select(list(propose(model, arena.support, bodies())))
-    model.load_state_dict(chosen.state)
+    chosen = select(list(propose(arena.pretrained(), arena.support, bodies())))
+    become(model, chosen, arena.support)
     return model, {"chosen": chosen.name}
 
 
