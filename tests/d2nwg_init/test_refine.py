@@ -1,7 +1,5 @@
 """A few steps on the images read: better or not at all."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -42,12 +40,20 @@ def test_refined_weights_are_better_on_images_that_were_not_read(support):
     assert loss[1] < 0.9 * loss[0]
 
 
-def test_labels_without_meaning_leave_the_model_as_it_was(support):
-    noise = dataclasses.replace(support, labels=torch.randint(3, (200,), generator=torch.Generator().manual_seed(0)))
-    model = solved(noise)
+@pytest.mark.parametrize("rate", [1e5, 1e30])
+def test_training_that_does_harm_leaves_the_model_as_it_was(support, rate, monkeypatch):
+    monkeypatch.setattr("d2nwg_init.refine.LEARNING_RATE", rate)
+    model = solved(support)
     before = copied(model.state_dict())
-    assert not refine(model, noise, 10, 0).kept
+    done = refine(model, support, 6, 0)
+    assert not done.kept
+    assert done.after == done.before
     assert same(model.state_dict(), before)
+
+
+def test_only_as_much_of_the_way_is_gone_as_is_good(support, monkeypatch):
+    monkeypatch.setattr("d2nwg_init.refine.SHARES", (1.0, 200.0))
+    assert refine(solved(support), support, 30, 0).share == 1.0
 
 
 def test_the_same_seed_gives_the_same_weights(support):
