@@ -34,7 +34,7 @@ from zoo_builder.errors import BundleError
 BASE_SOURCE = "the bundle tiny"
 HANGS_AFTER = 60.0  # seconds of the processor; the process is ended then
 SLOW_AFTER = 1.0  # seconds of the processor
-MEMORY_SLACK = 32 * 2**20  # bytes of resident memory that an interpreter may gain for other reasons
+MEMORY_SLACK = 16 * 2**20  # bytes of resident memory that an interpreter may gain for other reasons
 
 
 @dataclass(frozen=True)
