@@ -36,8 +36,11 @@ __all__ = [
 
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_TENSORS = 10_000
-MAX_BODY = 1000  # of these, where neither the file nor the user has the body; then of 10 operations at most
-MAX_OPERATIONS = 30  # of torch, to lay out a network, for each tensor of it; the models of timm take 3 to 23
+MAX_BODY = 1000  # tensors of a body that neither the file nor the user has
+BODY_OPERATIONS = (
+    25  # of torch, to lay out a body, for each of its tensors; models of timm and torchvision take 3 to 20
+)
+OPERATIONS = 10  # the same to lay out all else, and to pass images through the body
 MAX_PIXELS = 4096
 MAX_ARGUMENT = 2**14  # of a backbone: a width, a depth
 MAX_EXPONENT = 100  # of a block's scale; float32 goes little further
@@ -130,15 +133,16 @@ def load_bundle(name_or_path: str | Path, base: nn.Module | None = None, blobs: 
     weights = path / WEIGHTS
     header = _read_header(weights)
     elsewhere = config.base_elsewhere
-    outside = 0 if elsewhere is None else MAX_BODY if base is None else len(base.state_dict())
-    body = described_body(config.generator, path / CONFIG, len(header) + outside)
+    in_file = {k: stored for k, stored in header.items() if k.startswith(BASE)}
+    in_body = len(in_file) if elsewhere is None else MAX_BODY if base is None else len(base.state_dict())
+    body = described_body(config.generator, path / CONFIG, in_body)
     taken = {}
     if elsewhere is None:
-        in_file = {k: stored for k, stored in header.items() if k.startswith(BASE)}
         _check_header(weights, in_file, {BASE + k: v for k, v in body.state_dict().items()})
     elif base is not None:
         taken = take_base(elsewhere, body.state_dict(), base, config.name)
-    generator = described_generator(config.generator, path / CONFIG, body, len(header) + outside)
+    with _shapes_alone(path / CONFIG, OPERATIONS * (len(header) + in_body)):
+        generator = Generator(config.generator, body)
     state = {k: v for k, v in generator.state_dict().items() if elsewhere is None or not k.startswith(BASE)}
     _check_header(weights, header, state)
     # A copy of its own for each: in the file they lie unaligned, and matrix products differ in the last bits for that.
@@ -169,7 +173,7 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
         raise BundleError(f"{path}: expected images of 1 to {MAX_PIXELS} pixels and channels. Get the bundle again.")
     if any(not isinstance(v, str) and abs(v) > MAX_ARGUMENT for v in backbone.args.values()):
         raise BundleError(f"{path}: an argument of {backbone.model} is above {MAX_ARGUMENT}. Get the bundle again.")
-    with _shapes_alone(path, most_tensors):
+    with _shapes_alone(path, BODY_OPERATIONS * most_tensors):
         body = backbone.create()
     shapes = {name: tuple(p.shape) for name, p in body.named_parameters()}
     for block in blocks:
@@ -180,20 +184,11 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
     return body
 
 
-def described_generator(config: GeneratorConfig, path: Path, body: nn.Module, most_tensors: int) -> Generator:
-    """The generator that a config describes, as `described_body`, with that body.
-
-    Raises:
-        BundleError: there is no such generator.
-    """
-    with _shapes_alone(path, most_tensors):
-        return Generator(config, body)
-
-
 @contextmanager
-def _shapes_alone(path: Path, most_tensors: int) -> Iterator[None]:
+def _shapes_alone(path: Path, operations: int) -> Iterator[None]:
+    """What is made inside has no memory for values; and takes no more `operations` of torch."""
     try:
-        with torch.device("meta"), _AtMost(MAX_OPERATIONS * most_tensors):
+        with torch.device("meta"), _AtMost(operations):
             yield
     except ModelError as e:
         raise BundleError(f"{path}: {e} Upgrade timm and torchvision, or get the bundle again.") from e
