@@ -86,7 +86,7 @@ def damage_and_load(files: Files, base: torch.nn.Module | None, seed: int) -> Ou
         for name, contents in files.items():
             (Path(folder) / name).write_bytes(contents)
         generator, end, error = None, "loaded", ""
-        before, began = _resident(), time.process_time()
+        began = time.process_time()
         with peak_memory() as peak, _LargestTensor() as largest:
             try:
                 generator = load_bundle(folder, base).generator
@@ -100,9 +100,8 @@ def damage_and_load(files: Files, base: torch.nn.Module | None, seed: int) -> Ou
                 _check_works(generator)
         except Exception as e:
             end, error = "crashed", repr(e)
-    extra = None if peak.bytes is None or before is None else peak.bytes - before
     size = sum(map(len, files.values()))
-    return Outcome(seed, rehashed, end, seconds, largest.bytes, extra, size, error.replace(folder, "BUNDLE"))
+    return Outcome(seed, rehashed, end, seconds, largest.bytes, peak.gained, size, error.replace(folder, "BUNDLE"))
 
 
 class _LargestTensor(TorchDispatchMode):
@@ -126,14 +125,6 @@ def _check_works(generator: Generator) -> None:
     for delta in deltas:
         if {k: tuple(v.shape) for k, v in delta.items()} != shapes:
             raise ValueError("a delta does not have the shapes of the layout")
-
-
-def _resident() -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def fuzz_bundle(folder: Path, seeds: Sequence[int], base_of: Path | None = None) -> Iterator[Outcome]:

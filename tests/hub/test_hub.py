@@ -224,7 +224,8 @@ def test_environment_is_honoured(hub, client, processes, pushed, whole, home):
     hub.asked.clear()
     offline = processes(HF_HUB_OFFLINE="1")
     assert offline(load, "org/tiny") == whole
-    assert "bundle pull" in offline(load, "org/other")
+    assert "bundle pull" in offline(load, "org/other", local_files_only=True)
+    assert "HF_HUB_OFFLINE is not set" in offline(load, "org/other")
     assert hub.asked == []
 
 
