@@ -7,8 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from pretrained_generators.base_elsewhere import BaseMissing
-from pretrained_generators.bundle import Bundle, described_generator, embedded_bundles, load_bundle, load_config
-from pretrained_generators.bundle_config import BundleConfig
+from pretrained_generators.bundle import Bundle, described_body, embedded_bundles, load_bundle, load_config
 from pretrained_generators.generator import Generator
 from pretrained_generators.hub import locate
 from zoo_builder.classifier import find_classifier
@@ -30,19 +29,17 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | N
         if generator.bundle is None:
             raise BundleError("This generator is of no bundle. Save it with save_bundle() and pass the folder.")
         generator = Bundle(generator.bundle, generator)
-    if isinstance(generator, Bundle):
-        _check_fit(model, generator.config, generator.generator)
-        return generator, "the bundle that was asked for"
-    if generator != "auto":
+    if not isinstance(generator, Bundle) and generator != "auto":
         folder, blobs = locate(generator, local_files_only=True)
-        config = load_config(folder, blobs)
-        _check_fit(model, config, described_generator(config.generator, folder))
-        return load_bundle(folder, model, blobs), "the bundle that was asked for"
+        generator = load_bundle(folder, model, blobs)
+    if isinstance(generator, Bundle):
+        _check_fit(model, generator)
+        return generator, "the bundle that was asked for"
     covered, lacking = [], []
     for name in embedded_bundles():
         config = load_config(name)
         covered.append(config.generator.backbone.model)
-        if _misfit(model, described_generator(config.generator, Path(name))):
+        if _misfit(model, described_body(config.generator, Path(name))):
             continue
         try:
             return load_bundle(name, model), "its parameters match this model's"
@@ -52,8 +49,8 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | N
     return None, f"nothing was generated: {' '.join(reasons)}"
 
 
-def _check_fit(model: nn.Module, config: BundleConfig, described: Generator) -> None:
-    misfit = _misfit(model, described)
+def _check_fit(model: nn.Module, bundle: Bundle) -> None:
+    config, misfit = bundle.config, _misfit(model, bundle.generator.base)
     if misfit:
         raise BundleError(
             f"The bundle {config.name!r} generates weights of {config.generator.backbone.model}, which do not fit this "
@@ -61,11 +58,11 @@ def _check_fit(model: nn.Module, config: BundleConfig, described: Generator) -> 
         )
 
 
-def _misfit(model: nn.Module, generator: Generator) -> str | None:
+def _misfit(model: nn.Module, body: nn.Module) -> str | None:
     """The first parameter, of the body, that differs in name or shape."""
     classifier = find_classifier(model).name + "."
     have = {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(classifier)}
-    want = {n: tuple(p.shape) for n, p in generator.base.named_parameters()}
+    want = {n: tuple(p.shape) for n, p in body.named_parameters()}
     for name in sorted(have.keys() | want.keys()):
         if have.get(name) != want.get(name):
             return f"{name} is {have.get(name)} in the model and {want.get(name)} in the bundle"

@@ -39,9 +39,11 @@ def body_sha256(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def take_base(
-    wanted: BaseElsewhere, shapes: Mapping[str, torch.Size], given: nn.Module | None, bundle: str
+    wanted: BaseElsewhere, body: Mapping[str, torch.Tensor], given: nn.Module | None, bundle: str
 ) -> dict[str, torch.Tensor]:
     """The body of `given`, a model with or without its head, as the base's state dict, in float32 of half precision.
+
+    `body` has its names and shapes; `bundle` is for messages.
 
     Raises:
         BaseMissing: nothing was given, or it is not the base that is wanted.
@@ -52,8 +54,9 @@ def take_base(
     )
     if given is None:
         raise BaseMissing(f"{needs} and pass the model that has it, as base=model, or to initialize().")
-    state = {k: v for k, v in body_state(given).items() if k in shapes}
-    if {k: v.shape for k, v in state.items()} != shapes or body_sha256(state) != wanted.sha256:
+    state = {k: v for k, v in body_state(given).items() if k in body}
+    shapes = [{k: v.shape for k, v in tensors.items()} for tensors in (state, body)]
+    if shapes[0] != shapes[1] or body_sha256(state) != wanted.sha256:
         raise BaseMissing(
             f"{needs}: the body of this {type(given).__name__} is another. Create the model with that checkpoint, and "
             "pass it before any training."

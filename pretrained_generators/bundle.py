@@ -6,16 +6,16 @@ format is written down in docs/bundle-format.md.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrained_generators.base_elsewhere import BaseElsewhere, body_sha256, take_base
 from pretrained_generators.bundle_config import BundleConfig, TrainedOn, read_config, write_config
@@ -36,7 +36,11 @@ __all__ = [
 
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_TENSORS = 10_000
-HEADS = 500  # tensors of heads that a model may be built with and then lose, with room to spare
+MAX_BODY = 1000  # tensors of a body that neither the file nor the user has
+BODY_OPERATIONS = (
+    25  # of torch, to lay out a body, for each of its tensors; models of timm and torchvision take 3 to 20
+)
+OPERATIONS = 10  # the same to lay out all else, and to pass images through the body
 MAX_PIXELS = 4096
 MAX_ARGUMENT = 2**14  # of a backbone: a width, a depth
 MAX_EXPONENT = 100  # of a block's scale; float32 goes little further
@@ -128,69 +132,82 @@ def load_bundle(name_or_path: str | Path, base: nn.Module | None = None, blobs: 
     check_files(path, config.files, blobs)
     weights = path / WEIGHTS
     header = _read_header(weights)
-    most = MAX_TENSORS if config.base_elsewhere else len(header)
-    generator = described_generator(config.generator, path / CONFIG, most)
-    state = generator.state_dict()
-    elsewhere = {k for k in state if k.startswith(BASE)} if config.base_elsewhere else set()
-    _check_header(weights, header, {k: v for k, v in state.items() if k not in elsewhere})
+    elsewhere = config.base_elsewhere
+    in_file = {k: stored for k, stored in header.items() if k.startswith(BASE)}
+    in_body = len(in_file) if elsewhere is None else MAX_BODY if base is None else len(base.state_dict())
+    body = described_body(config.generator, path / CONFIG, in_body)
+    taken = {}
+    if elsewhere is None:
+        _check_header(weights, in_file, {BASE + k: v for k, v in body.state_dict().items()})
+    elif base is not None:
+        taken = take_base(elsewhere, body.state_dict(), base, config.name)
+    with _shapes_alone(path / CONFIG, OPERATIONS * (len(header) + in_body)):
+        generator = Generator(config.generator, body)
+    state = {k: v for k, v in generator.state_dict().items() if elsewhere is None or not k.startswith(BASE)}
+    _check_header(weights, header, state)
     # A copy of its own for each: in the file they lie unaligned, and matrix products differ in the last bits for that.
-    tensors = {k: (v.float() if v.is_floating_point() else v).clone() for k, v in read_tensors(weights)[0].items()}
+    tensors = {
+        k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True)
+        for k, v in read_tensors(weights)[0].items()
+    }
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{weights}: {name} holds NaN or infinite values. Get the bundle again.")
-    if config.base_elsewhere is not None:
-        shapes = {k.removeprefix(BASE): state[k].shape for k in elsewhere}
-        tensors |= {BASE + k: v for k, v in take_base(config.base_elsewhere, shapes, base, config.name).items()}
-    generator.load_state_dict(tensors, assign=True)
+    if elsewhere is not None and base is None:  # an error, but the last: all else is checked without it
+        take_base(elsewhere, body.state_dict(), base, config.name)
+    generator.load_state_dict(tensors | {BASE + k: v for k, v in taken.items()}, assign=True)
     generator.bundle = config
     return Bundle(config, generator.requires_grad_(False).eval())
 
 
-def described_generator(config: GeneratorConfig, path: Path, most_tensors: int = MAX_TENSORS) -> Generator:
-    """The generator that a config describes, in shapes alone: nothing is allocated for a config that lies.
+def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_BODY) -> nn.Module:
+    """The body that a config describes, in shapes alone: nothing is allocated for a config that lies.
 
-    `path` is that of the config, for messages; a generator of far more than `most_tensors` is not built to its end.
+    `path` is that of the config, for messages. What has far more than `most_tensors` is not laid out to its end.
 
     Raises:
-        BundleError: there is no such generator.
+        BundleError: there is no such body, or its blocks are no parameters of it.
     """
-    backbone = config.backbone
+    backbone, blocks = config.backbone, config.layout.blocks
     if not all(1 <= n <= MAX_PIXELS for n in (config.size, backbone.img_size or 1, backbone.in_chans)):
         raise BundleError(f"{path}: expected images of 1 to {MAX_PIXELS} pixels and channels. Get the bundle again.")
     if any(not isinstance(v, str) and abs(v) > MAX_ARGUMENT for v in backbone.args.values()):
         raise BundleError(f"{path}: an argument of {backbone.model} is above {MAX_ARGUMENT}. Get the bundle again.")
+    with _shapes_alone(path, BODY_OPERATIONS * most_tensors):
+        body = backbone.create()
+    shapes = {name: tuple(p.shape) for name, p in body.named_parameters()}
+    for block in blocks:
+        if shapes.pop(block.name, None) != block.shape or abs(block.exponent) > MAX_EXPONENT:
+            raise BundleError(
+                f"{path}: {block} is no parameter of {backbone.model}, or there twice. Get the bundle again."
+            )
+    return body
+
+
+@contextmanager
+def _shapes_alone(path: Path, operations: int) -> Iterator[None]:
+    """What is made inside has no memory for values; and takes no more `operations` of torch."""
     try:
-        with torch.device("meta"), _at_most_parameters(2 * most_tensors + HEADS):
-            generator = Generator(config)
+        with torch.device("meta"), _AtMost(operations):
+            yield
     except ModelError as e:
         raise BundleError(f"{path}: {e} Upgrade timm and torchvision, or get the bundle again.") from e
     except Exception as e:  # whatever the constructors of three libraries raise for arguments that make no sense
         raise BundleError(f"{path} describes no generator ({e}). Get the bundle again.") from e
-    body = {name: tuple(p.shape) for name, p in generator.base.named_parameters()}
-    for block in config.layout.blocks:
-        if body.pop(block.name, None) != block.shape or abs(block.exponent) > MAX_EXPONENT:
-            raise BundleError(
-                f"{path}: {block} is no parameter of {config.backbone.model}, or there twice. Get the bundle again."
-            )
-    return generator
 
 
-@contextmanager
-def _at_most_parameters(limit: int) -> Iterator[None]:
-    """An error as soon as modules made here have more parameters: a config can ask for millions of layers."""
-    thread, count = threading.get_ident(), 0
+class _AtMost(TorchDispatchMode):
+    """An error once `operations` of torch were done inside: a config can ask for millions of layers."""
 
-    def see(*_: object) -> None:
-        nonlocal count
-        count += threading.get_ident() == thread
-        if count > limit:
-            raise ValueError("it has more tensors than its file")
+    def __init__(self, operations: int) -> None:
+        super().__init__()
+        self.left = operations
 
-    hook = register_module_parameter_registration_hook(see)
-    try:
-        yield
-    finally:
-        hook.remove()
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("its networks are larger than its file can account for")
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -209,12 +226,13 @@ def _read_header(weights: Path) -> dict[str, _Stored]:
         raise BundleError(f"{weights} has a header of {length} bytes, more than {MAX_HEADER_BYTES}.")
     try:
         with safe_open(str(weights), framework="pt") as file:
-            slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            if len(names) > MAX_TENSORS:
+                raise BundleError(f"{weights} has {len(names)} tensors, more than {MAX_TENSORS}.")
+            slices = {k: file.get_slice(k) for k in names}
             header = {k: _Stored(tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
     except (OSError, SafetensorError) as e:
         raise BundleError(f"{weights} is not a readable safetensors file ({e}). Get the bundle again.") from e
-    if len(header) > MAX_TENSORS:
-        raise BundleError(f"{weights} has {len(header)} tensors, more than {MAX_TENSORS}.")
     return header
 
 

@@ -23,7 +23,7 @@ from zoo_builder.recipe import parse_config
 
 FORMAT = 2  # of bundles; it has nothing to do with the package's version
 READABLE_SINCE = "0.1.0"  # the first version of d2nwg-init that reads FORMAT
-MAX_CONFIG_BYTES = 4 * 2**20
+MAX_CONFIG_BYTES = 2**20
 MAX_TEXT = 1000  # characters of any string
 
 

@@ -73,10 +73,12 @@ def check_files(folder: Path, files: Sequence[BundleFile], blobs: Path | None = 
         if not path.is_file():
             raise BundleError(f"{path} is missing or is no file. Get the bundle again.")
         if path.stat().st_size != file.bytes or file_sha256(path) != file.sha256:
-            raise BundleError(
-                f"{path} is not the file that config.json describes (size and SHA-256). Get the bundle again; or, if "
-                f"you changed it yourself, record it: d2nwg-init bundle card {folder}"
+            mend = (
+                f"Get the bundle again; or, if you changed it yourself, record it: d2nwg-init bundle card {folder}"
+                if blobs is None
+                else "Fetch it anew: d2nwg-init bundle pull ORG/NAME --force"
             )
+            raise BundleError(f"{path} is not the file that config.json describes (size and SHA-256). {mend}")
 
 
 def check_no_link(path: Path, blobs: Path | None = None) -> None:

@@ -60,20 +60,25 @@ class BundleResults:
         ]
 
 
-def keep_results(report: dict[str, Any], config: BundleConfig, folder: Path) -> None:
+def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
     """Keep of a results file (demo.json, transfer.json) what it says of this bundle on datasets that it never saw.
 
     Raises:
-        BundleError: it says nothing of it.
+        BundleError: it is not there, is no results file, or says nothing of it.
     """
     seen = {t.name for t in config.trained_on}
-    rows = [r for r in report["rows"] if r["bundle"] == config.name and r["dataset"] not in seen]
-    if not any(r["method"] == "initialize" for r in rows):
+    try:
+        report = json.loads(path.read_text())
+        rows = [r for r in report["rows"] if r["bundle"] == config.name and r["dataset"] not in seen]
+        kept = {k: report[k] for k in ("schema", "name", "command", "commit", "date", "machine", "versions")}
+        measured = any(r["method"] == "initialize" for r in rows)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise BundleError(f"{path} holds no results ({e!r}). Expected a file that demo or bench wrote.") from e
+    if not measured:
         raise BundleError(
             f"These results have no row of `initialize` with the bundle {config.name!r} on a dataset that it was not "
             "trained on. Measure it: d2nwg-init demo, or bench transfer."
         )
-    kept = {k: report[k] for k in ("schema", "name", "command", "commit", "date", "machine", "versions")}
     told = [{k: v for k, v in r.items() if v is not None} for r in rows]
     write_text_atomically(folder / FILE, json.dumps(kept | {"rows": told}, indent=1) + "\n")
 

@@ -40,11 +40,12 @@ class Generator(nn.Module, ModelHubMixin):
 
     bundle: BundleConfig | None = None  # what the bundle says that it was loaded from
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, base: nn.Module | None = None) -> None:
+        """`base` is the body that the config describes, where it is made already."""
         super().__init__()
         self.config = config
         layout = config.layout
-        self.base = config.backbone.create()
+        self.base = config.backbone.create() if base is None else base
         self.subspaces = SharedSubspaces(layout)
         self.vae = WeightVAE(layout.num_chunks, layout.chunk, config.vae)
         feature_dim = check_body(self.base, config.size, config.backbone.in_chans)

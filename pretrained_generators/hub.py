@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -172,7 +173,8 @@ def client_errors(what: str) -> Iterator[None]:
     except BundleError:
         raise
     except Exception as e:  # its versions talk through different libraries, whose errors pass through it
-        raise BundleError(f"{what} on the Hub: {' '.join(str(e).split())[:400]} {_advice(e)}") from e
+        told = " ".join(str(e).split())[:400].rstrip(".")
+        raise BundleError(f"{what} on the Hub: {told}. {_advice(e)}") from e
 
 
 def _advice(e: Exception) -> str:
@@ -180,10 +182,12 @@ def _advice(e: Exception) -> str:
         return "Check the name; if it is private or gated, log in (hf auth login) or give a token that may read it."
     if isinstance(e, RevisionNotFoundError):
         return "Check the revision: a branch, a tag or a commit."
-    if isinstance(e, LocalEntryNotFoundError):
+    if isinstance(e, LocalEntryNotFoundError) and e.__cause__ is None:  # the Hub was not to be asked
         return (
             "There is no such folder, and the cache lacks it. To fetch it from the Hub: d2nwg-init bundle pull ORG/NAME"
         )
+    if isinstance(e, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return "Check the connection, HF_ENDPOINT, and that HF_HUB_OFFLINE is not set."
     if isinstance(e, EntryNotFoundError):
         return "It holds no bundle of this library, or not all of one."
     return "Try again; what was fetched is kept."

@@ -19,7 +19,10 @@ from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ModelError, nearest_names
 
 TORCHVISION = "torchvision:"
-SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights")
+SOURCES = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights", "device",
+    "dtype",
+)  # fmt: skip
 EVAL_BATCH = 128  # images in one pass without gradients: of more, a core's cache holds too little
 
 
@@ -52,7 +55,7 @@ class BackboneSpec:
         """
         where = sorted(self.args.keys() & set(SOURCES))
         if where:
-            raise ModelError(f"{self.model}: {where} say where weights come from, not how the model is built.")
+            raise ModelError(f"{self.model}: {where} say where weights come from or lie, not how the model is built.")
         make = self._torchvision if self.model.startswith(TORCHVISION) else self._timm
         model = make(checkpoint == "pretrained", num_classes)
         if checkpoint is not None and checkpoint != "pretrained":

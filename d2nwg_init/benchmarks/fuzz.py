@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2nwg_init.benchmarks.mutations import Files, mutate
 from d2nwg_init.benchmarks.peak_memory import peak_memory
@@ -32,7 +34,7 @@ from zoo_builder.errors import BundleError
 BASE_SOURCE = "the bundle tiny"
 HANGS_AFTER = 60.0  # seconds of the processor; the process is ended then
 SLOW_AFTER = 1.0  # seconds of the processor
-MEMORY_SLACK = 32 * 2**20  # bytes that an interpreter may gain for other reasons
+MEMORY_SLACK = 16 * 2**20  # bytes of resident memory that an interpreter may gain for other reasons
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,24 @@ class Outcome:
     rehashed: bool
     end: str  # "refused", "loaded" or "crashed"
     seconds: float  # of the processor, for loading
-    extra_bytes: int | None  # resident memory that loading gained at its peak; None: not known on this system
-    file_bytes: int  # of the damaged bundle
+    largest_bytes: int = 0  # of the tensors that loading allocated
+    extra_bytes: int | None = None  # resident memory that loading gained at its peak; None: not known on this system
+    file_bytes: int = 0  # of the damaged bundle
     error: str = ""
 
     @property
+    def too_slow(self) -> bool:
+        return self.seconds > SLOW_AFTER
+
+    @property
     def too_much_memory(self) -> bool:
-        """More than twice the files' size, beside the files themselves, which are mapped."""
-        return self.extra_bytes is not None and self.extra_bytes > 3 * self.file_bytes + MEMORY_SLACK
+        """A tensor of more than twice the files' size, or that much in all beside the files, which are mapped."""
+        allowed = 2 * self.file_bytes
+        return self.largest_bytes > allowed or (self.extra_bytes or 0) > allowed + self.file_bytes + MEMORY_SLACK
+
+    @property
+    def failed(self) -> bool:
+        return self.end == "crashed" or self.too_slow or self.too_much_memory
 
 
 def tiny_bundle(folder: Path, base_source: str | None = None) -> None:
@@ -66,7 +78,7 @@ def tiny_bundle(folder: Path, base_source: str | None = None) -> None:
     write_card(config, folder)
 
 
-def damage_and_load(files: Files, seed: int, base: torch.nn.Module | None) -> Outcome:
+def damage_and_load(files: Files, base: torch.nn.Module | None, seed: int) -> Outcome:
     """One input: `files` is a sound bundle's, `base` the body of one that leaves it out."""
     files = dict(files)
     rehashed = mutate(Random(seed), files)
@@ -74,8 +86,8 @@ def damage_and_load(files: Files, seed: int, base: torch.nn.Module | None) -> Ou
         for name, contents in files.items():
             (Path(folder) / name).write_bytes(contents)
         generator, end, error = None, "loaded", ""
-        before, began = _resident(), time.process_time()
-        with peak_memory() as peak:
+        began = time.process_time()
+        with peak_memory() as peak, _LargestTensor() as largest:
             try:
                 generator = load_bundle(folder, base).generator
             except BundleError as e:
@@ -88,8 +100,20 @@ def damage_and_load(files: Files, seed: int, base: torch.nn.Module | None) -> Ou
                 _check_works(generator)
         except Exception as e:
             end, error = "crashed", repr(e)
-    extra = None if peak.bytes is None or before is None else peak.bytes - before
-    return Outcome(seed, rehashed, end, seconds, extra, sum(map(len, files.values())), error.replace(folder, "BUNDLE"))
+    size = sum(map(len, files.values()))
+    return Outcome(seed, rehashed, end, seconds, largest.bytes, peak.gained, size, error.replace(folder, "BUNDLE"))
+
+
+class _LargestTensor(TorchDispatchMode):
+    """The memory of the largest tensor that an operation inside gave, mapped or not; one in shapes alone has none."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not out.is_meta:
+            self.bytes = max(self.bytes, out.untyped_storage().nbytes())
+        return out
 
 
 def _check_works(generator: Generator) -> None:
@@ -103,73 +127,51 @@ def _check_works(generator: Generator) -> None:
             raise ValueError("a delta does not have the shapes of the layout")
 
 
-def _resident() -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-
-
-def fuzz_bundle(folder: Path, inputs: int, base_of: Path | None = None, seed: int = 0) -> Iterator[Outcome]:
-    """Outcomes of `inputs` damaged copies of the bundle in `folder`, in a process that may die of them.
+def fuzz_bundle(folder: Path, seeds: Sequence[int], base_of: Path | None = None) -> Iterator[Outcome]:
+    """Outcomes of damaged copies of the bundle in `folder`, one for each seed, from a process that may die of them.
 
     `base_of` is a bundle that has the base, where `folder` leaves it out.
     """
-    with TemporaryDirectory() as work:
-        written = Path(work) / "outcomes.jsonl"
-        written.touch()
-        done = 0
-        while done < inputs:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                future = pool.submit(_damage_and_write, folder, range(seed + done, seed + inputs), base_of, written)
-                while not future.done() or done < _lines(written):
-                    for outcome in _read(written, done):
-                        done += 1
-                        yield outcome
-                    time.sleep(0.2)
-                try:
-                    future.result()
-                except BrokenProcessPool:
-                    died = Outcome(seed + done, False, "crashed", HANGS_AFTER, None, 0, "the process died")
-                    with written.open("a") as file:
-                        file.write(json.dumps(asdict(died)) + "\n")
+    one = functools.partial(_in_process, folder, base_of)
+    while seeds:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                for outcome in pool.map(one, seeds):
+                    seeds = seeds[1:]
+                    yield outcome
+            except BrokenProcessPool:
+                yield Outcome(seeds[0], False, "crashed", HANGS_AFTER, error="the process died")
+                seeds = seeds[1:]
 
 
-def _damage_and_write(folder: Path, seeds: range, base_of: Path | None, written: Path) -> None:
+def _in_process(folder: Path, base_of: Path | None, seed: int) -> Outcome:
+    signal.setitimer(signal.ITIMER_PROF, HANGS_AFTER)  # its signal ends the process
+    return damage_and_load(*_sound(folder, base_of), seed)
+
+
+@functools.cache
+def _sound(folder: Path, base_of: Path | None) -> tuple[Files, torch.nn.Module | None]:
     torch.set_num_threads(1)
-    files = {p.name: p.read_bytes() for p in folder.iterdir()}
     base = load_bundle(base_of).generator.base if base_of else None
-    with written.open("a") as file:
-        for seed in seeds:
-            signal.setitimer(signal.ITIMER_PROF, HANGS_AFTER)  # its signal ends the process
-            file.write(json.dumps(asdict(damage_and_load(files, seed, base))) + "\n")
-            file.flush()
+    return {p.name: p.read_bytes() for p in folder.iterdir()}, base
 
 
-def _lines(written: Path) -> int:
-    return written.read_bytes().count(b"\n")
-
-
-def _read(written: Path, skip: int) -> Iterator[Outcome]:
-    for line in written.read_text().splitlines(keepends=True)[skip:]:
-        if line.endswith("\n"):
-            yield Outcome(**json.loads(line))
-
-
-def fuzz_rows(bundle: str, outcomes: list[Outcome], seed: int) -> list[Row]:
+def fuzz_rows(bundle: str, outcomes: Sequence[Outcome]) -> list[Row]:
     counts = {
         "inputs": len(outcomes),
         "inputs_rehashed": sum(o.rehashed for o in outcomes),
         "refused": sum(o.end == "refused" for o in outcomes),
         "loaded": sum(o.end == "loaded" for o in outcomes),
         "crashes": sum(o.end == "crashed" for o in outcomes),
-        "over_a_second": sum(o.seconds > SLOW_AFTER for o in outcomes),
+        "over_a_second": sum(o.too_slow for o in outcomes),
         "over_twice_the_memory": sum(o.too_much_memory for o in outcomes),
     }
-    rows = [Row(bundle, "none", "load_bundle", seed, metric, float(n), "1") for metric, n in counts.items()]
-    rows.append(Row(bundle, "none", "load_bundle", seed, "slowest_seconds", max(o.seconds for o in outcomes), "s"))
-    extra = [o.extra_bytes for o in outcomes if o.extra_bytes is not None]
-    if extra:
-        rows.append(Row(bundle, "none", "load_bundle", seed, "most_extra_bytes", float(max(extra)), "B"))
-    return rows
+    most = {
+        "slowest_seconds": (max(o.seconds for o in outcomes), "s"),
+        "largest_tensor_over_file_size": (max(o.largest_bytes / max(o.file_bytes, 1) for o in outcomes), "1"),
+        "most_extra_bytes": (float(max(o.extra_bytes or 0 for o in outcomes)), "B"),
+    }
+    figures = {metric: (float(n), "1") for metric, n in counts.items()} | most
+    return [
+        Row(bundle, "none", "load_bundle", outcomes[0].seed, m, value, unit) for m, (value, unit) in figures.items()
+    ]

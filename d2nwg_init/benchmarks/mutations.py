@@ -23,6 +23,11 @@ STRANGE: tuple[Any, ...] = (
     "", "x", "..", "../../etc/passwd", "/etc/passwd", "x" * 5000, "\x1b[2J", "\ud800", "\x00", "F32", "I8", "BF16",
     "U64", "test_resnet", "torchvision:resnet18", [], [0], [[]], {}, {"x": 1}, [1] * 1000,
 )  # fmt: skip
+ARGUMENTS = (
+    "depth", "embed_dim", "num_heads", "patch_size", "img_size", "window_size", "mlp_ratio", "features_only", "device",
+    "pretrained", "checkpoint_path",
+)  # fmt: skip
+NOTHING_TO_CHANGE = (KeyError, ValueError, IndexError, TypeError, AttributeError, RecursionError)  # after others
 HALVES = (0x7C00, 0xFC00, 0x7E00, 0x7BFF, 0xFBFF, 0x0001, 0x8000)  # infinite, NaN, largest, smallest, minus zero
 
 
@@ -30,9 +35,7 @@ def mutate(random: Random, files: Files) -> bool:
     """One to three mutations; in nine of ten cases sizes and hashes are recomputed after them, so that what comes
     behind their check is reached. Returns whether they were."""
     for mutation in random.choices(MUTATIONS, k=random.choice((1, 1, 2, 3))):
-        with contextlib.suppress(
-            KeyError, ValueError, IndexError, TypeError, RecursionError
-        ):  # nothing is left to change
+        with contextlib.suppress(*NOTHING_TO_CHANGE):
             mutation(random, files)
     return random.random() < 0.9 and _rehash(files)
 
@@ -43,7 +46,7 @@ def _rehash(files: Files) -> bool:
         for told in config["files"]:
             contents = files[told["name"]]
             told |= {"bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
-    except (KeyError, ValueError, TypeError, RecursionError):
+    except NOTHING_TO_CHANGE:
         return False
     files[CONFIG] = json.dumps(config).encode()
     return True
@@ -51,10 +54,8 @@ def _rehash(files: Files) -> bool:
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) of nested JSON."""
-    items = (
-        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    )
-    return [(value, k) for k, _ in items] + [place for _, v in items for place in _places(v)]
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [(value, k) for k in keys] + [place for k in keys for place in _places(value[k])]
 
 
 def _change_json(random: Random, value: Any) -> None:
@@ -80,15 +81,26 @@ def config_value(random: Random, files: Files) -> None:
 
 
 def config_backbone(random: Random, files: Files) -> None:
+    """Another model, or an argument of its factory."""
     config = json.loads(files[CONFIG])
     backbone = config["generator"]["backbone"]
     if random.random() < 0.5:
         backbone["model"] = random.choice(timm.list_models())
     else:
-        name = random.choice(
-            ("depth", "embed_dim", "num_heads", "patch_size", "mlp_ratio", "pretrained", "checkpoint_path")
-        )
-        backbone["args"][name] = random.choice((-1, 0, 1, 3, 1000, 10**6, 10**12, "x", True, 0.5))
+        values = (-1, 0, 1, 3, 1000, 16384, 10**12, "x", "cpu", True, 0.5)
+        backbone["args"][random.choice(ARGUMENTS)] = random.choice(values)
+    files[CONFIG] = json.dumps(config).encode()
+
+
+def config_sizes(random: Random, files: Files) -> None:
+    """One of the numbers that say how large the networks are, or how many blocks they have."""
+    config = json.loads(files[CONFIG])
+    generator = config["generator"]
+    part = random.choice((generator, generator["layout"], *(generator[k] for k in ("vae", "encoder", "diffusion"))))
+    part[random.choice([k for k, v in part.items() if type(v) is int])] = random.choice((17, 4096, 10**6, 10**12))
+    if random.random() < 0.2:
+        block = random.choice(generator["layout"]["blocks"])
+        generator["layout"]["blocks"] += [block | {"name": f"x.{i}", "rank": 1} for i in range(5000)]
     files[CONFIG] = json.dumps(config).encode()
 
 
@@ -113,10 +125,9 @@ def header_bytes(random: Random, files: Files) -> None:
 
 
 def header_length(random: Random, files: Files) -> None:
-    length = random.choice(
-        (0, 1, 7, 2**20, 2**31, 2**63, 2**64 - 1, _header_length(files[WEIGHTS]) + random.choice((-1, 1)))
-    )
-    files[WEIGHTS] = (length % 2**64).to_bytes(8, "little") + files[WEIGHTS][8:]
+    length = _header_length(files[WEIGHTS])
+    length = random.choice((0, 1, 7, length - 1, length + 1, 2**20, 2**31, 2**63, 2**64 - 1))
+    files[WEIGHTS] = length.to_bytes(8, "little") + files[WEIGHTS][8:]
 
 
 def tensor_bytes(random: Random, files: Files) -> None:
@@ -129,16 +140,15 @@ def tensor_bytes(random: Random, files: Files) -> None:
 
 
 def tensor_numbers(random: Random, files: Files) -> None:
-    """Halves that are special, in one tensor or in all of it."""
+    """Halves that are special: one of a tensor, or all of it."""
     header, data = _split(files[WEIGHTS])
-    name = random.choice([n for n in header if n != "__metadata__"])
-    begin, end = header[name]["data_offsets"]
-    count = (end - begin) // 2
+    begin, end = random.choice([t["data_offsets"] for n, t in header.items() if n != "__metadata__"])
+    if random.random() < 0.5:
+        begin = random.randrange(begin, end, 2)
+        end = begin + 2
     special = struct.pack("<H", random.choice(HALVES))
-    first, many = random.randrange(count), random.choice((1, count))
-    cut = begin + 2 * first if many == 1 else begin
-    changed = data[:cut] + special * many + data[cut + 2 * many :]
-    files[WEIGHTS] = files[WEIGHTS][: len(files[WEIGHTS]) - len(data)] + changed
+    start = len(files[WEIGHTS]) - len(data)
+    files[WEIGHTS] = files[WEIGHTS][: start + begin] + special * ((end - begin) // 2) + data[end:]
 
 
 def weights_length(random: Random, files: Files) -> None:
@@ -183,6 +193,6 @@ def _split(weights: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 MUTATIONS: tuple[Callable[[Random, Files], None], ...] = (
-    config_value, config_value, config_value, config_backbone, config_text, config_nested, header_value, header_value,
-    header_bytes, header_length, tensor_bytes, tensor_numbers, weights_length, file_list,
+    config_value, config_value, config_value, config_backbone, config_sizes, config_text, config_nested, header_value,
+    header_value, header_bytes, header_length, tensor_bytes, tensor_numbers, weights_length, file_list,
 )  # fmt: skip

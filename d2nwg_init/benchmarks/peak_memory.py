@@ -11,6 +11,7 @@ RESET_PEAK = "5"  # what proc(5) has written to clear_refs to begin the peak ane
 
 class Peak:
     bytes: int | None = None  # resident, of the whole process; known when the context ends
+    gained: int | None = None  # over what it held before
 
 
 @contextmanager
@@ -21,6 +22,13 @@ def peak_memory() -> Iterator[Peak]:
     except OSError:
         yield peak
         return
+    before = _most_resident()
     yield peak
+    peak.bytes = _most_resident()
+    peak.gained = peak.bytes - before
+
+
+def _most_resident() -> int:
+    """Bytes, since the peak was begun anew."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    peak.bytes = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

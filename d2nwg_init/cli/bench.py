@@ -11,6 +11,7 @@ from d2nwg_init.cli.bench_ablate import ablate
 from d2nwg_init.cli.bench_fuzz import fuzz
 from d2nwg_init.cli.bench_generator import generator
 from d2nwg_init.cli.bench_hub import hub
+from d2nwg_init.cli.bench_torch_versions import torch_versions
 from d2nwg_init.cli.bench_transfer import transfer
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ app.command("transfer", epilog="Example: d2nwg-init bench transfer --data DIR --
 )
 app.command("fuzz", epilog="Example: d2nwg-init bench fuzz --inputs 20000 --out docs/results/fuzz.json")(fuzz)
 app.command("hub", epilog="Example: d2nwg-init bench hub ORG/NAME --out docs/results/hub.json")(hub)
+app.command("torch-versions", epilog="Example: d2nwg-init bench torch-versions --other 2.6.0")(torch_versions)
 app.command("generator", epilog="Example: d2nwg-init bench generator --zoo runs/zoo --bundle runs/bundle --data DIR")(
     generator
 )

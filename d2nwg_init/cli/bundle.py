@@ -42,6 +42,9 @@ def list_(
     if json_:
         typer.echo(json.dumps([asdict(i) for i in found]))
         return
+    if not found:
+        typer.echo("None of these." if hub else "None of these is here; --hub asks the Hub as well.")
+        return
     table = Table()
     for heading in ("bundle", "where", "architecture", "pixels", "commercial use", "weights (SHA-256)"):
         table.add_column(heading, overflow="fold")
@@ -126,7 +129,7 @@ def pull(
         str | None, typer.Option(help="Branch, tag or commit; the main branch if none is given.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch anew what is in the cache already.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder to copy it to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to make, and to copy it to as well.")] = None,
 ) -> None:
     """Fetch a bundle into the Hub client's cache, and check it."""
     import shutil
@@ -138,6 +141,8 @@ def pull(
     name = on_hub(bundle)
     if name is None:
         raise BundleError(f"{bundle!r} is here already, or no name of a repository of the Hub: expected ORG/NAME.")
+    if out and out.exists():
+        raise BundleError(f"{out} is there already: expected a folder to make.")
     folder, _ = locate(bundle, revision=revision, force_download=force)
     pinned = f"{name[0]}@{folder.name}"
     config = verify_bundle(pinned, local_files_only=True)
@@ -177,8 +182,6 @@ def card(
 
     The weights themselves must be those that are recorded already.
     """
-    import json
-
     from pretrained_generators.bundle import load_config
     from pretrained_generators.card import write_card
     from pretrained_generators.card_results import keep_results
@@ -186,7 +189,7 @@ def card(
 
     config = load_config(folder)
     if results:
-        keep_results(json.loads(results.read_text()), config, folder)
+        keep_results(results, config, folder)
     write_card(config, folder)
     config = verify_bundle(folder)
     typer.echo(f"{folder}: {', '.join(f.name for f in config.files)} recorded.")

@@ -85,8 +85,9 @@ def test_diff_tells_keys_and_tensors(folder, bundle_path):
     assert found == {"name": ["tiny-random", "other"], "tensor vae.mean": [0, 0.25]}
 
 
-def test_pull_of_what_is_no_repository_is_an_error(folder):
+def test_pull_of_what_is_no_repository_or_into_what_is_there_is_an_error(folder):
     assert "expected ORG/NAME" in fail("bundle", "pull", "test_resnet-64")
+    assert "is there already" in fail("bundle", "pull", "org/name", "--out", folder)
 
 
 def results_file(folder, dataset="insects", bundle="tiny-random"):
@@ -136,6 +137,14 @@ def test_results_of_other_weights_or_of_training_data_are_refused(folder, other)
     message = fail("bundle", "card", folder, "--results", results_file(folder, **other))
     assert "no row of `initialize` with the bundle 'tiny-random'" in message
     assert not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"rows": [1]}'])
+def test_what_is_no_results_file_is_refused(folder, tmp_path, text):
+    path = tmp_path / "results-of-nothing.json"
+    if text is not None:
+        path.write_text(text)
+    assert "holds no results" in fail("bundle", "card", folder, "--results", path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": [1]}', '{"verdict": 3}'])

@@ -29,8 +29,8 @@ def outcomes(whole, tmp_path_factory):
     without = tmp_path_factory.mktemp("without")
     tiny_bundle(without, fuzz.BASE_SOURCE)
     base = load_bundle(whole).generator.base
-    return [damage_and_load(files_of(whole), s, None) for s in range(INPUTS)] + [
-        damage_and_load(files_of(without), s, base) for s in range(INPUTS, 2 * INPUTS)
+    return [damage_and_load(files_of(whole), None, s) for s in range(INPUTS)] + [
+        damage_and_load(files_of(without), base, s) for s in range(INPUTS, 2 * INPUTS)
     ]
 
 
@@ -52,7 +52,7 @@ def test_at_least_half_have_their_hashes_recomputed(outcomes):
 
 
 def test_rows_count_the_outcomes(outcomes):
-    rows = {r.metric: r.value for r in fuzz_rows("tiny", outcomes, 0)}
+    rows = {r.metric: r.value for r in fuzz_rows("tiny", outcomes)}
     assert rows["inputs"] == 2 * INPUTS == rows["refused"] + rows["loaded"]
     assert rows["crashes"] == 0
     assert rows["slowest_seconds"] == max(o.seconds for o in outcomes)
@@ -79,14 +79,14 @@ def test_what_is_no_bundle_error_is_a_crash(whole, monkeypatch):
         raise ValueError("unforeseen")
 
     monkeypatch.setattr(fuzz, "load_bundle", broken)
-    assert damage_and_load(files_of(whole), 0, None).end == "crashed"
+    assert damage_and_load(files_of(whole), None, 0).end == "crashed"
     monkeypatch.setattr(fuzz, "load_bundle", load_bundle)
     monkeypatch.setattr(fuzz, "mutate", lambda *_: False)
-    assert damage_and_load(files_of(whole), 0, None).end == "loaded"
+    assert damage_and_load(files_of(whole), None, 0).end == "loaded"
     monkeypatch.setattr(fuzz, "_check_works", broken)
-    assert damage_and_load(files_of(whole), 0, None).end == "crashed"
+    assert damage_and_load(files_of(whole), None, 0).end == "crashed"
 
 
 def test_outcomes_of_another_process_are_the_same(whole, outcomes):
-    told = [(o.seed, o.rehashed, o.end) for o in fuzz_bundle(whole, 5)]
+    told = [(o.seed, o.rehashed, o.end) for o in fuzz_bundle(whole, range(5))]
     assert told == [(o.seed, o.rehashed, o.end) for o in outcomes[:5]]

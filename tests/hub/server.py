@@ -88,37 +88,32 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
-            self.answer("GET")
-
-        def do_HEAD(self) -> None:
-            self.answer("HEAD")
-
-        def do_POST(self) -> None:
-            self.answer("POST")
-
-        def do_PUT(self) -> None:
-            self.answer("PUT")
-
         def log_message(self, *_: object) -> None:
             pass
 
-        def answer(self, method: str) -> None:
-            self.body = self.read_body()
+        def answer(self) -> None:
+            self.body, method = self.read_body(), self.command
             url = urlsplit(self.path)
             path = unquote(url.path)
             hub.asked.append((method, path, {k.lower(): v for k, v in self.headers.items()}))
             self.now = hub.fault(method, path)
             if self.now and self.now.status:
-                return self.send(self.now.status, b"{}", self.now.headers)
+                return self.send(self.now.status, headers=self.now.headers)
             for pattern, does in ROUTES:
                 match = re.fullmatch(pattern, f"{method} {path}")
                 if match:
                     given = match.groupdict() | {k: v[0] for k, v in parse_qs(url.query).items()}
-                    if "repo" in given and not self.may(given["repo"], write=method in ("POST", "PUT")):
+                    reads = method in ("GET", "HEAD")
+                    if "repo" in given and not self.may(given["repo"], write=not reads):
                         return None
+                    if "repo" in given and reads:
+                        given["revision"] = hub.repos[given["repo"]].resolve(given.get("revision", "main"))
+                        if given["revision"] is None:
+                            return self.send(404, headers={"X-Error-Code": "RevisionNotFound"})
                     return does(self, **given)
-            return self.send(404, b"{}")
+            return self.send(404)
+
+        do_GET = do_HEAD = do_POST = do_PUT = answer
 
         def read_body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":
@@ -134,21 +129,18 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             """Whether the request may go on; as the Hub does, a repository that may not be seen is not there."""
             given = self.headers.get("Authorization")
             if given not in (None, f"Bearer {TOKEN}"):
-                self.refuse(401, {"X-Error-Message": "Invalid username or password."})
+                self.send(401, headers={"X-Error-Message": "Invalid username or password."})
                 return False
             repo = hub.repos.get(name)
             if repo is None or (given is None and (repo.private or write)):
-                self.refuse(404 if given else 401, {"X-Error-Code": "RepoNotFound"})
+                self.send(404 if given else 401, headers={"X-Error-Code": "RepoNotFound"})
                 return False
             return True
-
-        def refuse(self, code: int, headers: dict[str, str]) -> None:
-            self.send(code, b"{}", headers)
 
         def json(self, value: object) -> None:
             self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-        def send(self, code: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        def send(self, code: int, body: bytes = b"{}", headers: dict[str, str] | None = None) -> None:
             broken = self.now is not None and not self.now.status
             sent = body[: len(body) // 2] if broken else body
             length = len(sent) if broken and self.now.honest else len(body)
@@ -165,7 +157,7 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             asked = json.loads(self.body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                return self.refuse(401, {"X-Error-Message": "Invalid username or password."})
+                return self.send(401, headers={"X-Error-Message": "Invalid username or password."})
             if name in hub.repos:
                 return self.send(409, json.dumps({"url": f"{hub.endpoint}/{name}"}).encode())
             hub.repos[name] = Repo(asked.get("private") or asked.get("visibility") == "private")
@@ -204,31 +196,22 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             sha = hub.repos[repo].commit(files)
             self.json({"success": True, "commitOid": sha, "commitUrl": f"{hub.endpoint}/{repo}/commit/{sha}"})
 
-        def info(self, repo: str, revision: str = "main", **_: str) -> None:
-            sha = hub.repos[repo].resolve(revision)
-            if sha is None:
-                return self.refuse(404, {"X-Error-Code": "RevisionNotFound"})
-            names = hub.repos[repo].commits[sha]
-            return self.json({"id": repo, "sha": sha, "siblings": [{"rfilename": n} for n in names]})
+        def info(self, repo: str, revision: str, **_: str) -> None:
+            names = hub.repos[repo].commits[revision]
+            self.json({"id": repo, "sha": revision, "siblings": [{"rfilename": n} for n in names]})
 
         def tree(self, repo: str, revision: str, **_: str) -> None:
-            sha = hub.repos[repo].resolve(revision)
-            if sha is None:
-                return self.refuse(404, {"X-Error-Code": "RevisionNotFound"})
-            return self.json([entry(n, c) for n, c in hub.repos[repo].commits[sha].items()])
+            self.json([entry(n, c) for n, c in hub.repos[repo].commits[revision].items()])
 
         def models(self, **query: str) -> None:
             found = [(n, r) for n, r in hub.repos.items() if not r.private]
             self.json([{"id": n, "sha": r.resolve("main"), "tags": [query.get("filter", "")]} for n, r in found])
 
         def file(self, repo: str, revision: str, name: str) -> None:
-            sha = hub.repos[repo].resolve(revision)
-            if sha is None:
-                return self.refuse(404, {"X-Error-Code": "RevisionNotFound"})
-            contents = hub.repos[repo].commits[sha].get(name)
-            about = {"X-Repo-Commit": sha}
+            contents = hub.repos[repo].commits[revision].get(name)
+            about = {"X-Repo-Commit": revision}
             if contents is None:
-                return self.refuse(404, about | {"X-Error-Code": "EntryNotFound"})
+                return self.send(404, headers=about | {"X-Error-Code": "EntryNotFound"})
             if not is_lfs(name, len(contents)):
                 return self.send(200, contents, about | {"ETag": f'"{etag(contents)}"'})
             oid = hashlib.sha256(contents).hexdigest()

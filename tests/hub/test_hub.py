@@ -159,6 +159,17 @@ def test_a_file_that_changed_under_its_commit_is_refused(hub, client, pushed, ca
     assert "SHA-256" in client(load, repo, revision=commit, cache_dir=cache)
 
 
+def test_what_is_damaged_in_the_cache_is_fetched_anew_by_force(hub, client, pushed, home):
+    repo, commit = pushed
+    assert client(command, "bundle", "pull", repo)[0] == 0
+    [blob] = {p.resolve() for p in home.glob(f"hub/models--org--tiny/snapshots/{commit}/{WEIGHTS}")}
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    code, text = client(command, "bundle", "pull", repo)
+    assert (code, "bundle pull ORG/NAME --force" in text) == (1, True)
+    assert client(command, "bundle", "pull", repo, "--force")[0] == 0
+    assert client(command, "bundle", "verify", f"{repo}@{commit}")[0] == 0
+
+
 def test_a_file_of_another_size_is_not_fetched(hub, client, pushed, cache):
     repo, commit = pushed
     hub.repos[repo].commits[commit][WEIGHTS] += b"\0" * 2**20
@@ -213,7 +224,8 @@ def test_environment_is_honoured(hub, client, processes, pushed, whole, home):
     hub.asked.clear()
     offline = processes(HF_HUB_OFFLINE="1")
     assert offline(load, "org/tiny") == whole
-    assert "bundle pull" in offline(load, "org/other")
+    assert "bundle pull" in offline(load, "org/other", local_files_only=True)
+    assert "HF_HUB_OFFLINE is not set" in offline(load, "org/other")
     assert hub.asked == []
 
 

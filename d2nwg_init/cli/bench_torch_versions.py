@@ -1,0 +1,32 @@
+"""d2nwg-init bench torch-versions: what is generated under another version of torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def torch_versions(
+    other: Annotated[str, typer.Option(help="Version of torch to compare with the installed one.")] = "2.6.0",
+    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+) -> None:
+    """Compare what the embedded bundles generate for a seed in two processes, and under another version of torch.
+
+    That version is installed by pip into an environment of its own, which takes about 5 GB of the temporary folder and
+    is removed. Runs from a source checkout.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from d2nwg_init.benchmarks.results import deliver, results
+    from d2nwg_init.benchmarks.torch_versions import compare_versions
+
+    rows = compare_versions(other)
+    if not deliver(results("torch_versions", [], rows), out, json_):
+        table = Table("bundle", "under", "what", "value")
+        for row in rows:
+            table.add_row(row.bundle, row.method, row.metric, f"{row.value:.2g}")
+        Console().print(table)
