@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 
 COPYING_Z = -2.58  # one in two hundred, one-sided
+GENERATED = ("generated", "generated_shuffled", "generated_null")  # for a task, for another one's images, for none
+TRAINED = ("held_out", "training")  # what the others are seen beside: models of the zoo, kept back or learnt from
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Sighting:
 class Verdict:
     distance_z: float  # Mann-Whitney: generated against held-out models, distances to the nearest training model
     condition_drop: float  # points that another dataset's condition costs
+    null_drop: float  # points that it costs to have none
     beaten_by: tuple[str, ...]  # simpler methods that are as accurate in the mean
     copies: bool
 
@@ -39,8 +42,8 @@ class Verdict:
         simpler = ", ".join(self.beaten_by) or "nothing"
         return (
             f"{found}: generated models lie {nearness} to training models than models of unseen tasks do "
-            f"(z = {self.distance_z:.1f}); another dataset's condition costs {self.condition_drop:.1f} points; as "
-            f"accurate and simpler: {simpler}."
+            f"(z = {self.distance_z:.1f}); another dataset's condition costs {self.condition_drop:.1f} points, none at "
+            f"all {self.null_drop:.1f}; as accurate and simpler: {simpler}."
         )
 
 
@@ -67,16 +70,17 @@ def mann_whitney_z(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def judge(sightings: Sequence[Sighting]) -> Verdict:
-    """Of sightings of the methods "generated", "generated_shuffled", "held_out" and any simpler ones."""
+    """Of sightings of all GENERATED, of "held_out" and of any simpler methods."""
     by_method: dict[str, list[Sighting]] = {}
     for s in sightings:
         by_method.setdefault(s.method, []).append(s)
     accuracy = {m: sum(s.accuracy for s in found) / len(found) for m, found in by_method.items()}
     z = mann_whitney_z([s.distance for s in by_method["generated"]], [s.distance for s in by_method["held_out"]])
-    simpler = [m for m in accuracy if m not in ("generated", "generated_shuffled", "generated_null", "held_out")]
+    simpler = [m for m in accuracy if m not in (*GENERATED, *TRAINED)]
     return Verdict(
         distance_z=z,
         condition_drop=accuracy["generated"] - accuracy["generated_shuffled"],
+        null_drop=accuracy["generated"] - accuracy["generated_null"],
         beaten_by=tuple(m for m in simpler if accuracy[m] >= accuracy["generated"]),
         copies=z < COPYING_Z,
     )

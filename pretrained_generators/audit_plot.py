@@ -17,8 +17,9 @@ def draw_audit(sightings: Sequence[Sighting]) -> str:
     near, alike = figure.subplots(1, 2)
     for i, method in enumerate(methods):
         mine = [s for s in sightings if s.method == method]
-        near.plot([s.distance for s in mine], [i] * len(mine), "o", color=f"C{i}", alpha=0.7)
-        alike.plot([s.accuracy for s in mine], [s.overlap for s in mine], "o", color=f"C{i}", alpha=0.7, label=method)
+        style = {"color": f"C{i}", "marker": "os"[i // 10 % 2], "linestyle": "", "alpha": 0.7}
+        near.plot([s.distance for s in mine], [i] * len(mine), **style)
+        alike.plot([s.accuracy for s in mine], [s.overlap for s in mine], label=method, **style)
     near.set_yticks(range(len(methods)), labels=methods)
     near.set(xlabel="distance to the nearest training model (mean norm of their deltas = 1)")
     near.invert_yaxis()

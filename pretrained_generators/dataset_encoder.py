@@ -48,8 +48,9 @@ class DatasetEncoder(nn.Module):
         seen, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
         order = inverse.argsort(stable=True)
         position = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[inverse[order]]
-        images = features.new_zeros(len(seen), int(counts.max()), self.project.out_features)
-        images[inverse[order], position] = self.project((features[order] - self.feature_mean) / self.feature_std)
+        projected = self.project((features[order] - self.feature_mean) / self.feature_std)
+        images = projected.new_zeros(len(seen), int(counts.max()), projected.shape[1])
+        images[inverse[order], position] = projected
         mask = torch.arange(images.shape[1], device=labels.device) < counts[:, None]
 
         k = len(seen)
@@ -59,6 +60,6 @@ class DatasetEncoder(nn.Module):
         pooled = self.classes(pooled)
         dataset = self.out(self.pool_classes(self.seed_dataset, pooled)[0, 0])
 
-        class_embeddings = features.new_zeros(num_classes, pooled.shape[-1])
+        class_embeddings = pooled.new_zeros(num_classes, pooled.shape[-1])
         class_embeddings[seen] = pooled[0]
         return class_embeddings, F.normalize(dataset, dim=0) * len(dataset) ** 0.5

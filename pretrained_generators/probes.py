@@ -78,7 +78,7 @@ def worth_of(
         body = {k: v.clone() for k, v in shifted(state, delta).items()}
         features = functional_call(base, body, (images,))
         if not torch.isfinite(features).all():
-            return torch.tensor([torch.inf, 0.0])
+            return features.new_tensor([torch.inf, 0.0])
         logits = solve_head(features, labels, num_classes).left_out_logits
         loss = F.cross_entropy(logits, labels) / math.log(num_classes)
         return torch.stack([loss, (logits.argmax(1) == labels).float().mean()])

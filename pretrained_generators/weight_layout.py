@@ -178,11 +178,12 @@ def _reduced(block: Block, rank: int) -> Block:
 
 def parameters_in_scope(model: nn.Module, scope: str | Sequence[str]) -> set[str]:
     """Names of the parameters that a scope of `WeightLayout.of` holds."""
-    names = {name for name, _ in model.named_parameters()}
+    kept = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {name: kept[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}  # a tied one's first name
     if scope == "all":
-        chosen = names
+        chosen = set(names)
     elif scope == "body":
-        chosen = names - _inside(names, [find_classifier(model).name])
+        chosen = names.keys() - _inside(names, [find_classifier(model).name])
     elif isinstance(scope, str) and scope in SCOPES:
         modules = [find_classifier(model).name] if "head" in scope else []
         if "norm" in scope:
@@ -198,7 +199,7 @@ def parameters_in_scope(model: nn.Module, scope: str | Sequence[str]) -> set[str
         chosen = _inside(names, scope)
     if not chosen:
         raise ModelError(f"{type(model).__name__} has no parameters in the scope {scope!r}.")
-    return chosen
+    return {names[name] for name in chosen}
 
 
 def _inside(names: Iterable[str], modules: Iterable[str]) -> set[str]:

@@ -186,8 +186,9 @@ def prepare_images(body: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """A normalisation layer of any kind, torch's or timm's, by its class's name."""
-    return "Norm" in type(module).__name__
+    """A normalisation layer of any kind, torch's or timm's, by its class's name; with parameters in it that are not its
+    own it is something else (timm's NormMlpClassifierHead)."""
+    return "Norm" in type(module).__name__ and not any(list(child.parameters()) for child in module.children())
 
 
 def check_body(body: nn.Module, size: int, in_chans: int = 3) -> int:

@@ -25,7 +25,8 @@ class Bar:
 
     def note(self, text: str) -> None:
         self._progress.update(self._task, note=text)
-        if not self._progress.console.is_terminal and time.monotonic() >= self._quiet_until:
+        console = self._progress.console
+        if not (console.is_terminal or console.quiet) and time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + 5
             print(f"{self._title}: {self._done}/{self._total} {text}", file=sys.stderr, flush=True)
 

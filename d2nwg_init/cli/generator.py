@@ -28,18 +28,25 @@ def train(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the zoo's datasets, for a recipe that trains end to end.")
     ] = None,
+    device: Annotated[str, typer.Option(help="Where it is trained, as torch names it: cpu, cuda.")] = "cpu",
 ) -> None:
     """Train VAE, dataset encoder and diffusion on a zoo, then all of them end to end, and write a bundle.
 
-    Resumes at the last checkpoint.
+    Resumes at the last checkpoint. Under torchrun (-m d2nwg_init) its processes share each batch.
     """
+    from d2nwg_init.cli.zoo import check_device
+    from pretrained_generators.training.processes import is_first, process_group
     from pretrained_generators.training.recipe import GeneratorRecipe
     from pretrained_generators.training.train import train_generator
     from zoo_builder.recipe import read_recipe
     from zoo_builder.store import Zoo
 
     parsed = read_recipe(recipe, GeneratorRecipe, "pretrained_generators")
-    bundle = train_generator(Zoo.open(zoo), parsed, out, data)
+    with process_group(device):
+        check_device(device)
+        bundle = train_generator(Zoo.open(zoo), parsed, out, data, device)
+        if not is_first():
+            return
     for key, value in bundle.measured.items():
         typer.echo(f"{key}: {value:.3f}")
     typer.echo(f"Bundle {bundle.name} written to {out}.")

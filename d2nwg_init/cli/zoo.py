@@ -88,7 +88,7 @@ def build(
     parsed = read_recipe(recipe, ZooRecipe, "zoo_builder")
     spec = BackboneSpec(model, in_chans, parsed.size, _model_args(model_arg or []))
     if executor is Executors.processes:
-        _check_device(device)
+        check_device(device)
     place = Device(device, at_once or (1 if device == "cpu" else 32), bf16)
     cores = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -119,7 +119,11 @@ def build(
     typer.echo(f"{len(tasks)} entries in {out}.")
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """
+    Raises:
+        ZooError: torch has no such device here.
+    """
     import torch
 
     from zoo_builder.errors import ZooError

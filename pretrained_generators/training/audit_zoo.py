@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pretrained_generators.audit import Sighting, gaussian, judge, largest_overlap, nearest_distance, noisy
+from pretrained_generators.audit import GENERATED, Sighting, gaussian, judge, largest_overlap, nearest_distance, noisy
 from pretrained_generators.audit_plot import draw_audit
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
@@ -19,13 +19,13 @@ from pretrained_generators.training.zoo_data import target_delta
 from zoo_builder.backbones import image_statistics
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets.image_dataset import normalize_images
-from zoo_builder.delta_library import cosines
+from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.errors import BundleError
 from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo, ZooEntry
 
 SIGMAS = (0.1, 0.3, 1.0)  # of the noise on the nearest model
-NEIGHBOURS = 12  # training models, nearest in weights, that wrong answers are compared with
+NEIGHBOURS = 12  # training models, those nearest to a held-out one, whose wrong answers all are compared with
 
 
 def audit_zoo(bundle: Bundle, zoo: Zoo, samples: int = 2, seed: int = 0) -> list[Sighting]:
@@ -40,64 +40,90 @@ def audit_zoo(bundle: Bundle, zoo: Zoo, samples: int = 2, seed: int = 0) -> list
     if not config.learnt or not config.kept_back:
         raise BundleError(f"{config.name} does not say which entries it learnt from: train it again to audit it.")
     learnt, held = ([zoo.entry(i) for i in ids] for ids in (config.learnt, config.kept_back))
-    known = torch.stack([_flat(bundle.generator, target_delta(e)) for e in learnt])
-    embeddings = torch.stack([e.embedding() for e in learnt])
-    shuffled = held[len(held) // 2 :] + held[: len(held) // 2]
+    library = _library(bundle.generator, learnt)
     found: list[Sighting] = []
     with progress_bar("audit", total=len(held)) as bar:
-        for entry, other in zip(held, shuffled, strict=True):
-            found += _audit_entry(bundle.generator, entry, other, known, embeddings, samples, seed)
+        for i, entry in enumerate(held):
+            others = [e for e in held[i:] + held[:i] if e.task.datasets != entry.task.datasets]
+            other = others[0] if others else entry
+            found += _audit_entry(bundle.generator, entry, other, library, samples, seed)
             bar.advance()
+            bar.note(entry.task.datasets[0])
     return found
 
 
+def _library(generator: Generator, learnt: Sequence[ZooEntry]) -> DeltaLibrary:
+    """The training models as deltas, each at its strength, for retrieval and regression."""
+    return DeltaLibrary(
+        ids=tuple(e.id for e in learnt),
+        datasets=tuple("+".join(e.task.datasets) for e in learnt),
+        shapes={b.name: torch.Size(b.shape) for b in generator.config.layout.blocks},
+        stacked=torch.stack([_flat(generator, target_delta(e)) for e in learnt]),
+        strengths=torch.ones(len(learnt)),
+        embeddings=torch.stack([e.embedding() for e in learnt]),
+    )
+
+
 def _audit_entry(
-    generator: Generator,
-    entry: ZooEntry,
-    other: ZooEntry,
-    known: torch.Tensor,
-    embeddings: torch.Tensor,
-    samples: int,
-    seed: int,
+    generator: Generator, entry: ZooEntry, other: ZooEntry, library: DeltaLibrary, samples: int, seed: int
 ) -> Iterator[Sighting]:
     images, labels = _support(generator, entry)
-    layout = generator.config.layout
-    sizes = {b.name: b.size for b in layout.blocks}
-    noise = torch.Generator().manual_seed(seed)
+    known, own = library.stacked, _flat(generator, target_delta(entry))
+    tried = [("held_out", own), *_generated(generator, entry, other, samples, seed)]
+    tried += _simpler(generator, library, entry, samples, seed)
 
     def wrong(flat: torch.Tensor) -> torch.Tensor:
-        delta = {b.name: p.view(b.shape) for b, p in zip(layout.blocks, flat.split(list(sizes.values())), strict=True)}
-        return left_out_logits(generator, delta, images, labels).argmax(1) != labels
+        return left_out_logits(generator, _delta(generator, flat), images, labels).argmax(1) != labels
 
-    def sampled(of: ZooEntry | None) -> list[torch.Tensor]:
-        shown = None if of is None else _support(generator, of)
-        embedding = None if shown is None else generator.embed(*shown, int(shown[1].max()) + 1)
-        return [_flat(generator, d) for d in generator.sample_deltas(embedding, samples, seed)]
+    # Those that anything tried might be a copy of, and those that were made for something alike.
+    close = {int((known - flat).norm(dim=1).argmin()) for _, flat in tried}
+    close |= set((known - own).norm(dim=1).argsort()[:NEIGHBOURS].tolist())
+    answers = {i: wrong(known[i]) for i in sorted(close)}
 
-    nearest = known[cosines(embeddings, entry.embedding()).argmax()]
-    tried = {
-        "held_out": [_flat(generator, target_delta(entry))],
-        "generated": sampled(entry),
-        "generated_shuffled": sampled(other),
-        "generated_null": sampled(None),
-        "nearest": [nearest],
-        "zoo_mean": [known.mean(0)],
-        "gaussian": [gaussian(known, noise)],
-        **{f"noise_on_nearest_{s:g}": [noisy(nearest, sizes, s, noise)] for s in SIGMAS},
-    }
-    own = tried["held_out"][0]
-    close = known[(known - own).norm(dim=1).argsort()[:NEIGHBOURS]]
-    answers = torch.stack([wrong(k) for k in close])
-    for method, flats in tried.items():
-        for flat in flats:
-            w = wrong(flat)
-            yield Sighting(
-                entry.task.datasets[0],
-                method,
-                nearest_distance(flat, known),
-                largest_overlap(w, answers),
-                100 * (~w).float().mean().item(),
-            )
+    def seen(method: str, flat: torch.Tensor, w: torch.Tensor, others: Sequence[int]) -> Sighting:
+        return Sighting(
+            entry.task.datasets[0],
+            method,
+            nearest_distance(flat, known[others]),
+            largest_overlap(w, torch.stack([answers[i] for i in others if i in answers])),
+            100 * (~w).float().mean().item(),
+        )
+
+    everyone = list(range(len(known)))
+    for method, flat in tried:
+        yield seen(method, flat, wrong(flat), everyone)
+    for i, w in answers.items():
+        yield seen("training", known[i], w, everyone[:i] + everyone[i + 1 :])
+
+
+def _generated(
+    generator: Generator, entry: ZooEntry, other: ZooEntry, samples: int, seed: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Under the entry's own condition, another one's, and none."""
+    for method, shown in zip(GENERATED, (entry, other, None), strict=True):
+        images_of = None if shown is None else _support(generator, shown)
+        condition = None if images_of is None else generator.embed(*images_of, int(images_of[1].max()) + 1)
+        for delta in generator.sample_deltas(condition, samples, seed):
+            yield method, _flat(generator, delta)
+
+
+def _simpler(
+    generator: Generator, library: DeltaLibrary, entry: ZooEntry, samples: int, seed: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What needs the zoo and no generator; of what is drawn at random as many as are generated."""
+    known, query = library.stacked, entry.embedding()
+    sizes = {b.name: b.size for b in generator.config.layout.blocks}
+    nearest = library.nearest(query) @ known
+    yield "nearest", nearest
+    yield "zoo_mean", library.mean() @ known
+    yield "similarity_mean", library.by_similarity(query) @ known
+    yield "least_squares", library.least_squares(query) @ known
+    noise = torch.Generator().manual_seed(seed)
+    for _ in range(samples):
+        yield "gaussian", gaussian(known, noise)
+    for sigma in SIGMAS:
+        for _ in range(samples):
+            yield f"noise_on_nearest_{sigma:g}", noisy(nearest, sizes, sigma, noise)
 
 
 def _support(generator: Generator, entry: ZooEntry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,6 +133,11 @@ def _support(generator: Generator, entry: ZooEntry) -> tuple[torch.Tensor, torch
 
 def _flat(generator: Generator, delta: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([delta[b.name].reshape(-1) for b in generator.config.layout.blocks])
+
+
+def _delta(generator: Generator, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+    blocks = generator.config.layout.blocks
+    return {b.name: p.view(b.shape) for b, p in zip(blocks, flat.split([b.size for b in blocks]), strict=True)}
 
 
 def write_audit(found: Sequence[Sighting], folder: Path) -> dict[str, object]:

@@ -8,8 +8,9 @@ import torch
 
 from pretrained_generators.dataset_encoder import DatasetEncoder
 from pretrained_generators.latent_diffusion import TRAIN_TIMESTEPS, LatentDiffusion, noise_schedule
-from pretrained_generators.training.encoder import embed_random_support
+from pretrained_generators.training.encoder import random_support
 from pretrained_generators.training.loop import train_stage
+from pretrained_generators.training.processes import own_share
 from pretrained_generators.training.recipe import DiffusionStage, EncoderStage
 from pretrained_generators.training.zoo_data import ZooData
 
@@ -39,14 +40,18 @@ def train_diffusion(
     embeddings = _embeddings(encoder, data, supports, seed)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        batch = torch.randint(len(standardised), (stage.batch_size,), generator=generator)
-        view = torch.randint(VIEWS, (stage.batch_size,), generator=generator)
+        size = stage.batch_size
+        drawn = (
+            torch.randint(len(standardised), (size,), generator=generator),
+            torch.randint(VIEWS, (size,), generator=generator),
+            torch.rand(size, 1, generator=generator) < stage.drop_condition,
+            torch.randn(size, *standardised.shape[1:], generator=generator),
+            torch.randint(TRAIN_TIMESTEPS, (size,), generator=generator),
+        )
+        batch, view, dropped, noise, t = (own_share(d).to(standardised.device) for d in drawn)
         condition = torch.cat([embeddings[batch, view], data.probed[batch]], dim=1)
-        dropped = torch.rand(stage.batch_size, 1, generator=generator) < stage.drop_condition
         condition = torch.where(dropped, diffusion.null_condition, condition)
         clean = standardised[batch]
-        noise = torch.randn(clean.shape, generator=generator)
-        t = torch.randint(TRAIN_TIMESTEPS, (stage.batch_size,), generator=generator)
         predicted = diffusion(schedule.add_noise(clean, noise, t), t, condition)
         return (weight * (predicted - clean).square()).mean()
 
@@ -59,7 +64,7 @@ def _embeddings(encoder: DatasetEncoder, data: ZooData, supports: EncoderStage, 
     generator = torch.Generator().manual_seed(seed)
     return torch.stack(
         [
-            torch.stack([embed_random_support(encoder, data, i, supports, generator) for _ in range(VIEWS)])
+            torch.stack([encoder(*random_support(data, i, supports, generator))[1] for _ in range(VIEWS)])
             for i in range(len(data.features))
         ]
     )

@@ -10,16 +10,16 @@ from torch import nn
 
 from pretrained_generators.dataset_encoder import DatasetEncoder
 from pretrained_generators.training.loop import train_stage
+from pretrained_generators.training.processes import all_shares, own_share
 from pretrained_generators.training.recipe import EncoderStage
 from pretrained_generators.training.zoo_data import ZooData, draw_support
 
 
-def embed_random_support(
-    encoder: DatasetEncoder, data: ZooData, entry: int, stage: EncoderStage, generator: torch.Generator
-) -> torch.Tensor:
-    """The embedding of a random part of an entry's support set."""
-    part = draw_support(data.features[entry], data.labels[entry], stage.shots, stage.classes, generator)
-    return encoder(*part)[1]
+def random_support(
+    data: ZooData, entry: int, stage: EncoderStage, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """A random part of an entry's support set, as the encoder takes it."""
+    return draw_support(data.features[entry], data.labels[entry], stage.shots, stage.classes, generator)
 
 
 def train_encoder(
@@ -37,15 +37,16 @@ def train_encoder(
     flat = flat - flat.mean(0)
     left, values, _ = torch.linalg.svd(flat, full_matrices=False)
     coordinates = left * values / values.square().mean().sqrt()
-    projection = nn.Linear(coordinates.shape[1], encoder.out.out_features)
+    projection = nn.Linear(coordinates.shape[1], encoder.out.out_features).to(flat.device)
     both = nn.ModuleDict({"encoder": encoder, "projection": projection})
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         batch = torch.randperm(len(coordinates), generator=generator)[: stage.batch_size]
-        embeddings = torch.stack([embed_random_support(encoder, data, int(i), stage, generator) for i in batch])
+        supports = [random_support(data, int(i), stage, generator) for i in batch]
+        embeddings = all_shares(torch.stack([encoder(*support)[1] for support in own_share(supports)]))
         keys = projection(coordinates[batch])
         similarity = F.normalize(embeddings, dim=1) @ F.normalize(keys, dim=1).T / stage.temperature
-        target = torch.arange(len(batch))
+        target = torch.arange(len(batch), device=similarity.device)
         return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
     train_stage("encoder", both, stage, loss, folder, seed)

@@ -26,6 +26,9 @@ class Episode:
     labels: torch.Tensor  # int64 [B]
     num_classes: int
 
+    def to(self, device: torch.device) -> Episode:
+        return Episode(self.images.to(device), self.labels.to(device), self.num_classes)
+
 
 class EpisodeSource:
     """Train images of datasets, kept in `folder` and mapped; each episode sees them through a domain of its own."""

@@ -21,6 +21,7 @@ from pretrained_generators.generator import Generator
 from pretrained_generators.latent_diffusion import TRAIN_TIMESTEPS, LatentDiffusion, noise_schedule
 from pretrained_generators.training.episodes import Episode, EpisodeSource
 from pretrained_generators.training.loop import train_stage
+from pretrained_generators.training.processes import own_share
 from pretrained_generators.training.recipe import FunctionalStage
 from zoo_builder.backbones import prepare_images
 from zoo_builder.model_stack import shifted
@@ -38,8 +39,9 @@ def train_functional(
     trained = nn.ModuleDict({"encoder": generator.encoder, "diffusion": diffusion})
     schedule, body, base = noise_schedule(), generator.base_copy(), generator.base.state_dict()
 
-    def one(noise: torch.Generator, rng: np.random.Generator) -> torch.Tensor:
-        episode = source.draw(stage.batch_size, rng)
+    def one(draw: int) -> torch.Tensor:
+        noise, rng = torch.Generator().manual_seed(draw), np.random.default_rng(draw)
+        episode = source.draw(stage.batch_size, rng).to(diffusion.latent_mean.device)
         dropped = rng.random() < stage.drop_condition
         condition = diffusion.null_condition if dropped else _condition(generator, episode)
         clean = _generate(diffusion, condition[None], schedule, noise, rng)
@@ -49,8 +51,8 @@ def train_functional(
         return episode_loss(body, base, generator.to_delta(generator.vae.decode(latent)[0]), episode)
 
     def loss(noise: torch.Generator) -> torch.Tensor:
-        rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=noise)))
-        return torch.stack([one(noise, rng) for _ in range(stage.episodes)]).mean()
+        draws = torch.randint(1 << 31, (stage.episodes,), generator=noise)
+        return torch.stack([one(int(draw)) for draw in own_share(draws)]).mean()
 
     for part in (generator.base, generator.vae):
         part.requires_grad_(False)
@@ -69,15 +71,15 @@ def _generate(
 ) -> torch.Tensor:
     """The clean latent [1, n, latent] that is predicted from pure noise or, in half of the draws, one more time from
     that prediction with less noise: the two kinds of step that a sampler takes."""
-    shape = (1, *diffusion.latent_mean.shape)
-    last = torch.tensor([TRAIN_TIMESTEPS - 1])
-    start = torch.randn(shape, generator=noise)
+    shape, device = (1, *diffusion.latent_mean.shape), diffusion.latent_mean.device
+    last = torch.tensor([TRAIN_TIMESTEPS - 1], device=device)
+    start = torch.randn(shape, generator=noise).to(device)
     if rng.random() < 0.5:
         return diffusion(start, last, condition)
     with torch.no_grad():
         first = diffusion(start, last, condition)
-    t = torch.randint(TRAIN_TIMESTEPS, (1,), generator=noise)
-    noisy = schedule.add_noise(first, torch.randn(shape, generator=noise), t)
+    t = torch.randint(TRAIN_TIMESTEPS, (1,), generator=noise).to(device)
+    noisy = schedule.add_noise(first, torch.randn(shape, generator=noise).to(device), t)
     return diffusion(noisy, t, condition)
 
 
@@ -92,4 +94,4 @@ def episode_loss(
     body.train()
     state = shifted({k: v.clone() for k, v in base.items()}, delta)
     features = functional_call(body, state, (prepare_images(body, episode.images),))
-    return left_out_loss(features, episode.labels, episode.num_classes)
+    return left_out_loss(features.float(), episode.labels, episode.num_classes)

@@ -11,6 +11,8 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from pretrained_generators.attention import AttentionBlock
+from pretrained_generators.training.processes import is_first, mean_of_all, wait_for_all, with_gradients_of_all
 from pretrained_generators.training.recipe import Stage
 from zoo_builder.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_atomically
 from zoo_builder.progress import progress_bar
@@ -29,7 +31,8 @@ def train_stage(
     """Train `module` in place on `loss(generator)`; it ends with its weights averaged over time.
 
     Each step draws from a generator seeded by (seed, step), so that a run that was killed goes on from its last
-    checkpoint in `folder` to the same weights. A finished stage is read back, not run again.
+    checkpoint in `folder` to the same weights. A finished stage is read back, not run again. Under torchrun `loss` is
+    of a process's own share of the batch, and the first process writes.
     """
     done, state, log = (folder / f"{name}.{end}" for end in ("safetensors", "resume", "jsonl"))
     finished = nn.ModuleDict({"module": module})
@@ -50,26 +53,34 @@ def train_stage(
         first = int(str(load_checkpoint(state, {"module": module, "average": average.module}, optimizer)["step"]))
     folder.mkdir(parents=True, exist_ok=True)
     module.train()
-    recent: list[float] = []  # losses since the last line of the log
-    with progress_bar(f"training {name} -> {folder}", total=stage.steps, done=first) as bar:
+    if stage.compile:
+        for block in (m for m in module.modules() if isinstance(m, AttentionBlock)):
+            block.compile()
+    loss, device = with_gradients_of_all(module, loss), next(module.parameters()).device
+    recent: list[torch.Tensor] = []  # losses since the last line of the log
+    with progress_bar(f"training {name} -> {folder}", total=stage.steps, done=first, show=is_first()) as bar:
         for step in range(first, stage.steps):
             schedule.step_update(step)
-            value = loss(torch.Generator().manual_seed(seed * 1_000_003 + step))
+            with torch.autocast(device.type, torch.bfloat16, enabled=stage.bf16):
+                value = loss(torch.Generator().manual_seed(seed * 1_000_003 + step))
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             average.update(module, step=step)
             bar.advance()
-            recent.append(value.item())
+            recent.append(value.detach())
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == stage.steps:
-                mean = sum(recent) / len(recent)
+                mean = mean_of_all(torch.stack(recent).mean())
                 bar.note(f"loss {mean:.4f}")
-                save_checkpoint(state, {"module": module, "average": average.module}, optimizer, {"step": step + 1})
-                with log.open("a") as file:
-                    file.write(json.dumps({"stage": name, "step": step + 1, "loss": mean}) + "\n")
+                if is_first():
+                    save_checkpoint(state, {"module": module, "average": average.module}, optimizer, {"step": step + 1})
+                    with log.open("a") as file:
+                        file.write(json.dumps({"stage": name, "step": step + 1, "loss": mean}) + "\n")
                 recent = []
     module.load_state_dict(average.module.state_dict())
     module.eval()
-    write_atomically(done, finished.state_dict())
-    state.unlink(missing_ok=True)
+    if is_first():
+        write_atomically(done, finished.state_dict())
+        state.unlink(missing_ok=True)
+    wait_for_all()

@@ -17,6 +17,8 @@ class Stage:
     batch_size: int = 32  # zoo entries
     weight_decay: float = 0.01
     ema_decay: float = 0.99
+    bf16: bool = False  # the forward pass in bfloat16, by autocast
+    compile: bool = False  # transformer blocks by torch.compile; pays on a GPU
 
 
 @dataclass(frozen=True)

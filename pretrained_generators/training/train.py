@@ -23,6 +23,7 @@ from pretrained_generators.training.encoder import train_encoder
 from pretrained_generators.training.episodes import EpisodeSource
 from pretrained_generators.training.functional import train_functional
 from pretrained_generators.training.gates import GATES, reconstruction_gain_kept, sampling_gain_kept
+from pretrained_generators.training.processes import is_first, wait_for_all
 from pretrained_generators.training.recipe import GeneratorRecipe
 from pretrained_generators.training.vae import encode_all, train_vae
 from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, select_entries, target_delta
@@ -39,15 +40,19 @@ MEASURED_ENTRIES = 16  # zoo entries that the samples are measured on
 MEASURED_SAMPLES = 2  # samples for each
 
 
-def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path | None = None) -> BundleConfig:
+def train_generator(
+    zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path | None = None, device: str = "cpu"
+) -> BundleConfig:
     """Run the stages that are not finished and write a bundle to `out`; their state is kept in `out`/training.
 
     A bundle of the same recipe, base and entries that is there already is returned as it is. `data_dir` holds the
-    zoo's datasets, for a recipe that trains end to end.
+    zoo's datasets, for a recipe that trains end to end. `device` has all stages but the VAE's, which begins near its
+    end. Processes of a group share the batches of these stages, and the first one writes.
 
     Raises:
         RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe holds nothing back, or
-            trains end to end and there is no `data_dir`, or no entry is of the plans that probe.
+            trains end to end and there is no `data_dir`, or no entry is of the plans that probe, or a group of
+            processes cannot share a batch alike.
         DataError: a dataset of the zoo is not in `data_dir`.
     """
     if recipe.held_back < 1:
@@ -86,6 +91,8 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     data = read_zoo_data(learnt, generator)
     train_vae(generator.vae, data.chunks, recipe.vae_training, folder, recipe.seed)
     latents = encode_all(generator.vae, data.chunks)
+    generator.to(device)
+    data, latents = data.to(device), latents.to(device)
     data = probe_zoo(generator, data, latents, recipe.probes, folder / "probed.safetensors")
     train_encoder(generator.encoder, data, latents, recipe.encoder_training, folder, recipe.seed)
     train_diffusion(
@@ -104,8 +111,12 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
         with tempfile.TemporaryDirectory() as images:
             source = EpisodeSource(names, data_dir, zoo.size, Path(images), stage.domains, stage.shares)
             train_functional(generator, source, stage, folder, recipe.seed)
-    _round_to_half(generator)
+    _round_to_half(generator.cpu())
 
+    wait_for_all()  # the first one removes what they resume from
+    if not is_first():
+        wait_for_all()
+        return load_config(out)
     rebuilt = reconstruction_gain_kept(generator, held_back)
     sampled = sampling_gain_kept(
         generator, learnt[:: max(1, len(learnt) // MEASURED_ENTRIES)], MEASURED_SAMPLES, recipe.seed
@@ -136,6 +147,7 @@ def train_generator(zoo: Zoo, recipe: GeneratorRecipe, out: Path, data_dir: Path
     )
     bundle = write_card(bundle, out)
     shutil.rmtree(folder)
+    wait_for_all()
     return bundle
 
 
@@ -166,7 +178,8 @@ def _same_work_as_before(folder: Path, trained_with: str) -> None:
         raise RecipeError(
             f"{folder} holds a training begun with another recipe or zoo. Remove it, or take another --out."
         )
-    write_text_atomically(record, trained_with)
+    if is_first():
+        write_text_atomically(record, trained_with)
 
 
 def _round_to_half(generator: Generator) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from pretrained_generators.generator import Generator
+from pretrained_generators.training.processes import is_first, wait_for_all
 from zoo_builder.backbones import image_statistics
 from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.datasets.image_dataset import normalize_images
@@ -21,8 +22,13 @@ class ZooData:
     entries: list[ZooEntry]
     chunks: torch.Tensor  # [E, n, chunk], standardised, each delta at its best strength
     features: list[torch.Tensor]  # of each entry's support images, [m, f]
-    labels: list[torch.Tensor]  # [m]
+    labels: list[torch.Tensor]  # [m], on the CPU, where parts are drawn
     probed: torch.Tensor  # [E, p], what the probes are worth on each support, standardised; p is 0 without probes
+
+    def to(self, device: torch.device | str) -> ZooData:
+        """With all but the labels on a device."""
+        features = [f.to(device) for f in self.features]
+        return replace(self, chunks=self.chunks.to(device), features=features, probed=self.probed.to(device))
 
 
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
@@ -64,17 +70,18 @@ def probe_zoo(
         return data
     chosen = [i for i, e in enumerate(data.entries) if e.task.plan in plans]
     probes.latents.copy_(latents[chosen])
-    if not file.exists():
+    if is_first() and not file.exists():
         mean, std = image_statistics(generator.base)
         tried = []
         with progress_bar("trying probes", total=len(data.entries)) as bar:
             for entry in data.entries:
                 support, labels = entry.support()
-                images = normalize_images(support, mean, std)
-                tried.append(generator.probe(images, labels, int(labels.max()) + 1))
+                images = normalize_images(support, mean, std).to(latents.device)
+                tried.append(generator.probe(images, labels.to(latents.device), int(labels.max()) + 1))
                 bar.advance()
         write_atomically(file, {"worth": torch.stack(tried)})
-    worth = read_tensors(file)[0]["worth"]
+    wait_for_all()
+    worth = read_tensors(file)[0]["worth"].to(latents.device)
     probes.mean.copy_(worth.mean(0))
     probes.std.copy_(worth.std(0).clamp_min(1e-3))
     return replace(data, probed=probes.standardised(worth))
@@ -92,4 +99,4 @@ def draw_support(
     order = torch.randperm(len(labels), generator=generator)
     index = torch.cat([order[labels[order] == c][:size] for c in chosen])
     renumbered = torch.searchsorted(chosen.sort().values, labels[index])
-    return features[index], renumbered, count
+    return features[index], renumbered.to(features.device), count

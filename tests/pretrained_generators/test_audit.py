@@ -44,7 +44,8 @@ def test_rank_test_is_low_where_the_first_are_nearer_and_agrees_with_its_mirror(
 def sightings(generated, held_out, mean=50.0):
     made = [Sighting("d", "generated", d, 0.5, 80.0) for d in generated]
     made += [Sighting("d", "held_out", d, 0.5, 90.0) for d in held_out]
-    return [*made, Sighting("d", "generated_shuffled", 1.0, 0.5, 75.0), Sighting("d", "zoo_mean", 1.0, 0.5, mean)]
+    made += [Sighting("d", "generated_shuffled", 1.0, 0.5, 75.0), Sighting("d", "generated_null", 1.0, 0.5, 72.0)]
+    return [*made, Sighting("d", "zoo_mean", 1.0, 0.5, mean), Sighting("d", "training", 0.1, 0.5, 99.0)]
 
 
 def test_verdict_tells_copies_from_models_of_their_own():
@@ -54,7 +55,7 @@ def test_verdict_tells_copies_from_models_of_their_own():
     assert copying.copies
     assert str(copying).startswith("Copying")
     assert not honest.copies
-    assert honest.condition_drop == 5
+    assert (honest.condition_drop, honest.null_drop) == (5, 8)
     assert (copying.beaten_by, honest.beaten_by) == ((), ("zoo_mean",))
     assert "zoo_mean" in str(honest)
 
@@ -88,9 +89,12 @@ def test_every_method_is_seen_on_every_task_that_was_held_back(trained):
     assert set(config.learnt) | set(config.kept_back) == {e.id for e in zoo.entries()}
     counts = {m: sum(s.method == m for s in found) for m in {s.method for s in found}}
     assert counts["generated"] == counts["generated_null"] == 3 * RECIPE.held_back
-    assert counts["held_out"] == counts["nearest"] == counts["zoo_mean"] == RECIPE.held_back
+    assert counts["gaussian"] == counts["noise_on_nearest_0.3"] == 3 * RECIPE.held_back
+    once = ("held_out", "nearest", "zoo_mean", "similarity_mean", "least_squares")
+    assert all(counts[m] == RECIPE.held_back for m in once)
+    assert counts["training"] == RECIPE.held_back * len(config.learnt)  # as few as they are, all are near
     assert all(s.distance == 0 for s in found if s.method == "nearest")
-    assert all(s.distance > 0 for s in found if s.method in ("held_out", "gaussian"))
+    assert all(s.distance > 0 for s in found if s.method in ("held_out", "gaussian", "training"))
     assert all(0 <= s.overlap <= 1 and 0 <= s.accuracy <= 100 for s in found)
 
 

@@ -26,18 +26,6 @@ from zoo_builder.errors import DataError, RecipeError
 STAGE = FunctionalStage(steps=6, batch_size=16, episodes=2, domains=("plain", "invert"), shares={"blobs": 0.9})
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for i, name in enumerate(("stripes", "blobs")):
-        images, labels = labelled_images(48, 3, seed=i)
-        images += 2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(i))  # not all too easy
-        pixels = (images * 40 + 100 + 50 * i).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-        y = labels.numpy()
-        np.savez(folder / f"{name}.npz", x_train=pixels, y_train=y, x_test=pixels[:6], y_test=y[:6])
-    return folder
-
-
 def source(data_dir, tmp_path, **changes):
     stage = dataclasses.replace(STAGE, **changes)
     return EpisodeSource(["blobs", "stripes"], data_dir, SIZE, tmp_path, stage.domains, stage.shares)

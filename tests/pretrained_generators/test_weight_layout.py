@@ -1,3 +1,4 @@
+import functools
 import math
 from typing import get_args
 
@@ -9,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretrained_generators.weight_layout import Block, Vectorisation, WeightLayout
-from tests.pretrained_generators.small import copied, same
+from pretrained_generators.weight_layout import SCOPES, Block, Vectorisation, WeightLayout
+from tests.pretrained_generators.small import copied, same, seeded
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError, RecipeError
 
@@ -31,16 +32,48 @@ def parameters_of(model):
     return copied(dict(model.named_parameters()))
 
 
+@functools.cache
+def structure(name):
+    """Without values, and only read."""
+    with torch.device("meta"):
+        return MODELS[name]()
+
+
+def some_layers(model):
+    layers = [n for n, m in model.named_modules() if n and any(True for _ in m.parameters(recurse=False))]
+    return layers[::3]
+
+
+CASES = [(n, s) for n in MODELS for s in (*SCOPES, "layers") if (n, s) != ("squeezenet", "norm")]
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize(("name", "scope"), CASES)
+def test_round_trip_is_exact(name, scope, rank):
+    model = structure(name)
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    scope = some_layers(model) if scope == "layers" else scope
+    for vectorisation in VECTORISATIONS:
+        layout = WeightLayout.of(model, 1000, vectorisation, scope, rank)
+        noise = seeded(0)
+        tensors = {b.name: 10.0 ** (i % 7 - 3) * torch.randn(b.stored, generator=noise)
+                   for i, b in enumerate(layout.blocks)}  # fmt: skip
+        layout = layout.scaled_to([tensors])
+        assert len({b.exponent for b in layout.blocks}) > 1
+        chunks = layout.to_chunks(tensors)
+        assert chunks.shape == (layout.num_chunks, layout.chunk)
+        assert same(layout.to_tensors(chunks), tensors)
+        assert all(shapes[b.name] == b.shape for b in layout.blocks)
+        assert any(b.rank for b in layout.blocks) == bool(rank and scope != "norm")
+
+
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("vectorisation", VECTORISATIONS)
-def test_round_trip_is_exact(name, vectorisation):
-    model = MODELS[name]()
-    parameters = parameters_of(model)
-    layout = WeightLayout.of(model, 1000, vectorisation).scaled_to([parameters])
-    assert len({b.exponent for b in layout.blocks}) > 1
-    chunks = layout.to_chunks(parameters)
-    assert chunks.shape == (layout.num_chunks, layout.chunk)
-    assert same(layout.to_tensors(chunks), parameters)
+def test_a_list_of_layers_takes_their_own_parameters(name):
+    model = structure(name)
+    layers = some_layers(model)
+    found = {b.layer for b in WeightLayout.of(model, scope=layers).blocks}
+    assert found >= set(layers)
+    assert all(any(f"{layer}.".startswith(f"{own}.") for own in layers) for layer in found)
 
 
 def test_vectorisations_cut_where_they_say():
@@ -68,12 +101,17 @@ def test_gradients_go_through_to_the_chunks(vectorisation):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_scopes_part_the_parameters(name):
-    model = MODELS[name]()
+    model = structure(name)
     names = {s: {b.name for b in WeightLayout.of(model, scope=s).blocks} for s in ("all", "body", "head")}
     assert names["body"] | names["head"] == names["all"] == {n for n, _ in model.named_parameters()}
     assert not names["body"] & names["head"]
     classifier = find_classifier(model)
     assert names["head"] == {f"{classifier.name}.{n}" for n, _ in classifier.layer.named_parameters()}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"squeezenet"}))
+def test_norms_are_vectors(name):
+    assert all(len(b.shape) == 1 for b in WeightLayout.of(structure(name), scope="norm").blocks)
 
 
 def test_norm_layers_are_found_by_kind():
@@ -82,7 +120,6 @@ def test_norm_layers_are_found_by_kind():
     norms = {f"{n}.{end}" for n in layers for end in ("weight", "bias")}
     chosen = WeightLayout.of(model, scope="norm")
     assert {b.name for b in chosen.blocks} == norms
-    assert all(len(b.shape) == 1 for b in chosen.blocks)
     head = {b.name for b in WeightLayout.of(model, scope="head").blocks}
     assert {b.name for b in WeightLayout.of(model, scope="head+norm").blocks} == norms | head
 
@@ -171,6 +208,11 @@ def test_tied_parameters_are_held_once():
     layout = WeightLayout.of(tied, 8)
     assert [b.name for b in layout.blocks] == ["0.weight", "0.bias", "1.bias"]
     assert layout.size == 16 + 4 + 4
+    assert [b.name for b in WeightLayout.of(tied, scope=["1"]).blocks] == ["0.weight", "1.bias"]
+    changed = {n: p + 1 for n, p in parameters_of(tied).items()}
+    tied.load_state_dict(layout.to_tensors(layout.to_chunks(changed)), strict=False)
+    assert same(parameters_of(tied), changed)
+    assert tied[1].weight is tied[0].weight
 
 
 def test_buffers_are_left_out():
