@@ -70,7 +70,7 @@ def refine(
     end = _fit(model, parameters, images, labels, fitted, steps, seed, advance)
     best, after, share = state, before, 0.0
     for tried in SHARES:
-        _set(parameters, torch._foreach_lerp(start, end, tried))
+        _set(parameters, [torch.lerp(a, b, tried) for a, b in zip(start, end, strict=True)])
         judged = _judge(model, images, labels, held_back)
         if judged.loss < after.loss:  # NaN is not
             best, after, share = copied_state(model), judged, tried
@@ -143,7 +143,7 @@ def _fit(
             optimizer.step()
             warmup.step()
             if step >= steps - last:
-                torch._foreach_add_(mean, [p.detach() for p in parameters], alpha=1 / last)
+                mean = [m.add(p.detach(), alpha=1 / last) for m, p in zip(mean, parameters, strict=True)]
             advance()
     return mean
 
