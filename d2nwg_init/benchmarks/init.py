@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ from d2nwg_init.candidates import SAMPLING_STEPS, placed, propose
 from d2nwg_init.hook import REFINING_STEPS, initialize
 from d2nwg_init.planned_bodies import PlannedBodies
 from d2nwg_init.refine import BATCH, refine
-from pretrained_generators.bundle import load_bundle
+from pretrained_generators.bundle import Bundle, load_bundle
 from zoo_builder.backbones import predict
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.support_set import SupportSet, read_support_set
@@ -97,16 +96,23 @@ class _Bench:
     def support(self) -> SupportSet:
         return read_support_set(self.loader(), self.num_support, self.dataset.num_classes, self.seed)
 
-    def initialize(self, **options: Any) -> None:
-        options = {"generator": self.name, "num_candidates": self.num_candidates} | options
-        initialize(self.model(), self.loader(), num_support=self.num_support, seed=self.seed, progress=False, **options)
+    def initialize(self, generator: str | Bundle) -> None:
+        initialize(
+            self.model(),
+            self.loader(),
+            generator=generator,
+            num_candidates=self.num_candidates,
+            num_support=self.num_support,
+            seed=self.seed,
+            progress=False,
+        )
 
     def memory(self) -> tuple[int | None, int]:
         """The most bytes beyond the images, the bundle and a batch's activations; and the bytes of the weights."""
         model = self.model()
         image = self.images[0][0]
         activations = _growth(lambda: model(image.expand(BATCH, *image.shape)).sum().backward())
-        whole = _growth(lambda: self.initialize(generator=self.bundle))
+        whole = _growth(lambda: self.initialize(self.bundle))
         weights = sum(t.nbytes for t in model.state_dict().values())
         if whole is None or activations is None:
             return None, weights
@@ -116,7 +122,7 @@ class _Bench:
         """Of the whole call, of its stages and of what it is compared with; and how many candidates were evaluated.
         What is imported and filled at a first call is so by now."""
         model, generator = self.model(), self.bundle.generator
-        seconds = {"initialize": _timed(self.initialize, repeats=1), "reading": _timed(self.support)}
+        seconds = {"initialize": _timed(lambda: self.initialize(self.name), repeats=1), "reading": _timed(self.support)}
         seconds["bundle"] = _timed(lambda: find_bundle(model, self.name))
         support = self.support()
         given = (support.images, support.labels, support.num_classes)
