@@ -102,6 +102,8 @@ def initialize(
             candidates = list(_advancing(propose(work, support, bodies, head != "keep"), bar))
         competing = [c for c in candidates if head in ("auto", "keep") or c.kind != "as_passed"]
         chosen = _choose(competing, by_loss=select)
+        scores, discarded = tuple(_score(c) for c in candidates), tuple(_discarded(candidates))
+        del candidates, competing  # and the bodies that lost
         work.load_state_dict(network.state_dict())
         refinement = None
         steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
@@ -122,12 +124,12 @@ def initialize(
         report = InitReport(
             chosen=chosen.name,
             refinement=refinement,
-            candidates=tuple(_score(c) for c in candidates),
+            candidates=scores,
             bundle=bundle.config.name if bundle else None,
             bundle_sha256=bundle.config.weights_sha256 if bundle else None,
             reason=reason,
             head=head,
-            notes=(*support.notes, *plan.notes, *_discarded(candidates)),
+            notes=(*support.notes, *plan.notes, *discarded),
             images_read=len(support),
             image_shape=tuple(support.images.shape[1:]),
             num_classes=support.num_classes,

@@ -11,6 +11,8 @@ from d2nwg_init.cli.bench_ablate import ablate
 from d2nwg_init.cli.bench_fuzz import fuzz
 from d2nwg_init.cli.bench_generator import generator
 from d2nwg_init.cli.bench_hub import hub
+from d2nwg_init.cli.bench_init import init
+from d2nwg_init.cli.bench_never_worse import never_worse
 from d2nwg_init.cli.bench_torch_versions import torch_versions
 from d2nwg_init.cli.bench_transfer import transfer
 
@@ -143,6 +145,10 @@ app.command("transfer", epilog="Example: d2nwg-init bench transfer --data DIR --
     transfer
 )
 app.command("fuzz", epilog="Example: d2nwg-init bench fuzz --inputs 20000 --out docs/results/fuzz.json")(fuzz)
+app.command("init", epilog="Example: d2nwg-init bench init --out docs/results/init.json")(init)
+app.command("never-worse", epilog="Example: d2nwg-init bench never-worse --data DIR --out never_worse.json")(
+    never_worse
+)
 app.command("hub", epilog="Example: d2nwg-init bench hub ORG/NAME --out docs/results/hub.json")(hub)
 app.command("torch-versions", epilog="Example: d2nwg-init bench torch-versions --other 2.6.0")(torch_versions)
 app.command("generator", epilog="Example: d2nwg-init bench generator --zoo runs/zoo --bundle runs/bundle --data DIR")(

@@ -1,0 +1,149 @@
+"""How often initialize() chooses worse than the best of the simple choices: random draws of dataset, model, shots and
+seed, each a file, so that a run goes on where it was interrupted.
+
+What is chosen is measured before refining, which would hide a bad choice.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy
+from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.candidates import set_body_and_solve
+from d2nwg_init.hook import initialize
+from pretrained_generators.bundle import Bundle, load_bundle
+from zoo_builder.backbones import extract_features, load_body, prepare_images, set_head
+from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.classifier import find_classifier
+from zoo_builder.datasets import ImageDataset, load_dataset
+from zoo_builder.datasets.image_dataset import resize_images
+from zoo_builder.progress import progress_bar
+from zoo_builder.solved_head import solve_head
+from zoo_builder.support_set import SupportSet, read_support_set
+
+SHOTS = (1, 2, 5, 16, 64, None)  # train images of each class; None is all
+BODIES = ("random", "base")  # of the model that is passed
+SIMPLE = ("as_passed", "own_body", "own_body_as_is", "base")
+MARGIN = 1.0  # points of test accuracy
+TEST_IMAGES = 1000
+NUM_SUPPORT = 1024
+
+
+@dataclass(frozen=True)
+class Draw:
+    number: int  # also the seed of the model, the images and what is generated
+    dataset: str
+    bundle: str
+    body: str
+    shots: int | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.number:04}-{self.dataset}-{self.bundle}-{self.body}-{self.shots or 'all'}"
+
+
+def draws(count: int, datasets: Sequence[str], bundles: Sequence[str], seed: int = 0) -> Iterator[Draw]:
+    """The first ones are the same for a larger `count`."""
+    rng = random.Random(seed)
+    for number in range(count):
+        yield Draw(number, rng.choice(datasets), rng.choice(bundles), rng.choice(BODIES), rng.choice(SHOTS))
+
+
+def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> dict[str, float | str]:
+    """Test accuracy (%) of what was "chosen" and of each simple choice, and the "name" of what was chosen."""
+    backbone, size = bundle.config.generator.backbone, bundle.config.generator.size
+
+    def passed() -> nn.Module:
+        torch.manual_seed(draw.number)
+        model = backbone.create(num_classes=dataset.num_classes)
+        if draw.body == "base":
+            load_body(model, bundle.generator.base.state_dict(), bundle.config.name)
+        return model
+
+    def tensors(x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return prepare_images(bundle.generator.base, resize_images(x, size)), torch.from_numpy(y)
+
+    index = np.random.default_rng(draw.number).permutation(len(dataset.y_train))
+    if draw.shots is not None:
+        y = dataset.y_train[index]
+        index = np.concatenate([index[y == c][: draw.shots] for c in range(dataset.num_classes)])
+    train = tensors(dataset.x_train[index], dataset.y_train[index])
+    drawn = np.random.default_rng(0).permutation(len(dataset.y_test))[:TEST_IMAGES]
+    test = tensors(dataset.x_test[drawn], dataset.y_test[drawn])
+    shuffled = torch.randperm(len(index), generator=torch.Generator().manual_seed(draw.number))
+    batches = [(train[0][i], train[1][i]) for i in shuffled.split(FineTuning.batch_size)]
+    support = read_support_set(batches, NUM_SUPPORT, dataset.num_classes)
+
+    model = passed()
+    result: dict[str, float | str] = {"as_passed": accuracy(model, *test)}
+    report = initialize(
+        model, batches, generator=bundle, num_support=NUM_SUPPORT, refining_steps=0, seed=draw.number, progress=False
+    )
+    result |= {"chosen": accuracy(model, *test), "name": report.chosen}
+    for name, body in (("own_body", {}), ("base", bundle.generator.base_parameters())):
+        model = passed()
+        set_body_and_solve(model, body, support.images, support.labels)
+        result[name] = accuracy(model, *test)
+    return result | {"own_body_as_is": accuracy(_solved_as_is(passed(), support), *test)}
+
+
+def _solved_as_is(model: nn.Module, support: SupportSet) -> nn.Module:
+    """With a solved head, BatchNorm as it was passed."""
+    features = extract_features(model, support.images)
+    head = solve_head(features, support.labels, find_classifier(model).num_classes)
+    set_head(model, head.weight, head.bias, support.images)
+    return model
+
+
+def run_draws(todo: Sequence[Draw], data: Path, folder: Path, executor: Executor) -> None:
+    """Measure the draws that have no file in `folder` yet."""
+    missing = [d for d in todo if not (folder / f"{d.id}.json").exists()]
+    with executor, progress_bar("draws", total=len(missing)) as bar:
+        for _ in executor.map(functools.partial(_run, data, folder), missing):
+            bar.advance()
+
+
+def _run(data: Path, folder: Path, draw: Draw) -> None:
+    result = measure(draw, _dataset(draw.dataset, data), _bundle(draw.bundle))
+    write_text_atomically(folder / f"{draw.id}.json", json.dumps({"draw": asdict(draw), "result": result}) + "\n")
+
+
+@functools.lru_cache
+def _dataset(name: str, data: Path) -> ImageDataset:
+    return load_dataset(name, data)
+
+
+@functools.lru_cache
+def _bundle(name: str) -> Bundle:
+    return load_bundle(name)
+
+
+def rows_of(todo: Sequence[Draw], folder: Path) -> list[Row]:
+    """Of the draws that are measured: `test_accuracy` (%) of each choice; and `worse_share` (%) of all."""
+    rows, worse = [], []
+    for draw in todo:
+        path = folder / f"{draw.id}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())["result"]
+        for method in ("chosen", *SIMPLE):
+            about = (draw.bundle, draw.dataset, method, draw.number)
+            condition = f"{draw.body} body; chosen: {result['name']}"
+            rows.append(
+                Row(*about, "test_accuracy", result[method], "%", step=0, shots=draw.shots, condition=condition)
+            )
+        worse.append(result["chosen"] < max(result[m] for m in SIMPLE) - MARGIN)
+    if worse:
+        rows.append(Row("all", "all", "chosen", 0, "worse_share", 100 * sum(worse) / len(worse), "%", step=0))
+    return rows

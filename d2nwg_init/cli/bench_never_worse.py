@@ -1,0 +1,36 @@
+"""d2nwg-init bench never-worse: how often initialize() chooses worse than the best simple choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def never_worse(
+    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development split.")] = "",
+    bundles: Annotated[str, typer.Option(help="Bundles, by commas; empty takes all embedded ones.")] = "",
+    draws: Annotated[int, typer.Option(min=1, help="Of dataset, model, shots and seed.")] = 200,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+    work: Annotated[Path, typer.Option(help="Folder of the finished draws.")] = Path("runs/never_worse"),
+    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no summary.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+) -> None:
+    """The share of random draws in which what is chosen is more than a point of test accuracy below the best of: the
+    model as passed, its own body and the bundle's base with solved heads. Resumable: finished draws are kept."""
+    from d2nwg_init.benchmarks import never_worse as study
+    from d2nwg_init.benchmarks.results import deliver, results
+    from d2nwg_init.benchmarks.transfer.splits import SPLITS
+    from pretrained_generators.bundle import embedded_bundles
+    from zoo_builder.datasets import load_dataset
+    from zoo_builder.executors.processes import process_executor
+
+    names = [n.strip() for n in datasets.split(",") if n.strip()] or list(SPLITS["development"])
+    sources = [n.strip() for n in bundles.split(",") if n.strip()] or embedded_bundles()
+    todo = list(study.draws(draws, names, sources))
+    study.run_draws(todo, data, work, process_executor(workers))
+    rows = study.rows_of(todo, work)
+    if not deliver(results("never_worse", (load_dataset(n, data) for n in names), rows), out, json_):
+        typer.echo(f"{draws} draws, of which {rows[-1].value:.1f} % chose worse by more than {study.MARGIN:g} point.")

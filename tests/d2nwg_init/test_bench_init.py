@@ -1,0 +1,65 @@
+"""`bench init`: each ratio is that of the seconds beside it; `bench never-worse`: draws, resuming and the share."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from d2nwg_init.benchmarks import init, never_worse
+from d2nwg_init.benchmarks.never_worse import SIMPLE, draws, rows_of, run_draws
+from d2nwg_init.benchmarks.results import Row
+from tests.zoo_builder.synthetic import striped_dataset, write_npz
+
+
+def test_ratios_are_those_of_the_seconds(bundle_path, monkeypatch):
+    monkeypatch.setattr(init, "EPOCH_IMAGES", 64)
+    monkeypatch.setattr(init, "REPEATS", 1)
+    dataset = striped_dataset("stripes", train=48, test=8)
+    rows = init.run_init_benchmark(str(bundle_path), dataset, num_candidates=2, num_support=32)
+    seconds = {r.method: r.value for r in rows if r.metric == "seconds"}
+    figures = {r.metric: r.value for r in rows if r.metric != "seconds"}
+    assert seconds.keys() == {
+        "initialize", "reading", "bundle", "embedding", "sampling", "evaluation", "refining", "forward", "epoch",
+    }  # fmt: skip
+    assert figures["total_over_epoch"] == seconds["initialize"] / seconds["epoch"]
+    assert figures["evaluation_over_forward"] == seconds["evaluation"] / seconds["forward"]
+    each = figures["evaluation_over_forward"] / figures["evaluation_over_forward_each"]
+    assert each == pytest.approx(2 + 1 + 2)  # as passed and own body, base, samples
+    assert ("peak_over_weights" in figures) == ("peak_extra_bytes" in figures)
+    assert {(r.bundle, r.dataset) for r in rows} == {("tiny-random", "stripes")}
+
+
+def test_more_draws_begin_with_the_same():
+    few, many = (list(draws(n, ["a", "b"], ["x", "y"])) for n in (20, 60))
+    assert many[:20] == few
+    assert len({d.id for d in many}) == 60
+    assert {d.dataset for d in many} == {"a", "b"}
+    assert {d.body for d in many} == {"random", "base"}
+    assert {d.shots for d in many} == set(never_worse.SHOTS)
+
+
+def test_draws_are_measured_once_and_kept(tmp_path, bundle, monkeypatch):
+    monkeypatch.setattr(never_worse, "SHOTS", (4,))
+    write_npz(tmp_path / "stripes.npz", striped_dataset("stripes", train=48, test=24))
+    monkeypatch.setattr(never_worse, "_bundle", lambda _: bundle)
+    todo = list(draws(2, ["stripes"], ["tiny"]))
+    run_draws(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
+    rows = rows_of(todo, tmp_path / "work")
+    assert {r.method for r in rows} == {"chosen", *SIMPLE}
+    assert all(0 <= r.value <= 100 for r in rows)
+    files = sorted((tmp_path / "work").iterdir())
+    assert [f.stem for f in files] == [d.id for d in todo]
+    files[0].write_text(files[0].read_text().replace('"as_passed": ', '"as_passed": 1'))
+    kept = files[0].read_text()
+    run_draws(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
+    assert files[0].read_text() == kept
+
+
+def test_the_share_counts_draws_that_are_more_than_a_point_below_the_best(tmp_path):
+    todo = list(draws(4, ["a"], ["x"]))
+    for draw, chosen in zip(todo[:3], (80.0, 79.5, 78.5), strict=True):  # the fourth is not measured
+        result = dict.fromkeys(SIMPLE, 50.0) | {"base": 80.0, "chosen": chosen, "name": "own_body"}
+        (tmp_path / f"{draw.id}.json").write_text(json.dumps({"result": result}))
+    rows = rows_of(todo, tmp_path)
+    assert rows[-1] == Row("all", "all", "chosen", 0, "worse_share", 100 / 3, "%", step=0)
+    assert len(rows) == 3 * (1 + len(SIMPLE)) + 1
