@@ -81,12 +81,12 @@ def config_value(random: Random, files: Files) -> None:
 
 
 def config_backbone(random: Random, files: Files) -> None:
-    """Another model, or an argument of its factory."""
+    """Another model, an argument of its factory, or both."""
     config = json.loads(files[CONFIG])
     backbone = config["generator"]["backbone"]
-    if random.random() < 0.5:
+    if random.random() < 0.6:
         backbone["model"] = random.choice(timm.list_models())
-    else:
+    if random.random() < 0.6:
         values = (-1, 0, 1, 3, 1000, 16384, 10**12, "x", "cpu", True, 0.5)
         backbone["args"][random.choice(ARGUMENTS)] = random.choice(values)
     files[CONFIG] = json.dumps(config).encode()
