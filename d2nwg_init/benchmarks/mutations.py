@@ -127,7 +127,7 @@ def header_bytes(random: Random, files: Files) -> None:
 def header_length(random: Random, files: Files) -> None:
     length = _header_length(files[WEIGHTS])
     length = random.choice((0, 1, 7, length - 1, length + 1, 2**20, 2**31, 2**63, 2**64 - 1))
-    files[WEIGHTS] = length.to_bytes(8, "little") + files[WEIGHTS][8:]
+    files[WEIGHTS] = (length % 2**64).to_bytes(8, "little") + files[WEIGHTS][8:]
 
 
 def tensor_bytes(random: Random, files: Files) -> None:
