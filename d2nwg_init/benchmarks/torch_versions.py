@@ -20,6 +20,7 @@ from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.errors import D2NWGError
 
 ROOT = Path(__file__).parents[2]
+TOLERANCE = 1e-4  # relative, over versions of torch; docs/bundle-format.md states it
 
 
 def generated(bundle: str) -> dict[str, torch.Tensor]:
