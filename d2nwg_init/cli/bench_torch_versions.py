@@ -30,5 +30,5 @@ def torch_versions(
         for row in rows:
             table.add_row(row.bundle, row.method, row.metric, f"{row.value:.2g}")
         Console().print(table)
-    if any(r.value > (TOLERANCE if r.metric == "relative_difference" else 0) for r in rows):
+    if not all(r.value <= (TOLERANCE if r.metric == "relative_difference" else 0) for r in rows):
         raise typer.Exit(1)
