@@ -37,9 +37,7 @@ __all__ = [
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_TENSORS = 10_000
 MAX_BODY = 1000  # tensors of a body that neither the file nor the user has
-BODY_OPERATIONS = (
-    25  # of torch, to lay out a body, for each of its tensors; models of timm and torchvision take 3 to 20
-)
+BODY_OPERATIONS = 25  # of torch, to lay out a body, for each of its tensors; models of timm take 3 to 20
 OPERATIONS = 10  # the same to lay out all else, and to pass images through the body
 MAX_PIXELS = 4096
 MAX_ARGUMENT = 2**14  # of a backbone: a width, a depth
@@ -153,7 +151,7 @@ def load_bundle(name_or_path: str | Path, base: nn.Module | None = None, blobs: 
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{weights}: {name} holds NaN or infinite values. Get the bundle again.")
-    if elsewhere is not None and base is None:  # an error, but the last: all else is checked without it
+    if elsewhere is not None and base is None:  # raises, after all else was checked without it
         take_base(elsewhere, body.state_dict(), base, config.name)
     generator.load_state_dict(tensors | {BASE + k: v for k, v in taken.items()}, assign=True)
     generator.bundle = config
@@ -168,7 +166,7 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
     Raises:
         BundleError: there is no such body, or its blocks are no parameters of it.
     """
-    backbone, blocks = config.backbone, config.layout.blocks
+    backbone = config.backbone
     if not all(1 <= n <= MAX_PIXELS for n in (config.size, backbone.img_size or 1, backbone.in_chans)):
         raise BundleError(f"{path}: expected images of 1 to {MAX_PIXELS} pixels and channels. Get the bundle again.")
     if any(not isinstance(v, str) and abs(v) > MAX_ARGUMENT for v in backbone.args.values()):
@@ -176,7 +174,7 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
     with _shapes_alone(path, BODY_OPERATIONS * most_tensors):
         body = backbone.create()
     shapes = {name: tuple(p.shape) for name, p in body.named_parameters()}
-    for block in blocks:
+    for block in config.layout.blocks:
         if shapes.pop(block.name, None) != block.shape or abs(block.exponent) > MAX_EXPONENT:
             raise BundleError(
                 f"{path}: {block} is no parameter of {backbone.model}, or there twice. Get the bundle again."
@@ -186,7 +184,7 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
 
 @contextmanager
 def _shapes_alone(path: Path, operations: int) -> Iterator[None]:
-    """What is made inside has no memory for values; and takes no more `operations` of torch."""
+    """What is made inside has no memory for values, and takes no more than `operations` of torch."""
     try:
         with torch.device("meta"), _AtMost(operations):
             yield
@@ -206,7 +204,7 @@ class _AtMost(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.left -= 1
         if self.left < 0:
-            raise ValueError("its networks are larger than its file can account for")
+            raise ValueError("it is larger than its file, or the base that is at hand, accounts for")
         return func(*args, **(kwargs or {}))
 
 

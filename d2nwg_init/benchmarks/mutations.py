@@ -81,12 +81,12 @@ def config_value(random: Random, files: Files) -> None:
 
 
 def config_backbone(random: Random, files: Files) -> None:
-    """Another model, or an argument of its factory."""
+    """Another model, an argument of its factory, or both."""
     config = json.loads(files[CONFIG])
     backbone = config["generator"]["backbone"]
-    if random.random() < 0.5:
+    if random.random() < 0.6:
         backbone["model"] = random.choice(timm.list_models())
-    else:
+    if random.random() < 0.6:
         values = (-1, 0, 1, 3, 1000, 16384, 10**12, "x", "cpu", True, 0.5)
         backbone["args"][random.choice(ARGUMENTS)] = random.choice(values)
     files[CONFIG] = json.dumps(config).encode()
@@ -127,7 +127,7 @@ def header_bytes(random: Random, files: Files) -> None:
 def header_length(random: Random, files: Files) -> None:
     length = _header_length(files[WEIGHTS])
     length = random.choice((0, 1, 7, length - 1, length + 1, 2**20, 2**31, 2**63, 2**64 - 1))
-    files[WEIGHTS] = length.to_bytes(8, "little") + files[WEIGHTS][8:]
+    files[WEIGHTS] = (length % 2**64).to_bytes(8, "little") + files[WEIGHTS][8:]
 
 
 def tensor_bytes(random: Random, files: Files) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import timm
+from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from d2nwg_init.cli import app
@@ -13,9 +15,9 @@ from pretrained_generators.hub import locate, push_bundle
 from zoo_builder.errors import BundleError
 
 
-def digest(generator):
+def digest(model):
     """Of all tensors."""
-    state = sorted(generator.state_dict().items())
+    state = sorted(model.state_dict().items())
     return hashlib.sha256(b"".join(t.numpy().tobytes() for _, t in state)).hexdigest()
 
 
@@ -37,6 +39,18 @@ def push(folder, repo, **how):
 def push_generator(folder, repo, **how):
     """By the mixin's own method; what it returned, as text."""
     return str(Generator.from_pretrained(folder).push_to_hub(repo, **how))
+
+
+def push_model(folder, repo, **how):
+    """A folder that `report.save` wrote, as its owner would push it."""
+    api = HfApi(**how)
+    api.create_repo(repo)
+    api.upload_folder(repo_id=repo, folder_path=folder)
+
+
+def timm_model(repo):
+    """The digest of what timm loads of the Hub."""
+    return digest(timm.create_model(f"hf-hub:{repo}", pretrained=True))
 
 
 def commit_of(source, **how):

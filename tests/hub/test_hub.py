@@ -5,10 +5,12 @@ import json
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
+from d2nwg_init.saved_model import save_model
 from pretrained_generators.bundle import load_config
 from pretrained_generators.bundle_files import file_sha256
 from pretrained_generators.card import write_card
-from tests.hub.client import command, commit_of, digest, listed, load, push, push_generator
+from tests.d2nwg_init.conftest import new_model
+from tests.hub.client import command, commit_of, digest, listed, load, push, push_generator, push_model, timm_model
 from tests.hub.server import TOKEN, Fault
 from tests.pretrained_generators.small import random_generator, save_random_bundle
 
@@ -215,6 +217,13 @@ def test_lists_what_is_cached_and_what_the_hub_has(hub, client, pushed, folder, 
     commercial = client(listed, cache_dir=cache, hub=True, commercial=True)
     assert [i.name for i in commercial] == [f"{repo}@{commit}"]
     assert client(listed, cache_dir=cache, hub=True, architecture="resnet50") == []
+
+
+def test_a_saved_model_is_loaded_by_timm_from_the_hub_head_included(hub, client, tmp_path):
+    model = new_model(classes=3)
+    save_model(model, tmp_path / "saved", {"report.json": "{}"})
+    client(push_model, tmp_path / "saved", "org/flowers", token=TOKEN)
+    assert client(timm_model, "org/flowers") == digest(model)
 
 
 def test_environment_is_honoured(hub, client, processes, pushed, whole, home):
