@@ -1,5 +1,5 @@
 """What competes: the model as it was passed; its own body, the bundle's base and generated bodies, each with BatchNorm
-recalibrated and a head solved on the support images, or the model's own head."""
+recalibrated and a head solved on the support images, or the model's own head; of few images, its own body as it is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrained_generators.generator import Generator
-from zoo_builder.backbones import caught_features, extract_features, predict, set_head
-from zoo_builder.batchnorm import batchnorm_training, equal_batches, recalibrate_batchnorm
+from zoo_builder.backbones import caught_features, evaluating, extract_features, set_head
+from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, equal_batches, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
 from zoo_builder.model_stack import shifted
 from zoo_builder.solved_head import solve_head
@@ -20,6 +20,7 @@ from zoo_builder.support_set import SupportSet
 
 FINALISTS = 2  # probes and samples that are judged beside the base
 SAMPLING_STEPS = 6  # the best of eight samples is as good as of 20 steps
+ENOUGH_FOR_STATISTICS = 256  # images; of fewer, BatchNorm as it is gives the better head even on unlike data
 JUDGES = 512  # images that all candidates are judged on, at most, but for
 JUDGES_A_CLASS = 8  # so many for each class
 
@@ -40,6 +41,7 @@ class Candidate:
     parameters: Mapping[str, torch.Tensor]  # of the body, in place of the model's own
     losses: torch.Tensor  # [M], cross-entropy of each judging image that can be left out, its head solved without it
     accuracy: float  # in percent, over the same predictions
+    recalibrated: bool = True  # False: BatchNorm as it was passed
     judged: bool = True  # False: no image can be left out, and these are the predictions of the model as it is
 
     @property
@@ -58,6 +60,11 @@ def set_body_and_solve(
     """
     model.load_state_dict(body, strict=False)
     recalibrate_batchnorm(model, images)
+    return solve_in_place(model, images, labels)
+
+
+def solve_in_place(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Solve the head of `model` as it is; returns as `set_body_and_solve`."""
     head = find_classifier(model)
     features = extract_features(model, images).cpu()
     if not torch.isfinite(features).all():
@@ -73,7 +80,9 @@ def become(model: nn.Module, candidate: Candidate, support: SupportSet, solve: b
     if candidate.kind == "as_passed":
         return
     images = placed(support.images, model)
-    if solve:
+    if not candidate.recalibrated:
+        solve_in_place(model, images, support.labels)
+    elif solve:
         set_body_and_solve(model, candidate.parameters, images, support.labels)
     else:
         model.load_state_dict(candidate.parameters, strict=False)
@@ -86,8 +95,9 @@ def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body], solve
 
     With `solve` each body gets a head solved on the images, else the model's own. All are judged on the same images, in
     one pass, in which BatchNorm has the statistics of the images at hand, as it will have after recalibration: a head
-    solved on other statistics than those of training is lost in its first steps. An image that is the only one of its
-    class judges no solved head: one solved without it knows nothing of the class.
+    solved on other statistics than those of training is lost in its first steps. Of few images statistics are worse
+    than those of other data, and the model's own body is tried with BatchNorm as it is too. An image that is the only
+    one of its class judges no solved head: one solved without it knows nothing of the class.
     """
     chosen = judging_images(support)
     labels = support.labels[chosen]
@@ -95,20 +105,28 @@ def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body], solve
     judged = not solve or bool(can_be_left_out.any())
     judging = can_be_left_out if solve and judged else torch.ones_like(can_be_left_out)
 
-    def candidate(kind: str, name: str, body: Mapping[str, torch.Tensor], logits: torch.Tensor) -> Candidate:
+    def candidate(
+        kind: str, name: str, body: Mapping[str, torch.Tensor], logits: torch.Tensor, recalibrated: bool = True
+    ) -> Candidate:
         logits, y = logits[judging], labels[judging]
         losses = F.cross_entropy(logits, y, reduction="none")
-        return Candidate(kind, name, body, losses, 100 * (logits.argmax(1) == y).float().mean().item(), judged)
+        accuracy = 100 * (logits.argmax(1) == y).float().mean().item()
+        return Candidate(kind, name, body, losses, accuracy, recalibrated, judged)
 
     def tried(kind: str, name: str, body: Mapping[str, torch.Tensor]) -> Candidate:
         model.load_state_dict(body, strict=False)
-        features, logits = _features_and_logits(model, support.images, chosen)
+        with batchnorm_training(model), torch.no_grad():
+            features, logits = _features_and_logits(model, support.images, chosen)
         if solve:
             logits = _solved_logits(features, labels, logits.shape[1], judged)
         return candidate(kind, name, body, logits)
 
-    logits = torch.cat([predict(model, placed(support.images[part], model)) for part in equal_batches(chosen)])
-    yield candidate("as_passed", "as_passed", {}, logits.cpu())
+    with evaluating(model):
+        features, logits = _features_and_logits(model, support.images, chosen)
+    yield candidate("as_passed", "as_passed", {}, logits)
+    if solve and len(support) < ENOUGH_FOR_STATISTICS and batchnorm_layers(model):
+        logits = _solved_logits(features, labels, logits.shape[1], judged)
+        yield candidate("own_body", "own_body_as_is", {}, logits, recalibrated=False)
     yield tried("own_body", "own_body", {})
     for body in bodies:
         yield tried(body.kind, body.name, body.parameters)
@@ -129,9 +147,9 @@ def placed(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
 def _features_and_logits(
     model: nn.Module, images: torch.Tensor, chosen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What goes into the classifier [M, d] and comes out of it [M, K] of the chosen images [M] of those [N, C, H, W],
-    BatchNorm with the statistics of the batch. No copy is made of all images."""
-    with torch.no_grad(), batchnorm_training(model), caught_features(model) as caught:
+    """What goes into the classifier [M, d] and comes out of it [M, K] of the chosen images [M] of those [N, C, H, W];
+    no copy is made of all images."""
+    with caught_features(model) as caught:
         logits = torch.cat([model(placed(images[part], model)) for part in equal_batches(chosen)])
     return torch.cat(caught).cpu(), logits.float().cpu()
 

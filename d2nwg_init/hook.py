@@ -107,8 +107,8 @@ def initialize(
         work.load_state_dict(network.state_dict())
         refinement = None
         steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
-        # With its own head the model stays what it is.
-        refining = steps > 0 and plan.names and chosen.kind != "as_passed" and head != "keep"
+        # With its own head, or its own statistics, the model stays what it is.
+        refining = steps > 0 and plan.names and chosen.kind != "as_passed" and chosen.recalibrated and head != "keep"
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
         elif refining:

@@ -30,7 +30,7 @@ def recalibrate_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: in
 def batchnorm_training(model: nn.Module) -> Iterator[list[_BatchNorm]]:
     """Inside, BatchNorm layers with statistics are in training mode and all else in evaluation mode, but for attention
     that would keep biases: weights may be trained, or substituted."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = batchnorm_layers(model)
     modes = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in layers]
     model.eval()
@@ -43,6 +43,11 @@ def batchnorm_training(model: nn.Module) -> Iterator[list[_BatchNorm]]:
             module.training = mode
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """Those that keep statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def equal_batches(images: torch.Tensor, batch_size: int = 256) -> tuple[torch.Tensor, ...]:

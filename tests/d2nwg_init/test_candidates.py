@@ -1,8 +1,13 @@
 import torch
+import torch.nn.functional as F
 
-from d2nwg_init.candidates import FINALISTS, generated_bodies
+from d2nwg_init.accepted_model import working_copy
+from d2nwg_init.candidates import FINALISTS, become, generated_bodies, propose
 from pretrained_generators.probes import Probes
-from tests.pretrained_generators.small import labelled_images, random_generator, seeded
+from tests.d2nwg_init.conftest import new_model
+from tests.pretrained_generators.small import copied, labelled_images, random_generator, seeded
+from zoo_builder.backbones import extract_features
+from zoo_builder.solved_head import solve_head
 from zoo_builder.support_set import SupportSet
 
 
@@ -37,3 +42,26 @@ def test_of_many_bodies_the_better_ones_reach_the_final():
     assert len(names) == 1 + FINALISTS
     assert names == ["base", "generated_1", "generated_5"]
     assert len(list(generated_bodies(generator, support, 6, 0, finalists=6))) == 7
+
+
+def test_of_few_images_the_own_body_is_tried_with_batchnorm_as_it_is():
+    images, labels = labelled_images(300, 3)
+    model = new_model()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(0.3)
+    before = copied(model.state_dict())
+
+    def names(count):
+        return [c.name for c in propose(working_copy(model), SupportSet(images[:count], labels[:count], 3), [])]
+
+    assert names(255) == ["as_passed", "own_body_as_is", "own_body"]
+    assert names(256) == ["as_passed", "own_body"]
+    few = SupportSet(images[:60], labels[:60], 3)
+    as_is = list(propose(working_copy(model), few, []))[1]
+    become(model, as_is, few)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"fc.weight", "fc.bias"}
+    solved = solve_head(extract_features(model, few.images), few.labels, 3)
+    torch.testing.assert_close(as_is.losses, F.cross_entropy(solved.left_out_logits, few.labels, reduction="none"))

@@ -79,10 +79,10 @@ def test_half_precision_as_it_was_passed_keeps_its_bits(loader):
     model = new_model()
     initialize(model, loader, generator=None)
     with torch.no_grad():
-        model.fc.weight.mul_(20)
+        model.fc.weight.mul_(3)
     model.half()
     before = copied(model.state_dict())
-    assert initialize(model, loader, generator=None).chosen == "as_passed"
+    assert initialize(model, loader, generator=None, head="keep").chosen == "as_passed"
     assert same(model.state_dict(), before)
 
 
@@ -100,7 +100,7 @@ def test_timms_and_torchvisions_resnet18_share_a_bundle(bundle):
 def test_a_head_of_several_layers_is_solved_at_its_last(loader):
     model = torchvision.models.mobilenet_v3_small(num_classes=3)
     before = copied(model.state_dict())
-    assert initialize(model, loader, head="solve").chosen == "own_body"
+    assert initialize(model, loader, head="solve").chosen.startswith("own_body")
     assert torch.equal(model.classifier[0].weight, before["classifier.0.weight"])
     assert not torch.equal(model.classifier[3].weight, before["classifier.3.weight"])
 
@@ -162,7 +162,7 @@ def test_other_channels_are_solved_on_the_models_own_body(in_chans, size):
     model = timm.create_model("test_resnet", num_classes=3, in_chans=in_chans)
     images, labels = labelled_images(24, 3, size=size)
     report = initialize(model, [(images.mean(1, keepdim=True).repeat(1, in_chans, 1, 1), labels)])
-    assert report.chosen == "own_body"
+    assert report.chosen.startswith("own_body")
     assert report.bundle is None
     with pytest.raises(DataError, match=f"takes {in_chans}"):
         initialize(model, [(images, labels)])

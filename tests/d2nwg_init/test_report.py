@@ -56,7 +56,8 @@ def test_json_has_every_field_and_the_schema():
 def test_json_of_a_real_run_has_the_documented_keys(model, loader, bundle):
     values = strict(initialize(model, loader, generator=bundle, num_candidates=1).to_json())
     assert values.keys() == {"schema"} | {f.name for f in dataclasses.fields(InitReport)} - {"undo"}
-    assert [c["name"] for c in values["candidates"]] == ["as_passed", "own_body", "base", "generated_0"]
+    names = [c["name"] for c in values["candidates"]]
+    assert names == ["as_passed", "own_body_as_is", "own_body", "base", "generated_0"]
     for candidate in values["candidates"]:
         assert candidate.keys() == {"name", "kind", "loss", "loss_error", "accuracy"}
         assert 0 <= candidate["accuracy"] <= 100
