@@ -1,24 +1,27 @@
 """How often initialize() chooses worse than the best of the simple choices: random draws of dataset, model, shots and
 seed, each a file, so that a run goes on where it was interrupted.
 
-What is chosen is measured before refining, which would hide a bad choice.
+What is `chosen` is measured before refining, which would hide a bad choice; `initialize` is what the user gets.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, train_steps
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import initialize
@@ -36,8 +39,13 @@ SHOTS = (1, 2, 5, 16, 64, None)  # train images of each class; None is all
 BODIES = ("random", "base")  # of the model that is passed
 SIMPLE = ("as_passed", "own_body", "own_body_as_is", "base")
 MARGIN = 1.0  # points of test accuracy
+JUDGED = ("chosen", "initialize")
+AT: dict[str, tuple[int | None, int | None]] = {"step_0": (0, None), "epoch_1": (None, 1)}  # step and epoch
+TRAIN_IMAGES = 2000  # at most
 TEST_IMAGES = 1000
 NUM_SUPPORT = 1024
+
+Result = dict[str, dict[str, Any]]  # "names": what was chosen; the others: test accuracy (%) by method
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,8 @@ def draws(count: int, datasets: Sequence[str], bundles: Sequence[str], seed: int
         yield Draw(number, rng.choice(datasets), rng.choice(bundles), rng.choice(BODIES), rng.choice(SHOTS))
 
 
-def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> dict[str, float | str]:
-    """Test accuracy (%) of what was "chosen" and of each simple choice, and the "name" of what was chosen."""
+def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> Result:
+    """Test accuracy (%) of every method, before training and after an epoch on the same batches."""
     backbone, size = bundle.config.generator.backbone, bundle.config.generator.size
 
     def passed() -> nn.Module:
@@ -74,7 +82,7 @@ def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> dict[str, floa
     def tensors(x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         return prepare_images(bundle.generator.base, resize_images(x, size)), torch.from_numpy(y)
 
-    index = np.random.default_rng(draw.number).permutation(len(dataset.y_train))
+    index = np.random.default_rng(draw.number).permutation(len(dataset.y_train))[:TRAIN_IMAGES]
     if draw.shots is not None:
         y = dataset.y_train[index]
         index = np.concatenate([index[y == c][: draw.shots] for c in range(dataset.num_classes)])
@@ -84,18 +92,36 @@ def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> dict[str, floa
     shuffled = torch.randperm(len(index), generator=torch.Generator().manual_seed(draw.number))
     batches = [(train[0][i], train[1][i]) for i in shuffled.split(FineTuning.batch_size)]
     support = read_support_set(batches, NUM_SUPPORT, dataset.num_classes)
+    names = {}
 
-    model = passed()
-    result: dict[str, float | str] = {"as_passed": accuracy(model, *test)}
-    report = initialize(
-        model, batches, generator=bundle, num_support=NUM_SUPPORT, refining_steps=0, seed=draw.number, progress=False
-    )
-    result |= {"chosen": accuracy(model, *test), "name": report.chosen}
-    for name, body in (("own_body", {}), ("base", bundle.generator.base_parameters())):
+    def initialized(method: str, refining_steps: int | None) -> nn.Module:
+        model = passed()
+        how = {"num_support": NUM_SUPPORT, "refining_steps": refining_steps, "seed": draw.number, "progress": False}
+        names[method] = initialize(model, batches, generator=bundle, **how).chosen  # type: ignore[arg-type]
+        return model
+
+    def solved(body: Mapping[str, torch.Tensor]) -> nn.Module:
         model = passed()
         set_body_and_solve(model, body, support.images, support.labels)
-        result[name] = accuracy(model, *test)
-    return result | {"own_body_as_is": accuracy(_solved_as_is(passed(), support), *test)}
+        return model
+
+    made = {
+        "as_passed": passed,
+        "own_body": lambda: solved({}),
+        "own_body_as_is": lambda: _solved_as_is(passed(), support),
+        "base": lambda: solved(bundle.generator.base_parameters()),
+        "chosen": lambda: initialized("chosen", 0),
+        "initialize": lambda: initialized("initialize", None),
+    }
+    result: Result = {"names": names, "step_0": {}, "epoch_1": {}}
+    for method, make in made.items():
+        model = make()
+        result["step_0"][method] = accuracy(model, *test)
+        torch.manual_seed(draw.number)
+        for _ in train_steps(model, [b for b in batches if len(b[1]) > 1], FineTuning(), len(batches)):
+            pass
+        result["epoch_1"][method] = accuracy(model, *test)
+    return result
 
 
 def _solved_as_is(model: nn.Module, support: SupportSet) -> nn.Module:
@@ -130,20 +156,22 @@ def _bundle(name: str) -> Bundle:
 
 
 def rows_of(todo: Sequence[Draw], folder: Path) -> list[Row]:
-    """Of the draws that are measured: `test_accuracy` (%) of each choice; and `worse_share` (%) of all."""
-    rows, worse = [], []
+    """Of the draws that are measured: `test_accuracy` (%) of each method; and of all, `worse_share` (%)."""
+    rows: list[Row] = []
+    shortfalls: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for draw in todo:
         path = folder / f"{draw.id}.json"
         if not path.exists():
             continue
         result = json.loads(path.read_text())["result"]
-        for method in ("chosen", *SIMPLE):
-            about = (draw.bundle, draw.dataset, method, draw.number)
-            condition = f"{draw.body} body; chosen: {result['name']}"
-            rows.append(
-                Row(*about, "test_accuracy", result[method], "%", step=0, shots=draw.shots, condition=condition)
-            )
-        worse.append(result["chosen"] < max(result[m] for m in SIMPLE) - MARGIN)
-    if worse:
-        rows.append(Row("all", "all", "chosen", 0, "worse_share", 100 * sum(worse) / len(worse), "%", step=0))
+        for method, (at, (step, epoch)) in itertools.product((*SIMPLE, *JUDGED), AT.items()):
+            condition = f"{draw.body} body; chosen: {result['names']['chosen']}"
+            about = (draw.bundle, draw.dataset, method, draw.number, "test_accuracy", result[at][method], "%")
+            rows.append(Row(*about, step=step, epoch=epoch, shots=draw.shots, condition=condition))
+            if method in JUDGED:
+                shortfalls[method, at].append(max(result[at][m] for m in SIMPLE) - result[at][method])
+    for (method, at), short in shortfalls.items():
+        share = 100 * sum(s > MARGIN for s in short) / len(short)
+        step, epoch = AT[at]
+        rows.append(Row("all", "all", method, 0, "worse_share", share, "%", step=step, epoch=epoch))
     return rows

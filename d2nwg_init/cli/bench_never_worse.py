@@ -19,7 +19,8 @@ def never_worse(
     out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
 ) -> None:
     """The share of random draws in which what is chosen is more than a point of test accuracy below the best of: the
-    model as passed, its own body and the bundle's base with solved heads. Resumable: finished draws are kept."""
+    model as passed, its own body and the bundle's base with solved heads; before training and after an epoch, on at
+    most 2,000 images. Resumable: finished draws are kept."""
     from d2nwg_init.benchmarks import never_worse as study
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
@@ -33,4 +34,7 @@ def never_worse(
     study.run_draws(todo, data, work, process_executor(workers))
     rows = study.rows_of(todo, work)
     if not deliver(results("never_worse", (load_dataset(n, data) for n in names), rows), out, json_):
-        typer.echo(f"{draws} draws, of which {rows[-1].value:.1f} % chose worse by more than {study.MARGIN:g} point.")
+        for r in rows:
+            if r.metric == "worse_share":
+                at = "before training" if r.epoch is None else "after an epoch"
+                typer.echo(f"{r.method}: in {r.value:.1f} % of {draws} draws worse by over {study.MARGIN:g} point {at}")

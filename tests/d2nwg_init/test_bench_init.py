@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from d2nwg_init.benchmarks import init, never_worse
-from d2nwg_init.benchmarks.never_worse import SIMPLE, draws, rows_of, run_draws
-from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.benchmarks.never_worse import JUDGED, SIMPLE, draws, rows_of, run_draws
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 
 
@@ -45,11 +44,11 @@ def test_draws_are_measured_once_and_kept(tmp_path, bundle, monkeypatch):
     todo = list(draws(2, ["stripes"], ["tiny"]))
     run_draws(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
     rows = rows_of(todo, tmp_path / "work")
-    assert {r.method for r in rows} == {"chosen", *SIMPLE}
+    assert {r.method for r in rows} == {*JUDGED, *SIMPLE}
     assert all(0 <= r.value <= 100 for r in rows)
     files = sorted((tmp_path / "work").iterdir())
     assert [f.stem for f in files] == [d.id for d in todo]
-    files[0].write_text(files[0].read_text().replace('"as_passed": ', '"as_passed": 1'))
+    files[0].write_text(files[0].read_text().replace('"own_body": ', '"own_body": 1'))
     kept = files[0].read_text()
     run_draws(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
     assert files[0].read_text() == kept
@@ -58,8 +57,15 @@ def test_draws_are_measured_once_and_kept(tmp_path, bundle, monkeypatch):
 def test_the_share_counts_draws_that_are_more_than_a_point_below_the_best(tmp_path):
     todo = list(draws(4, ["a"], ["x"]))
     for draw, chosen in zip(todo[:3], (80.0, 79.5, 78.5), strict=True):  # the fourth is not measured
-        result = dict.fromkeys(SIMPLE, 50.0) | {"base": 80.0, "chosen": chosen, "name": "own_body"}
+        before = dict.fromkeys(SIMPLE, 50.0) | {"base": 80.0, "chosen": chosen, "initialize": 85.0}
+        after = dict.fromkeys((*SIMPLE, "chosen"), 90.0) | {"initialize": 85.0}
+        result = {"names": {"chosen": "own_body"}, "step_0": before, "epoch_1": after}
         (tmp_path / f"{draw.id}.json").write_text(json.dumps({"result": result}))
     rows = rows_of(todo, tmp_path)
-    assert rows[-1] == Row("all", "all", "chosen", 0, "worse_share", 100 / 3, "%", step=0)
-    assert len(rows) == 3 * (1 + len(SIMPLE)) + 1
+    assert {(r.method, r.step, r.epoch): r.value for r in rows if r.metric == "worse_share"} == {
+        ("chosen", 0, None): 100 / 3,
+        ("chosen", None, 1): 0.0,
+        ("initialize", 0, None): 0.0,
+        ("initialize", None, 1): 100.0,
+    }
+    assert len(rows) == 3 * 2 * (len(JUDGED) + len(SIMPLE)) + 4
