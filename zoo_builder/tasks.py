@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.domains import DOMAINS
 from zoo_builder.errors import RecipeError, nearest_names
 
@@ -87,7 +88,7 @@ def choose_datasets(recipe: ZooRecipe, available: Sequence[str]) -> tuple[str, .
     """
     _check_unique("datasets", recipe.datasets)
     named = sorted({*recipe.datasets, *(d for plan in recipe.plans for d in plan.datasets)})
-    forbidden = [name for name in named if is_held_out(name, recipe.held_out)]
+    forbidden = [name for name in named if is_among(name, recipe.held_out)]
     if forbidden:
         raise RecipeError(
             f"The recipe uses {forbidden}, which it holds out. A held-out dataset measures the result and must not "
@@ -96,20 +97,10 @@ def choose_datasets(recipe: ZooRecipe, available: Sequence[str]) -> tuple[str, .
     # A name with a colon is of another source than the folder.
     for name in (n for n in named if ":" not in n and n not in available):
         raise RecipeError(f"The recipe uses the dataset {name!r}, which is not there; {nearest_names(name, available)}")
-    chosen = recipe.datasets or tuple(sorted(n for n in available if not is_held_out(n, recipe.held_out)))
+    chosen = recipe.datasets or tuple(sorted(n for n in available if not is_among(n, recipe.held_out)))
     if not chosen:
         raise RecipeError("No dataset is left for the zoo: all that there are are held out.")
     return chosen
-
-
-def is_held_out(name: str, held_out: Iterable[str]) -> bool:
-    return _plain_name(name) in map(_plain_name, held_out)
-
-
-def _plain_name(name: str) -> str:
-    """torchvision:CIFAR10, hf:uoft-cs/cifar10@0b2714e and cifar10 are one dataset."""
-    last = name.partition("?")[0].partition("@")[0].rpartition(":")[2].rpartition("/")[2]
-    return "".join(c for c in last.casefold() if c.isalnum())
 
 
 def plan_tasks(recipe: ZooRecipe, clusters: Sequence[Sequence[str]]) -> list[FineTuneTask]:

@@ -11,7 +11,10 @@ import typer
 def demo(
     data: Annotated[
         list[str] | None,
-        typer.Option(help="ImageFolder or .npz file, may be given several times; scikit-learn's digits if absent."),
+        typer.Option(
+            help="ImageFolder, .npz file or hf:ORG/NAME@COMMIT (see zoo datasets), may be given several times; "
+            "scikit-learn's digits if absent."
+        ),
     ] = None,
     bundle: Annotated[str, typer.Option(help="Embedded bundle name, or a bundle's folder.")] = "test_resnet-64",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other heads, images and orders.")] = 3,
@@ -27,13 +30,14 @@ def demo(
     from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import load_bundle
     from zoo_builder.datasets import load_dataset
+    from zoo_builder.datasets.same_dataset import is_among
     from zoo_builder.errors import DataError
 
     loaded = load_bundle(bundle)
     datasets = [load_dataset(source) for source in data or ["digits"]]
-    seen = {t.name for t in loaded.config.trained_on}
+    seen = [t.name for t in loaded.config.trained_on]
     for dataset in datasets:
-        if dataset.name in seen:
+        if is_among(dataset.name, seen):
             raise DataError(
                 f"The bundle was trained on {dataset.name!r}: it would be measured on what it knows. Take a dataset "
                 f"that it never saw, such as one of {', '.join(loaded.config.held_out)}."

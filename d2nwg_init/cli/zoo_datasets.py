@@ -32,10 +32,11 @@ def datasets(
     from rich.console import Console
 
     from zoo_builder.datasets import dataset_names, load_dataset, plugin_names
+    from zoo_builder.datasets.same_dataset import is_among
     from zoo_builder.leakage import find_leaks, held_out_datasets
     from zoo_builder.progress import progress_bar
     from zoo_builder.recipe import read_recipe
-    from zoo_builder.tasks import ZooRecipe, is_held_out
+    from zoo_builder.tasks import ZooRecipe
 
     load = functools.partial(load_dataset, data_dir=data, download=download)
     held_out = read_recipe(recipe, ZooRecipe, "zoo_builder").held_out if recipe else ()
@@ -46,7 +47,7 @@ def datasets(
         for name in chosen:
             found.append(load(name))
             bar.advance()
-    ours = (d for d in found if not is_held_out(d.name, held_out))
+    ours = (d for d in found if not is_among(d.name, held_out))
     leaks = find_leaks(ours, held_out_datasets(held_out, available, load)) if recipe else {}
     if json_:
         about = [
@@ -60,7 +61,7 @@ def datasets(
                 "origin": d.origin,
                 "sha256": d.sha256,
                 "broken": list(d.skipped),
-                "held_out": is_held_out(d.name, held_out),
+                "held_out": is_among(d.name, held_out),
             }
             for d in found
         ]

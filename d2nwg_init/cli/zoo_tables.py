@@ -26,7 +26,7 @@ def scores_table(rescored: Iterable[Rescored]) -> Table:
 
 
 def datasets_table(datasets: Iterable[ImageDataset], held_out: Iterable[str]) -> Table:
-    from zoo_builder.tasks import is_held_out
+    from zoo_builder.datasets.same_dataset import is_among
 
     table = Table(title="Datasets")
     table.add_column("dataset", no_wrap=True)
@@ -36,7 +36,7 @@ def datasets_table(datasets: Iterable[ImageDataset], held_out: Iterable[str]) ->
         table.add_column(heading, overflow="fold")
     for d in datasets:
         figures = (d.num_classes, len(d.x_train), len(d.x_test), d.x_train.shape[1], len(d.skipped))
-        about = ("yes" if is_held_out(d.name, held_out) else "", escape(d.licence), escape(d.origin), d.sha256[:8])
+        about = ("yes" if is_among(d.name, held_out) else "", escape(d.licence), escape(d.origin), d.sha256[:8])
         table.add_row(escape(d.name), *map(str, figures), *about)
     return table
 

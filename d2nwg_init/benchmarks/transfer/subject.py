@@ -17,10 +17,10 @@ from d2nwg_init.benchmarks.transfer.splits import SPLITS
 from pretrained_generators.bundle import Bundle, load_bundle
 from zoo_builder.backbones import BackboneSpec, load_body
 from zoo_builder.clusters import embed_dataset
+from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.errors import ZooError
 from zoo_builder.store import Zoo
-from zoo_builder.tasks import is_held_out
 
 PROTOCOL = 2  # of the cells; another number is another folder
 
@@ -99,7 +99,7 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
     if bundle is not None and bundle.config.base_sha256 != zoo.base_sha256:
         raise ZooError(f"{spec.bundle} was trained on deltas to another base than {spec.zoo} has. Give its zoo.")
     measured = [*SPLITS["development"], *SPLITS["held_out"]]
-    seen = sorted({d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related) if is_held_out(d, measured)})
+    seen = sorted({d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related) if is_among(d, measured)})
     if seen:
         raise ZooError(f"{spec.zoo} was trained on {seen}, which the benchmark measures on. Build it without them.")
     library = DeltaLibrary.of(zoo, spec.plans, folder / "deltas.f16")
