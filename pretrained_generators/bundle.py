@@ -1,4 +1,4 @@
-"""A trained generator on disk: a folder with config.json, generator.safetensors and README.md. No pickle, no code.
+"""A trained generator on disk: a folder with config.json and generator.safetensors. No pickle, no code.
 
 A file is hostile until checked: sizes, names and shapes are compared with config.json before a tensor is read. The
 format is written down in docs/bundle-format.md.
@@ -19,7 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrained_generators.base_elsewhere import BaseElsewhere, body_sha256, take_base
 from pretrained_generators.bundle_config import BundleConfig, TrainedOn, read_config, write_config
-from pretrained_generators.bundle_files import CONFIG, WEIGHTS, check_files, check_no_link, recorded
+from pretrained_generators.bundle_files import (
+    CONFIG,
+    SAID_OF_WEIGHTS,
+    WEIGHTS,
+    check_files,
+    check_no_link,
+    recorded,
+)
 from pretrained_generators.generator import Generator, GeneratorConfig
 from zoo_builder.checkpoint import halved_if_exact, read_tensors, write_atomically
 from zoo_builder.errors import BundleError, ModelError, nearest_names
@@ -55,7 +62,8 @@ class Bundle:
 def save_bundle(generator: Generator, path: Path, base_source: str | None = None, **about: object) -> BundleConfig:
     """Write a generator; `about` holds the other fields of BundleConfig. Halves are stored where that loses nothing.
 
-    With `base_source`, where its base can be had, in words, the base itself is left out.
+    With `base_source`, where its base can be had, in words, the base itself is left out. What the folder holds that was
+    said of other weights (card, results, audit, log) is removed.
 
     Raises:
         BundleError: a base that is left out is not in half precision, in which users will have it.
@@ -68,6 +76,8 @@ def save_bundle(generator: Generator, path: Path, base_source: str | None = None
         state = {k: v for k, v in state.items() if k not in base}
         about["base_elsewhere"] = BaseElsewhere(body_sha256(generator.base.state_dict()), base_source)
     write_atomically(path / WEIGHTS, {k: halved_if_exact(v) for k, v in state.items()})
+    for name in SAID_OF_WEIGHTS:
+        (path / name).unlink(missing_ok=True)
     files = tuple(f for f in recorded(path) if f.name == WEIGHTS)
     config = BundleConfig(generator=generator.config, files=files, **about)  # type: ignore[arg-type]
     write_config(config, path)
@@ -154,7 +164,7 @@ def load_bundle(name_or_path: str | Path, base: nn.Module | None = None, blobs: 
     if elsewhere is not None and base is None:  # raises, after all else was checked without it
         take_base(elsewhere, body.state_dict(), base, config.name)
     generator.load_state_dict(tensors | {BASE + k: v for k, v in taken.items()}, assign=True)
-    generator.bundle = config
+    generator.bundle, generator.folder = config, path.resolve()
     return Bundle(config, generator.requires_grad_(False).eval())
 
 

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from pretrained_generators.base_elsewhere import BaseElsewhere
-from pretrained_generators.bundle_files import CONFIG, SHA256, WEIGHTS, BundleFile, check_list, recorded
+from pretrained_generators.bundle_files import (
+    CARD,
+    CONFIG,
+    RESULTS,
+    SHA256,
+    WEIGHTS,
+    BundleFile,
+    check_list,
+    recorded,
+)
 from pretrained_generators.generator import GeneratorConfig
 from pretrained_generators.licences import permits_commercial_use
 from zoo_builder.checkpoint import write_text_atomically
@@ -57,6 +66,11 @@ class BundleConfig:
         return next(f.sha256 for f in self.files if f.name == WEIGHTS)
 
     @property
+    def has_card(self) -> bool:
+        """Whether there is a model card, which tells results; without these it is none."""
+        return {CARD, RESULTS} <= {f.name for f in self.files}
+
+    @property
     def commercial(self) -> bool:
         """Whether the licences of all that it was trained on allow commercial use; one that is not known does not."""
         licences = [self.base_licence, *(t.licence for t in self.trained_on)]
@@ -71,7 +85,7 @@ def write_config(config: BundleConfig, folder: Path) -> None:
     """
     text = json.dumps(asdict(config), indent=1)
     try:
-        _check_plain(json.loads(text))
+        check_plain(json.loads(text))
     except ValueError as e:
         raise BundleError(f"What the bundle {config.name!r} should say of itself cannot be stored: {e}.") from e
     write_text_atomically(folder / CONFIG, text)
@@ -89,7 +103,7 @@ def read_config(path: Path) -> BundleConfig:
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"longer than {MAX_CONFIG_BYTES} bytes")
         values = json.loads(text, parse_constant=_refuse)
-        _check_plain(values)
+        check_plain(values)
         if isinstance(values, dict):
             _check_format(values, path)
             if values["format"] == 1:
@@ -128,8 +142,12 @@ def _from_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in ("weights_sha256", "format")} | {"files": files}
 
 
-def _check_plain(values: object) -> None:
-    """Text that cannot harm a terminal or a card, and finite numbers."""
+def check_plain(values: object) -> None:
+    """Text that cannot harm a terminal, on one line, and finite numbers.
+
+    Raises:
+        ValueError: naming the first that is neither.
+    """
     for value in _leaves(values):
         if isinstance(value, str) and not (len(value) <= MAX_TEXT and value.isprintable()):
             raise ValueError(f"a text is longer than {MAX_TEXT} characters or not printable: {value[:40]!r}")
@@ -142,7 +160,7 @@ def _leaves(values: object) -> Iterator[object]:
         for key, value in values.items():
             yield key
             yield from _leaves(value)
-    elif isinstance(values, list):
+    elif isinstance(values, list | tuple):
         for value in values:
             yield from _leaves(value)
     else:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from zoo_builder.errors import BundleError
 
-CONFIG, WEIGHTS = "config.json", "generator.safetensors"
+CONFIG, WEIGHTS, CARD, RESULTS = "config.json", "generator.safetensors", "README.md", "results.json"
+SAID_OF_WEIGHTS = (CARD, RESULTS, "audit.json", "audit.svg", "metrics.jsonl", "training.svg")  # and of no others
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(safetensors|md|jsonl?|svg|png)")
-LEFT_BY_TOOLS = (".cache", ".git", ".gitattributes")  # by git and the Hub's client; never opened
+BESIDE = (".cache", ".git", ".gitattributes", ".eval_results")  # of git, the Hub and its client; never opened
 MAX_FILES = 32
 MAX_BYTES = 2**31  # of all files; a generator is far smaller
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -59,7 +60,7 @@ def check_files(folder: Path, files: Sequence[BundleFile], blobs: Path | None = 
         BundleError: naming the first file that is not as it should be.
     """
     if blobs is None:
-        known = {CONFIG, *LEFT_BY_TOOLS, *(f.name for f in files)}
+        known = {CONFIG, *BESIDE, *(f.name for f in files)}
         strange = sorted(p.name for p in folder.iterdir() if p.name not in known)
         if strange:
             raise BundleError(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment
 
 from pretrained_generators.bundle import BundleConfig, record_files
-from pretrained_generators.card_results import METHODS, BundleResults, read_results
+from pretrained_generators.bundle_config import check_plain
+from pretrained_generators.bundle_files import CARD
+from pretrained_generators.card_results import METHODS, UNREADABLE, BundleResults, read_json, read_results
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import BundleError
 
-TEMPLATE = """---
-{{ front }}
----
+NO_CARD = (
+    "a model card (README.md) tells results, and this bundle has none. Measure it: d2nwg-init demo --bundle FOLDER "
+    "--out results.json; then write the card: d2nwg-init bundle card FOLDER --results results.json"
+)
+MARKUP = re.compile(r"[<>&|`~#*\[\]\\]")
 
-# {{ config.name }}
+TEMPLATE = """# {{ config.name }}
 
 Generates weights of `{{ config.generator.backbone.model }}` for an image dataset, from a few hundred of its training
 images. Trained for images of {{ config.generator.size }}x{{ config.generator.size }} pixels. Use it with
@@ -62,7 +66,6 @@ datasets.
 
 ## How it does on data that it never saw
 
-{% if results %}
 Test accuracy (%) after fine-tuning steps, mean over {{ results.seeds }} seeds. Commit `{{ results.commit[:10] }}`,
 {{ results.machine }}; all rows, and the command, in [results.json](results.json).
 
@@ -83,9 +86,6 @@ Test accuracy (%) after fine-tuning steps, mean over {{ results.seeds }} seeds. 
 {% for set in results.datasets if set.seconds %}
 `initialize` took {{ "%.1f" | format(set.seconds) }} s on {{ set.dataset }}.
 {% endfor %}
-{% else %}
-Not measured yet.
-{% endif %}
 
 ## Copying or generalising?
 
@@ -103,39 +103,53 @@ them with the base and with the model as it was passed, and says what it chose.
 
 
 def write_card(config: BundleConfig, folder: Path) -> BundleConfig:
-    """Write `folder`/README.md, with what audit.json and results.json of the folder say if they are there, and record
-    every file of the folder in its config.json.
+    """Write `folder`/README.md, from what results.json and, if there is one, audit.json of the folder say, and record
+    every file of the folder in its config.json. Without results there is no card, and one that was there is removed.
 
     Raises:
         BundleError: one of these two is not what this project writes.
     """
-    try:
-        results, audit = read_results(folder), folder / "audit.json"
-        verdict = json.loads(audit.read_text())["verdict"]["text"] if audit.exists() else None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise BundleError(f"{folder}: audit.json or results.json cannot be read ({e!r}). Make it again.") from e
-    template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE)
-    text = template.render(
-        front=_front_matter(config, results),
+    results, verdict = read_results(folder), _verdict(folder / "audit.json")
+    if results is None:
+        (folder / CARD).unlink(missing_ok=True)
+        return record_files(config, folder)
+    template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_as_text)
+    text = template.from_string(TEMPLATE).render(
         config=config,
         entries=sum(t.entries for t in config.trained_on),
         results=results,
-        methods={m: w for m, w in METHODS.items() if results and any(m in d.accuracy for d in results.datasets)},
+        methods={m: w for m, w in METHODS.items() if any(m in d.accuracy for d in results.datasets)},
         verdict=verdict,
         drawn=(folder / "audit.svg").exists(),
     )
-    write_text_atomically(folder / "README.md", text)
+    write_text_atomically(folder / CARD, f"---\n{_front_matter(config, results)}\n---\n\n{text}")
     return record_files(config, folder)
 
 
-def _front_matter(config: BundleConfig, results: BundleResults | None) -> str:
+def _verdict(audit: Path) -> str | None:
+    if not audit.exists():
+        return None
+    try:
+        verdict = str(read_json(audit)["verdict"]["text"])
+        check_plain([verdict])
+    except UNREADABLE as e:
+        raise BundleError(f"{audit} cannot be read ({e!r}). Remove it, or audit again.") from e
+    return verdict
+
+
+def _as_text(value: object) -> str:
+    """What a stranger may have written, as text that is neither HTML nor Markdown."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", str(value))
+
+
+def _front_matter(config: BundleConfig, results: BundleResults) -> str:
     """The YAML that the Hub reads."""
     data = ModelCardData(
         library_name="d2nwg-init",
         license="apache-2.0" if config.commercial else "other",
         license_name=None if config.commercial else "research-only",
         tags=["d2nwg-init", "weight-generation", "timm", "image-classification"],
-        model_name=config.name if results else None,
-        eval_results=results.eval_results() if results else None,
+        model_name=config.name,
+        eval_results=results.eval_results(),
     )
     return data.to_yaml()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from huggingface_hub import EvalResult
 
-from pretrained_generators.bundle_config import BundleConfig
+from pretrained_generators.bundle_config import BundleConfig, check_plain
+from pretrained_generators.bundle_files import RESULTS
 from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.errors import BundleError
 
-FILE = "results.json"
+MAX_BYTES = 2**24  # of a JSON file that the card tells from
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # of any JSON
+HEADER = ("schema", "name", "command", "commit", "date", "machine", "versions")
 METHODS = {  # the rivals first
     "scratch": "random initialisation",
     "pretrained": "the base checkpoint, a fresh head",
@@ -33,15 +38,25 @@ class DatasetResult:
     steps: tuple[int, ...]
     accuracy: dict[str, tuple[float, ...]]  # method -> test accuracy (%) at each step, mean over seeds
     seconds: float | None  # that initialize took, mean over seeds
+    origin: str | None  # where the dataset says it comes from
+
+    @property
+    def before_training(self) -> dict[str, float]:
+        """Method -> test accuracy (%) at step 0."""
+        return {m: values[0] for m, values in self.accuracy.items()} if self.steps[:1] == (0,) else {}
 
 
 @dataclass(frozen=True)
 class BundleResults:
-    command: str
     commit: str
+    date: str  # ISO 8601
     machine: str
     seeds: int
     datasets: tuple[DatasetResult, ...]
+
+    @property
+    def measured(self) -> bool:
+        return any("initialize" in d.accuracy for d in self.datasets)
 
     def eval_results(self) -> list[EvalResult]:
         """For the model-index: each method before any training, on each dataset."""
@@ -53,10 +68,10 @@ class BundleResults:
                 dataset_split="test",
                 metric_type="accuracy",
                 metric_name=f"{method}, before any training (%)",
-                metric_value=round(values[0], 2),
+                metric_value=round(value, 2),
             )
             for d in self.datasets
-            for method, values in d.accuracy.items()
+            for method, value in d.before_training.items()
         ]
 
 
@@ -69,47 +84,75 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
     seen = {t.name for t in config.trained_on}
     try:
         report = json.loads(path.read_text())
-        rows = [r for r in report["rows"] if r["bundle"] == config.name and r["dataset"] not in seen]
-        kept = {k: report[k] for k in ("schema", "name", "command", "commit", "date", "machine", "versions")}
-        measured = any(r["method"] == "initialize" for r in rows)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        rows = [r for r in report["rows"] if r["bundle"] == config.name and not is_among(r["dataset"], seen)]
+        names = {r["dataset"] for r in rows}
+        kept = {k: report[k] for k in HEADER}
+        kept["data"] = [d for d in report["data"] if d["name"] in names]
+        kept["rows"] = [{k: v for k, v in r.items() if v is not None} for r in rows]
+        measured = _parse(kept).measured
+    except UNREADABLE as e:
         raise BundleError(f"{path} holds no results ({e!r}). Expected a file that demo or bench wrote.") from e
     if not measured:
         raise BundleError(
             f"These results have no row of `initialize` with the bundle {config.name!r} on a dataset that it was not "
             "trained on. Measure it: d2nwg-init demo, or bench transfer."
         )
-    told = [{k: v for k, v in r.items() if v is not None} for r in rows]
-    write_text_atomically(folder / FILE, json.dumps(kept | {"rows": told}, indent=1) + "\n")
+    write_text_atomically(folder / RESULTS, json.dumps(kept, indent=1) + "\n")
 
 
 def read_results(folder: Path) -> BundleResults | None:
-    """What `keep_results` kept; None where nothing was."""
-    if not (folder / FILE).exists():
+    """What `keep_results` kept; None where nothing was.
+
+    Raises:
+        BundleError: it is not what this project writes. It may be a stranger's.
+    """
+    if not (folder / RESULTS).exists():
         return None
-    report = json.loads((folder / FILE).read_text())
+    try:
+        results = _parse(read_json(folder / RESULTS))
+        if not results.measured:
+            raise ValueError("no test accuracy of `initialize`")
+    except UNREADABLE as e:
+        raise BundleError(f"{folder / RESULTS} cannot be read ({e!r}). Remove it, or measure again.") from e
+    return results
+
+
+def read_json(path: Path) -> Any:
+    """Of a file that may be anything. Raises one of UNREADABLE."""
+    with path.open("rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES} bytes")
+    return json.loads(text)
+
+
+def _parse(report: Any) -> BundleResults:
+    """Plain text, and numbers that are finite; else one of UNREADABLE."""
     rows = [r for r in report["rows"] if r.get("condition") in (None, "right") and r.get("shots") is None]
-    names = dict.fromkeys(r["dataset"] for r in rows)
+    names = dict.fromkeys(str(r["dataset"]) for r in rows)
+    origins = {d["name"]: str(d["origin"]) for d in report.get("data", ())}  # none in files of earlier versions
     gpu = report["machine"].get("gpu")
-    return BundleResults(
-        report["command"],
-        report["commit"] or "unknown",
-        gpu or f"{report['machine']['cores']} CPU cores",
+    results = BundleResults(
+        str(report["commit"] or "unknown"),
+        datetime.datetime.fromisoformat(report["date"]).isoformat(),
+        str(gpu or f"{report['machine']['cores']} CPU cores"),
         len({r["seed"] for r in rows}),
-        tuple(_of_dataset(name, [r for r in rows if r["dataset"] == name]) for name in names),
+        tuple(_of_dataset(name, [r for r in rows if r["dataset"] == name], origins.get(name)) for name in names),
     )
+    check_plain(asdict(results))
+    return results
 
 
-def _of_dataset(name: str, rows: Sequence[dict[str, Any]]) -> DatasetResult:
+def _of_dataset(name: str, rows: Sequence[dict[str, Any]], origin: str | None) -> DatasetResult:
     found: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for r in rows:
         if r["metric"] == "test_accuracy" and "step" in r and r["method"] in METHODS:
-            found[r["method"], r["step"]].append(r["value"])
+            found[r["method"], int(r["step"])].append(float(r["value"]))
     steps = tuple(sorted({step for _, step in found}))
     accuracy = {
         method: tuple(mean(found[method, step]) for step in steps)
         for method in METHODS
-        if all((method, step) in found for step in steps)
+        if steps and all((method, step) in found for step in steps)
     }
-    took = [r["value"] for r in rows if r["method"] == "initialize" and r["metric"] == "seconds_initialise"]
-    return DatasetResult(name, steps, accuracy, mean(took) if took else None)
+    took = [float(r["value"]) for r in rows if r["method"] == "initialize" and r["metric"] == "seconds_initialise"]
+    return DatasetResult(name, steps, accuracy, mean(took) if took else None, origin)

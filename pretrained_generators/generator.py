@@ -6,7 +6,8 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelHubMixin
@@ -39,6 +40,7 @@ class Generator(nn.Module, ModelHubMixin):
     """Composes parts that take plain tensors and do not know each other. What it generates are deltas to `base`."""
 
     bundle: BundleConfig | None = None  # what the bundle says that it was loaded from
+    folder: Path | None = None  # of that bundle
 
     def __init__(self, config: GeneratorConfig, base: nn.Module | None = None) -> None:
         """`base` is the body that the config describes, where it is made already."""
@@ -164,7 +166,7 @@ class Generator(nn.Module, ModelHubMixin):
         """A generator from an embedded bundle by name, a folder, or ORG/NAME (or ORG/NAME@REVISION) of the Hub.
 
         Unlike ModelHubMixin's own, it believes no file before it is checked. `base` is a model whose body is the base,
-        for a bundle that leaves its base out. `save_pretrained` and `push_to_hub` are the mixin's.
+        for a bundle that leaves its base out.
 
         Raises:
             BundleError: no such bundle, it cannot be had, or it fails a check; the message says what to do.
@@ -181,10 +183,42 @@ class Generator(nn.Module, ModelHubMixin):
             revision=revision,
         ).generator
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        from pretrained_generators.hub import save_again
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **push: Any
+    ) -> str | None:
+        """Write the bundle that it was loaded from anew. Results, and with them a card, are kept if the weights are.
 
-        save_again(self, save_directory)
+        With `push_to_hub` it is pushed as well, to `repo_id` or the folder's name; `push` is that method's.
+
+        Raises:
+            BundleError: it never was in a bundle; and what `push_to_hub` raises.
+        """
+        from pretrained_generators.push import save_again
+
+        save_again(self, Path(save_directory))
+        return self.push_to_hub(repo_id or Path(save_directory).name, **push) if push_to_hub else None
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Push what `save_pretrained` writes, in one commit, as `push_bundle` does; the URL of the commit.
+
+        Raises:
+            BundleError: it has no results and hence no card, or the Hub refuses.
+        """
+        from pretrained_generators.push import push_bundle, save_again
+
+        with TemporaryDirectory() as folder:
+            save_again(self, Path(folder))
+            pushed = push_bundle(Path(folder), repo_id, private, branch, token, commit_message, create_pr)
+        return pushed.commit_url
 
     def base_parameters(self) -> dict[str, torch.Tensor]:
         return {k: v.detach() for k, v in self.base.named_parameters()}

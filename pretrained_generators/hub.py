@@ -1,4 +1,4 @@
-"""Bundles on the Hub: fetched into its client's cache and read from there, and pushed.
+"""Bundles on the Hub: fetched into its client's cache and read from there.
 
 The client is huggingface_hub's, with all that it honours: HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,9 @@ from pretrained_generators.bundle import (
     embedded_bundles,
     load_bundle,
     load_config,
-    save_bundle,
 )
 from pretrained_generators.bundle_config import BundleConfig
 from pretrained_generators.bundle_files import CONFIG
-from pretrained_generators.card import write_card
-from pretrained_generators.generator import Generator
 from zoo_builder.errors import BundleError
 
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -125,44 +121,6 @@ def fetch_bundle(
 def blobs_of(snapshot: Path) -> Path:
     """Where the links in a snapshot of the client's cache lead."""
     return snapshot.parents[1] / "blobs"
-
-
-def push_bundle(
-    folder: Path, repo: str, private: bool | None = None, revision: str | None = None, token: str | bool | None = None
-) -> str:
-    """Push a bundle's folder as it is, in one commit, after a check; makes the repository where there is none.
-
-    Returns:
-        The commit, a hash of 40 digits.
-    """
-    config = verify_bundle(folder)
-    with client_errors(repo):
-        api = HfApi(token=token)
-        name = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=name,
-            folder_path=folder,
-            revision=revision,
-            commit_message=f"Bundle {config.name}",
-            allow_patterns=[CONFIG, *(f.name for f in config.files)],
-        )
-    return commit.oid
-
-
-def save_again(generator: Generator, folder: Path) -> None:
-    """Write a generator that was loaded from a bundle, with all that the bundle said of itself and a card.
-
-    Raises:
-        BundleError: it never was in a bundle.
-    """
-    if generator.bundle is None:
-        raise BundleError(
-            "This generator does not say what it was trained on. Write it with save_bundle(), which is told."
-        )
-    renewed = ("generator", "files", "base_elsewhere", "format", "readable_since")
-    about = {f.name: getattr(generator.bundle, f.name) for f in fields(BundleConfig) if f.name not in renewed}
-    elsewhere = generator.bundle.base_elsewhere
-    write_card(save_bundle(generator, folder, elsewhere.source if elsewhere else None, **about), folder)
 
 
 @contextmanager

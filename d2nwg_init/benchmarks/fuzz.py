@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2nwg_init.benchmarks.mutations import Files, mutate
 from d2nwg_init.benchmarks.peak_memory import peak_memory
 from d2nwg_init.benchmarks.results import Row
-from pretrained_generators.bundle import TrainedOn, load_bundle, save_bundle
-from pretrained_generators.card import write_card
+from pretrained_generators.bundle import TrainedOn, load_bundle, record_files, save_bundle
 from pretrained_generators.dataset_encoder import EncoderConfig
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig
@@ -75,7 +74,8 @@ def tiny_bundle(folder: Path, base_source: str | None = None) -> None:
         generator, folder, base_source, name="tiny", trained_on=(TrainedOn("nothing", 1, "MIT"),), held_out=("all",),
         base_sha256="0" * 64, base_pretrained_on="nothing",
     )  # fmt: skip
-    write_card(config, folder)
+    (folder / "metrics.jsonl").write_text("{}\n")  # a file beside the weights, which damage hits too
+    record_files(config, folder)
 
 
 def damage_and_load(files: Files, base: torch.nn.Module | None, seed: int) -> Outcome:

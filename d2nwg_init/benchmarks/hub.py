@@ -14,7 +14,8 @@ from d2nwg_init.benchmarks.fine_tuning import train_loader
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.hook import initialize
 from pretrained_generators.bundle import bundle_folder, load_bundle
-from pretrained_generators.hub import open_bundle, push_bundle
+from pretrained_generators.hub import open_bundle
+from pretrained_generators.push import push_bundle
 from zoo_builder.datasets import ImageDataset
 
 
@@ -31,13 +32,13 @@ def round_trip(source: str | Path, repo: str, private: bool, dataset: ImageDatas
     what was pulled, `left_out_accuracy` of what `initialize` chose (%).
 
     Raises:
-        BundleError: the Hub refuses, or what came back is not what was pushed.
+        BundleError: it has no results and hence no card, the Hub refuses, or what came back is not what was pushed.
     """
     folder = bundle_folder(source)
     sent = load_bundle(folder)
     name, seconds = sent.config.name, dict[str, float]()
     with _timed(seconds, "push"):
-        commit = push_bundle(folder, repo, private)
+        commit = push_bundle(folder, repo, private).oid
     with _timed(seconds, "pull"):
         pulled = open_bundle(repo, revision=commit, cache_dir=cache)
     generator = pulled.config.generator

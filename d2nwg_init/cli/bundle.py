@@ -163,11 +163,14 @@ def push(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; the main branch if none is given.")] = None,
 ) -> None:
-    """Check a bundle and push it to the Hub as it is, in one commit."""
-    from pretrained_generators.hub import push_bundle
+    """Check a bundle and push it to the Hub as it is, in one commit. It must have results, and with them a card.
+
+    Results on datasets of the Hub (hf:ORG/NAME@COMMIT) are told there as .eval_results, too.
+    """
+    from pretrained_generators.push import push_bundle
 
     commit = push_bundle(folder, repo, private, revision)
-    typer.echo(f"Pushed {folder} as {repo}@{commit}")
+    typer.echo(f"Pushed {folder} as {repo}@{commit.oid}")
 
 
 @app.command(epilog="Example: d2nwg-init bundle card runs/bundle --results docs/results/demo.json")
@@ -178,12 +181,13 @@ def card(
         typer.Option(help="Results of demo or bench transfer; what they say of this bundle is kept with it."),
     ] = None,
 ) -> None:
-    """Write the model card (README.md) anew, and record every file of the folder in its config.json.
+    """Record every file of the folder in its config.json, and write the model card (README.md) anew.
 
+    A card tells what was measured: there is none without results, kept now or before.
     The weights themselves must be those that are recorded already.
     """
     from pretrained_generators.bundle import load_config
-    from pretrained_generators.card import write_card
+    from pretrained_generators.card import NO_CARD, write_card
     from pretrained_generators.card_results import keep_results
     from pretrained_generators.hub import verify_bundle
 
@@ -193,6 +197,8 @@ def card(
     write_card(config, folder)
     config = verify_bundle(folder)
     typer.echo(f"{folder}: {', '.join(f.name for f in config.files)} recorded.")
+    if not config.has_card:
+        typer.echo(f"No card was written: {NO_CARD}")
 
 
 @app.command(epilog="Example: d2nwg-init bundle diff test_resnet-64 runs/bundle")

@@ -35,6 +35,7 @@ def train(
     Resumes at the last checkpoint. Under torchrun (-m d2nwg_init) its processes share each batch.
     """
     from d2nwg_init.cli.zoo import check_device
+    from pretrained_generators.card import NO_CARD
     from pretrained_generators.training.processes import is_first, process_group
     from pretrained_generators.training.recipe import GeneratorRecipe
     from pretrained_generators.training.train import train_generator
@@ -49,7 +50,7 @@ def train(
             return
     for key, value in bundle.measured.items():
         typer.echo(f"{key}: {value:.3f}")
-    typer.echo(f"Bundle {bundle.name} written to {out}.")
+    typer.echo(f"Bundle {bundle.name} written to {out}" + ("." if bundle.has_card else f", without a card: {NO_CARD}"))
 
 
 @app.command(epilog="Example: d2nwg-init generator audit runs/bundle --zoo runs/zoo")
@@ -61,7 +62,7 @@ def audit(
 ) -> None:
     """Does it copy its training models? Distances, shared mistakes, and what simpler methods reach.
 
-    The verdict goes into the card.
+    The verdict goes into the card, if the bundle has results.
     """
     import json
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, save_bundle
-from pretrained_generators.card import write_card
+from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, record_files, save_bundle
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.training.diffusion import train_diffusion
@@ -128,7 +127,6 @@ def train_generator(
         "sampling_gain_original": sampled.original,
         "compression": layout.size / (layout.num_chunks * recipe.vae.latent),
     }
-    write_log(folder, out, measured)
     counts = Counter(name for e in learnt for name in e.task.datasets)
     licences = {name: source["licence"] for e in learnt for name, source in e.about.get("sources", {}).items()}
     bundle = save_bundle(
@@ -145,7 +143,8 @@ def train_generator(
         kept_back=tuple(e.id for e in held_back),
         trained_with=trained_with,
     )
-    bundle = write_card(bundle, out)
+    write_log(folder, out, measured)
+    bundle = record_files(bundle, out)
     shutil.rmtree(folder)
     wait_for_all()
     return bundle

@@ -4,11 +4,10 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
-from d2nwg_init.benchmarks.results import Row, results
 from pretrained_generators import bundle as bundles
 from pretrained_generators.bundle import load_bundle
 from tests.cli.conftest import fail, run, succeed
-from tests.pretrained_generators.small import random_generator, save_random_bundle
+from tests.pretrained_generators.small import random_generator, results_file, save_random_bundle, write_measured_card
 
 
 @pytest.fixture
@@ -49,11 +48,27 @@ def test_show_tells_what_the_config_says(folder):
     assert json.loads(succeed("bundle", "show", folder, "--json"))["name"] == "tiny-random"
 
 
-def test_card_is_written_and_everything_recorded(folder):
+def test_everything_is_recorded_and_without_results_there_is_no_card(folder):
     (folder / "audit.svg").write_text("<svg/>")
+    (folder / "README.md").write_text("A card of results that are gone.")
     assert run("bundle", "verify", folder).exit_code == 1
-    succeed("bundle", "card", folder)
-    assert {f.name for f in load_bundle(folder).config.files} == {"README.md", "audit.svg", "generator.safetensors"}
+    text = " ".join(succeed("bundle", "card", folder).split())
+    assert "audit.svg, generator.safetensors recorded. No card was written: a model card (README.md) tells" in text
+    assert "d2nwg-init demo --bundle FOLDER --out results.json" in text
+    assert {f.name for f in load_bundle(folder).config.files} == {"audit.svg", "generator.safetensors"}
+    assert not (folder / "README.md").exists()
+
+
+def test_the_commands_that_are_named_measure_it_and_write_its_card(folder, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    succeed("demo", "--bundle", folder, "--out", "results.json", "--data", images, "--seeds", 1)
+    assert "README.md, generator.safetensors, results.json recorded." in " ".join(
+        succeed("bundle", "card", folder, "--results", "results.json").split()
+    )
+    kept = json.loads((folder / "results.json").read_text())
+    assert kept["data"] == json.loads((tmp_path / "results.json").read_text())["data"]
+    assert "| insects | step 0 |" in (folder / "README.md").read_text()
+    load_bundle(folder)
 
 
 def test_card_does_not_bless_other_weights(folder):
@@ -90,22 +105,8 @@ def test_pull_of_what_is_no_repository_or_into_what_is_there_is_an_error(folder)
     assert "is there already" in fail("bundle", "pull", "org/name", "--out", folder)
 
 
-def results_file(folder, dataset="insects", bundle="tiny-random"):
-    """As a benchmark writes it: two seeds of three methods."""
-    rows = [
-        Row(bundle, dataset, method, seed, "test_accuracy", 10 * seed + step + at, "%", step=step)
-        for seed in (0, 1)
-        for method, at in (("solved", 50.0), ("initialize", 60.0), ("generated_mean", 55.0))
-        for step in (0, 10)
-    ]
-    rows.append(Row(bundle, dataset, "initialize", 0, "seconds_initialise", 2.5, "s"))
-    path = folder.parent / "results-of-a-benchmark.json"
-    path.write_text(json.dumps(results("demo", [], rows)))
-    return path
-
-
 def test_card_tells_committed_results_with_rivals_and_keeps_them(folder):
-    succeed("bundle", "card", folder, "--results", results_file(folder))
+    succeed("bundle", "card", folder, "--results", results_file(folder.parent / "demo.json"))
     card = ModelCard.load(folder / "README.md")
     assert {(r.dataset_name, r.metric_name): r.metric_value for r in card.data.eval_results} == {
         ("insects", "solved, before any training (%)"): 55.0,
@@ -125,16 +126,21 @@ def test_card_tells_committed_results_with_rivals_and_keeps_them(folder):
     assert "results.json" in {f.name for f in load_bundle(folder).config.files}
 
 
-def test_card_without_results_says_so(folder):
+def test_card_of_results_that_are_gone_is_removed(folder):
+    write_measured_card(folder)
+    (folder / "results.json").unlink()
     succeed("bundle", "card", folder)
-    card = ModelCard.load(folder / "README.md")
-    assert "Not measured yet." in card.text
-    assert card.data.eval_results is None
+    assert [f.name for f in load_bundle(folder).config.files] == ["generator.safetensors"]
+    assert not (folder / "README.md").exists()
 
 
-@pytest.mark.parametrize("other", [{"bundle": "another"}, {"dataset": "stripes"}], ids=["bundle", "trained on"])
+@pytest.mark.parametrize(
+    "other",
+    [{"bundle": "another"}, {"dataset": "stripes"}, {"dataset": "hf:org/Stripes@0b2714e?label=kind"}],
+    ids=["bundle", "trained on", "trained on by another name"],
+)
 def test_results_of_other_weights_or_of_training_data_are_refused(folder, other):
-    message = fail("bundle", "card", folder, "--results", results_file(folder, **other))
+    message = fail("bundle", "card", folder, "--results", results_file(folder.parent / "demo.json", **other))
     assert "no row of `initialize` with the bundle 'tiny-random'" in message
     assert not (folder / "README.md").exists()
 

@@ -37,7 +37,8 @@ def test_bundle_is_written_and_what_was_measured_is_printed(zoo, recipe, tmp_pat
     assert config.generator.vae.latent == 3
     for key, value in config.measured.items():
         assert f"{key}: {value:.3f}" in text
-    assert (out / "README.md").is_file()
+    assert f"written to {out}, without a card" in text
+    assert not (out / "README.md").exists()
 
 
 def test_zoo_that_is_too_small_is_an_error(recipe, tmp_path):

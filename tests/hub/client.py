@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from d2nwg_init.cli import app
 from pretrained_generators.generator import Generator
 from pretrained_generators.generator_list import list_generators
-from pretrained_generators.hub import locate, push_bundle
+from pretrained_generators.hub import locate
+from pretrained_generators.push import push_bundle
 from zoo_builder.errors import BundleError
 
 
@@ -31,14 +32,17 @@ def load(source, **how):
 
 def push(folder, repo, **how):
     try:
-        return push_bundle(folder, repo, **how)
+        return push_bundle(folder, repo, **how).oid
     except BundleError as e:
         return f"BundleError: {e}"
 
 
-def push_generator(folder, repo, **how):
-    """By the mixin's own method; what it returned, as text."""
-    return str(Generator.from_pretrained(folder).push_to_hub(repo, **how))
+def push_generator(source, repo, cache_dir=None, **how):
+    """By the mixin's method; the URL that it returned, or the message of a BundleError."""
+    try:
+        return Generator.from_pretrained(source, cache_dir=cache_dir).push_to_hub(repo, **how)
+    except BundleError as e:
+        return f"BundleError: {e}"
 
 
 def push_model(folder, repo, **how):

@@ -6,10 +6,9 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from pretrained_generators.bundle import TrainedOn
-from pretrained_generators.card import write_card
 from tests.hub.client import digest
 from tests.hub.server import TOKEN, Hub
-from tests.pretrained_generators.small import random_generator, save_random_bundle
+from tests.pretrained_generators.small import random_generator, save_random_bundle, write_measured_card
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +67,10 @@ def hub(server):
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """A bundle's folder, with a card."""
+    """A bundle's folder, with results and a card."""
     folder = tmp_path_factory.mktemp("saved") / "bundle"
-    write_card(save_random_bundle(folder, trained_on=(TrainedOn("stripes", 4, "MIT"),), base_licence="MIT"), folder)
+    save_random_bundle(folder, trained_on=(TrainedOn("stripes", 4, "MIT"),), base_licence="MIT")
+    write_measured_card(folder)
     return folder
 
 

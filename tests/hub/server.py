@@ -39,10 +39,11 @@ class Repo:
         revision = self.tags.get(revision, revision)
         return revision if revision in self.commits else None
 
-    def commit(self, files: dict[str, bytes]) -> str:
+    def commit(self, files: dict[str, bytes | None]) -> str:
+        """`files` are those that change; None is one that is deleted."""
         before = self.commits[self.resolve("main")] if self.commits else {}
         sha = hashlib.sha1(f"{len(self.commits)}{sorted(files)}".encode()).hexdigest()
-        self.commits[sha] = before | files
+        self.commits[sha] = {n: c for n, c in (before | files).items() if c is not None}
         return sha
 
 
@@ -193,6 +194,8 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = hub.objects[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    files[value["path"]] = None
             sha = hub.repos[repo].commit(files)
             self.json({"success": True, "commitOid": sha, "commitUrl": f"{hub.endpoint}/{repo}/commit/{sha}"})
 
@@ -200,8 +203,11 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             names = hub.repos[repo].commits[revision]
             self.json({"id": repo, "sha": revision, "siblings": [{"rfilename": n} for n in names]})
 
-        def tree(self, repo: str, revision: str, **_: str) -> None:
-            self.json([entry(n, c) for n, c in hub.repos[repo].commits[revision].items()])
+        def tree(self, repo: str, revision: str, recursive: str = "false", **_: str) -> None:
+            files = hub.repos[repo].commits[revision]
+            folders = dict.fromkeys(n.partition("/")[0] for n in files if "/" in n)
+            shown = [entry(n, c) for n, c in files.items() if "/" not in n or recursive.lower() == "true"]
+            self.json([*shown, *({"type": "directory", "path": n, "oid": etag(n.encode())} for n in folders)])
 
         def models(self, **query: str) -> None:
             found = [(n, r) for n, r in hub.repos.items() if not r.private]

@@ -1,18 +1,24 @@
 """Bundles pushed and pulled by the real client, against a Hub on this machine."""
 
+import dataclasses
 import json
 
+import datasets
 import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
 from d2nwg_init.saved_model import save_model
-from pretrained_generators.bundle import load_config
+from pretrained_generators.bundle import load_bundle, load_config
 from pretrained_generators.bundle_files import file_sha256
 from pretrained_generators.card import write_card
 from tests.d2nwg_init.conftest import new_model
 from tests.hub.client import command, commit_of, digest, listed, load, push, push_generator, push_model, timm_model
 from tests.hub.server import TOKEN, Fault
-from tests.pretrained_generators.small import random_generator, save_random_bundle
+from tests.pretrained_generators.small import random_generator, save_random_bundle, write_measured_card
+from tests.zoo_builder.test_dataset_sources import PARTS, write_parquet
+from zoo_builder.datasets import load_dataset
 
 WEIGHTS = "generator.safetensors"
 
@@ -23,12 +29,14 @@ def cache(tmp_path):
 
 
 def other_bundle(folder):
-    return write_card(save_random_bundle(folder, name="other", generator=random_generator(seed=1)), folder)
+    save_random_bundle(folder, name="other", generator=random_generator(seed=1))
+    return write_measured_card(folder)
 
 
 def test_push_then_pull_gives_the_same_bits(hub, client, saved, whole, cache):
     commit = client(push, saved, "org/tiny", token=TOKEN)
-    assert hub.repos["org/tiny"].commits[commit].keys() == {".gitattributes", "README.md", "config.json", WEIGHTS}
+    names = {".gitattributes", "README.md", "config.json", WEIGHTS, "results.json"}
+    assert hub.repos["org/tiny"].commits[commit].keys() == names
     assert client(load, "org/tiny", cache_dir=cache) == whole
     assert client(commit_of, "org/tiny", cache_dir=cache) == commit
 
@@ -51,11 +59,102 @@ def test_the_token_is_not_sent_to_another_host(hub, client, saved, cache):
 
 
 def test_the_mixins_push_gives_a_bundle_with_a_card(hub, client, saved, whole, cache):
-    client(push_generator, saved, "org/again", token=TOKEN)
-    files = hub.repos["org/again"].commits[hub.repos["org/again"].resolve("main")]
-    for name in ("config.json", WEIGHTS, "README.md"):
-        assert files[name] == (saved / name).read_bytes()
+    url = client(push_generator, saved, "org/again", token=TOKEN)
+    commit = hub.repos["org/again"].resolve("main")
+    assert url == f"{hub.endpoint}/org/again/commit/{commit}"
+    files = hub.repos["org/again"].commits[commit]
+    assert {n: c for n, c in files.items() if n != ".gitattributes"} == {
+        p.name: p.read_bytes() for p in saved.iterdir()
+    }
     assert client(load, "org/again", cache_dir=cache) == whole
+
+
+@pytest.mark.parametrize("way", [push, push_generator])
+def test_bundle_without_results_is_not_pushed(hub, client, folder, way):
+    (folder / "results.json").unlink()
+    write_card(load_config(folder), folder)
+    message = client(way, folder, "org/tiny", token=TOKEN)
+    assert message.startswith("BundleError: The bundle 'tiny-random' has no card and is not pushed")
+    assert "d2nwg-init bundle card FOLDER --results results.json" in message
+    assert hub.asked == []
+
+
+def test_generator_whose_weights_changed_is_not_pushed(hub, client, folder):
+    generator = load_bundle(folder).generator
+    generator.vae.mean[0, 0] += 1
+    generator.save_pretrained(folder)
+    assert "has no card" in client(push_generator, folder, "org/tiny", token=TOKEN)
+    assert hub.asked == []
+
+
+def test_what_was_pulled_is_pushed_again_with_its_card(hub, client, pushed, saved, cache):
+    """From the client's cache, whose files are links."""
+    repo, commit = pushed
+    client(load, repo, cache_dir=cache)
+    client(push_generator, repo, "org/again", token=TOKEN, cache_dir=cache)
+    again = hub.repos["org/again"]
+    assert again.commits[again.resolve("main")] == hub.repos[repo].commits[commit]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def bands(tmp_path, monkeypatch):
+    """A dataset as it is read of the Hub at a commit: here, from a folder that is laid out and called so."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "org" / f"bands@{COMMIT}", PARTS)
+    return load_dataset(f"hf:org/bands@{COMMIT}?label=label", size=32)
+
+
+def test_results_on_a_dataset_of_the_hub_are_told_there(hub, client, folder, whole, cache, bands):
+    write_measured_card(folder, data=[bands, load_dataset("digits")])
+    commit = client(push, folder, "org/tiny", token=TOKEN)
+    assert len(hub.repos["org/tiny"].commits) == 2  # the first is the Hub's own
+    files = hub.repos["org/tiny"].commits[commit]
+    told = {n: c for n, c in files.items() if n.startswith(".eval_results/")}
+    assert told.keys() == {".eval_results/d2nwg-init--org--bands.yaml"}
+    [entry] = parse_eval_result_entries(yaml.safe_load(*told.values()))
+    assert (entry.dataset_id, entry.dataset_revision, entry.task_id) == ("org/bands", COMMIT, "image-classification")
+    assert entry.value == 65.0
+    assert entry.date == json.loads((folder / "results.json").read_text())["date"]
+    assert entry.source_url == f"{hub.endpoint}/org/tiny/blob/main/results.json"
+    assert "initialize, before any training" in entry.notes
+    assert bands.name in entry.notes
+    assert client(load, "org/tiny", cache_dir=cache) == whole
+    assert not [path for path in hub.paths("GET") if "/resolve/" in path and ".eval_results" in path]
+
+
+def test_a_file_that_names_a_dataset_of_the_hub_is_not_that_dataset(hub, client, folder, bands):
+    copied = dataclasses.replace(bands, name="bands")
+    branch = dataclasses.replace(bands, name="hf:org/bands@main", origin="hf:org/bands@main")
+    write_measured_card(folder, data=[copied, branch])
+    commit = client(push, folder, "org/tiny", token=TOKEN)
+    assert not [n for n in hub.repos["org/tiny"].commits[commit] if n.startswith(".eval_results/")]
+
+
+def test_results_of_former_weights_are_taken_back_and_those_of_others_left(hub, client, folder, bands):
+    write_measured_card(folder, data=[bands])
+    client(push, folder, "org/tiny", token=TOKEN)
+    hub.repos["org/tiny"].commit({".eval_results/community.yaml": b"[]"})
+    other_bundle(folder)
+    commit = client(push, folder, "org/tiny", token=TOKEN)
+    files = hub.repos["org/tiny"].commits[commit]
+    assert [n for n in files if n.startswith(".eval_results/")] == [".eval_results/community.yaml"]
+
+
+def test_a_clone_of_the_repository_is_a_bundle(hub, processes, folder, tmp_path, bands):
+    client = processes(HF_TOKEN=TOKEN)
+    write_measured_card(folder, data=[bands])
+    commit = client(push, folder, "org/tiny")
+    for name, contents in hub.repos["org/tiny"].commits[commit].items():
+        (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clone" / name).write_bytes(contents)
+    assert (tmp_path / "clone" / ".eval_results").is_dir()
+    load_bundle(tmp_path / "clone")
+    assert client(command, "bundle", "pull", "org/tiny", "--out", tmp_path / "out")[0] == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in folder.iterdir()}
 
 
 def test_damaged_bundle_is_not_pushed(hub, client, folder):
@@ -77,7 +176,11 @@ def test_nothing_is_asked_for_what_is_cached_at_a_commit(hub, client, pushed, wh
 def test_only_what_the_config_names_is_fetched(hub, client, pushed, whole, cache):
     hub.repos["org/tiny"].commit({"setup.py": b"raise SystemExit", "pytorch_model.bin": b"\x80\x04"})
     assert client(load, "org/tiny", cache_dir=cache) == whole
-    assert {p.rpartition("/")[2] for p in hub.paths("GET") if "/resolve/" in p} <= {"config.json", "README.md"}
+    assert {p.rpartition("/")[2] for p in hub.paths("GET") if "/resolve/" in p} <= {
+        "config.json",
+        "README.md",
+        "results.json",
+    }
 
 
 def test_pinned_revision_stays_what_it_was(hub, client, pushed, whole, folder, cache):

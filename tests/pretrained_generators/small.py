@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from pretrained_generators.bundle import BundleConfig, TrainedOn, save_bundle
+from d2nwg_init.benchmarks.results import Row, results
+from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, save_bundle
+from pretrained_generators.card import write_card
+from pretrained_generators.card_results import keep_results
 from pretrained_generators.dataset_encoder import EncoderConfig
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig
@@ -15,6 +20,7 @@ from pretrained_generators.training.recipe import DiffusionStage, EncoderStage, 
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig
 from zoo_builder.backbones import BackboneSpec, create_backbone
+from zoo_builder.datasets import ImageDataset
 from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask, Training, ZooRecipe
@@ -73,6 +79,29 @@ def save_random_bundle(path: Path, **changes: object) -> BundleConfig:
         "measured": {"compression": 4096.0},
     }
     return save_bundle(generator, path, **(about | changes))
+
+
+def results_file(
+    path: Path, bundle: str = "tiny-random", dataset: str = "insects", data: Sequence[ImageDataset] = ()
+) -> Path:
+    """As a benchmark writes it: two seeds of three methods on one dataset, or on each of `data`."""
+    rows = [
+        Row(bundle, name, method, seed, "test_accuracy", 10 * seed + step + at, "%", step=step)
+        for name in [d.name for d in data] or [dataset]
+        for seed in (0, 1)
+        for method, at in (("solved", 50.0), ("initialize", 60.0), ("generated_mean", 55.0))
+        for step in (0, 10)
+    ]
+    rows.append(Row(bundle, dataset, "initialize", 0, "seconds_initialise", 2.5, "s"))
+    path.write_text(json.dumps(results("demo", data, rows)))
+    return path
+
+
+def write_measured_card(folder: Path, **about: object) -> BundleConfig:
+    """Give a bundle results, and with them a card."""
+    config = load_config(folder)
+    keep_results(results_file(folder.with_name("measured.json"), config.name, **about), config, folder)
+    return write_card(config, folder)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -16,7 +16,7 @@ from pretrained_generators.bundle import load_bundle
 from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.train import train_generator
 from tests.cli.conftest import fail, succeed
-from tests.pretrained_generators.small import RECIPE, save_random_bundle, seeded, small_zoo
+from tests.pretrained_generators.small import RECIPE, save_random_bundle, seeded, small_zoo, write_measured_card
 from zoo_builder.errors import BundleError
 
 
@@ -103,6 +103,9 @@ def test_command_writes_the_audit_and_tells_it_in_the_card(trained):
     text = succeed("generator", "audit", bundle, "--zoo", zoo.path, "--samples", "1")
     report = json.loads((bundle / "audit.json").read_text())
     assert report["verdict"]["text"] in " ".join(text.split())
+    assert not (bundle / "README.md").exists()  # it has no results
+    load_bundle(bundle)
+    write_measured_card(bundle)
     assert report["verdict"]["text"] in (bundle / "README.md").read_text()
     assert (bundle / "audit.svg").read_text().startswith("<?xml")
     load_bundle(bundle)

@@ -10,7 +10,14 @@ from pretrained_generators import bundle as bundles
 from pretrained_generators.bundle import TrainedOn, load_bundle
 from pretrained_generators.bundle_config import FORMAT, MAX_CONFIG_BYTES
 from pretrained_generators.card import write_card
-from tests.pretrained_generators.small import random_generator, same, save_random_bundle, seeded
+from pretrained_generators.generator import Generator
+from tests.pretrained_generators.small import (
+    random_generator,
+    same,
+    save_random_bundle,
+    seeded,
+    write_measured_card,
+)
 from zoo_builder.errors import BundleError
 
 
@@ -274,21 +281,54 @@ def test_unexpected_files_are_refused(path, name):
         load_bundle(path)
 
 
-def test_what_git_leaves_is_no_matter(path):
-    (path / ".git").mkdir()
+def test_what_git_and_the_hub_keep_beside_it_is_no_matter(path):
+    for name in (".git", ".eval_results"):
+        (path / name).mkdir()
+        (path / name / "x.yaml").write_text("{")
     (path / ".gitattributes").write_text("*.safetensors filter=lfs")
     load_bundle(path)
 
 
 def test_every_file_is_recorded_and_checked(path):
-    config = write_card(load_bundle(path).config, path)
-    assert [f.name for f in load_bundle(path).config.files] == ["README.md", "generator.safetensors"]
+    config = write_measured_card(path)
+    assert [f.name for f in config.files] == ["README.md", "generator.safetensors", "results.json"]
     assert load_bundle(path).config == config
     (path / "README.md").write_text("For everyone, for everything.")
     with pytest.raises(BundleError, match=r"README\.md is not the file.*bundle card"):
         load_bundle(path)
     write_card(config, path)
     load_bundle(path)
+
+
+def test_saved_again_it_keeps_what_was_said_of_its_weights(path, tmp_path):
+    (path / "audit.json").write_text('{"verdict": {"text": "No copying found."}}')
+    (path / "metrics.jsonl").write_text("{}")
+    write_measured_card(path)
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    generator = Generator.from_pretrained(path)
+    generator.save_pretrained(tmp_path / "again")
+    generator.save_pretrained(path)
+    for folder in (path, tmp_path / "again"):
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_what_was_said_of_other_weights_is_not_kept(path):
+    for name in ("audit.json", "audit.svg", "metrics.jsonl", "training.svg"):
+        (path / name).write_text('{"verdict": {"text": ""}}')
+    write_measured_card(path)
+    generator = Generator.from_pretrained(path)
+    generator.vae.mean[0, 0] += 1
+    generator.save_pretrained(path)
+    assert {p.name for p in path.iterdir()} == {"config.json", "generator.safetensors"}
+    load_bundle(path)
+
+
+def test_results_that_changed_since_are_not_kept(path, tmp_path):
+    write_measured_card(path)
+    generator = Generator.from_pretrained(path)
+    (path / "results.json").write_text((path / "results.json").read_text().replace("60.0", "99.0"))
+    generator.save_pretrained(tmp_path / "again")
+    assert not load_bundle(tmp_path / "again").config.has_card
 
 
 def test_what_cannot_be_read_again_is_not_written(tmp_path):

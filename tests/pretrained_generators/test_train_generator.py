@@ -10,7 +10,13 @@ from pretrained_generators.training import loop
 from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.train import train_generator
 from pretrained_generators.training_plot import draw_training
-from tests.pretrained_generators.small import RECIPE, interrupted_stage, labelled_images, small_zoo
+from tests.pretrained_generators.small import (
+    RECIPE,
+    interrupted_stage,
+    labelled_images,
+    small_zoo,
+    write_measured_card,
+)
 from zoo_builder.errors import RecipeError, ZooError
 
 
@@ -79,8 +85,11 @@ def test_base_of_the_bundle_is_the_zoos(path, zoo):
         torch.testing.assert_close(tensor.float(), base[name].half().float(), rtol=0, atol=0)
 
 
-def test_card_is_written_beside_it(path):
-    card = (path / "README.md").read_text()
+def test_measured_it_gets_a_card(path, tmp_path):
+    measured = shutil.copytree(path, tmp_path / "measured")
+    write_measured_card(measured)
+    load_bundle(measured)
+    card = (measured / "README.md").read_text()
     assert card.startswith("---\n")
     for words in (
         "# tiny",
@@ -96,7 +105,7 @@ def test_card_is_written_beside_it(path):
 
 
 def test_nothing_but_the_bundle_and_its_log_stays(path):
-    bundle = {"config.json", "generator.safetensors", "README.md"}
+    bundle = {"config.json", "generator.safetensors"}
     assert {p.name for p in path.iterdir()} == bundle | {"metrics.jsonl", "training.svg"}
 
 

@@ -1,0 +1,140 @@
+"""What a stranger wrote into a bundle's results, audit or config cannot break a card, nor speak through it."""
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from pretrained_generators.bundle import TrainedOn, bundle_folder, load_bundle, load_config
+from pretrained_generators.card import write_card
+from pretrained_generators.card_results import MAX_BYTES, keep_results
+from tests.pretrained_generators.small import results_file, save_random_bundle, write_measured_card
+from zoo_builder.errors import BundleError
+
+HOSTILE = (
+    "a|b <script>alert(1)</script> <img src=x onerror=y> [x](http://evil) ![y](http://evil) `c` ~~~ ``` # *d* \\| &lt;",
+    "~~~ all that follows is code",
+    "# A heading",
+    "--- {{ 7 * 7 }} {% raw %}",
+)
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_random_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def tags(text):
+    """Of everything in it that is rendered: tag, and where it leads."""
+    tokens = MARKDOWN.parse(text)
+    inner = [child for token in tokens for child in token.children or ()]
+    return [(t.type, t.tag, t.attrs.get("href") or t.attrs.get("src")) for t in tokens + inner if t.type != "text"]
+
+
+def change(file, how):
+    report = json.loads(file.read_text())
+    how(report)
+    file.write_text(json.dumps(report))
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_words_of_a_stranger_are_text_and_nothing_else(path, tmp_path, words):
+    def audited(folder, verdict):
+        (folder / "audit.json").write_text(json.dumps({"verdict": {"text": verdict}}))
+
+    plain, hostile = path, tmp_path / "hostile"
+    about = {"trained_on": (TrainedOn(words, 4, words),), "held_out": (words,), "base_pretrained_on": words}
+    save_random_bundle(hostile, name=words, base_licence=words, **about, measured={words: 1.0})
+    audited(plain, "No copying found.")
+    audited(hostile, words)
+    write_measured_card(plain)
+    write_measured_card(hostile, dataset="other")
+
+    def rename(report):
+        report["commit"] = words
+        report["machine"]["gpu"] = words
+        for row in report["rows"]:
+            row["dataset"] = words
+
+    change(hostile / "results.json", rename)
+    write_card(load_config(hostile), hostile)
+    cards = [ModelCard.load(folder / "README.md") for folder in (hostile, plain)]
+    assert tags(cards[0].text) == tags(cards[1].text)
+    shown = "".join(t.content for t in MARKDOWN.parse(cards[0].text) for t in t.children or () if t.type == "text")
+    assert words in shown
+    assert {r.dataset_name for r in cards[0].data.eval_results} == {words}
+    assert cards[0].data.model_name == words
+    load_bundle(hostile)
+
+
+def in_rows(**values):
+    return lambda report: [row.update(values) for row in report["rows"]]
+
+
+STRANGE = {
+    "two lines": in_rows(dataset="a\n---\n# b"),
+    "an escape sequence": in_rows(dataset="\x1b[2J"),
+    "half a character": in_rows(dataset="\ud800"),
+    "a name without end": in_rows(dataset="x" * 2000),
+    "a machine of two lines": lambda r: r["machine"].update(gpu="a\n~~~"),
+    "a step that is none": in_rows(step="<b>"),
+    "a value that is none": in_rows(value="<b>"),
+    "not a number": in_rows(value=float("nan")),
+    "infinite": in_rows(value=float("inf")),
+    "beyond all numbers": in_rows(value=10**400),
+    "a seed that is a list": in_rows(seed=[[]]),
+    "a method that is a list": in_rows(method=[]),
+    "no date": lambda r: r.update(date="<b>"),
+    "a date that is a number": lambda r: r.update(date=3),
+    "data that are none": lambda r: r.update(data=[3]),
+    "nothing of initialize": in_rows(method="solved"),
+    "no accuracy": in_rows(metric="seconds_initialise"),
+    "few images alone": in_rows(shots=1),
+    "no rows": lambda r: r.update(rows=[]),
+    "rows that are none": lambda r: r.update(rows={"a": 1}),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_results_that_are_none_make_no_card(path, case):
+    write_measured_card(path)
+    (path / "README.md").unlink()
+    change(path / "results.json", STRANGE[case])
+    with pytest.raises(BundleError, match=r"results\.json cannot be read"):
+        write_card(load_config(path), path)
+    assert not (path / "README.md").exists()
+
+
+@pytest.mark.parametrize("name", ["results.json", "audit.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, " " * (MAX_BYTES + 1), "\ud800", "1" * 5000])
+def test_what_no_json_reader_should_be_given_is_refused(path, name, text):
+    write_measured_card(path)
+    (path / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(BundleError, match=rf"{name} cannot be read"):
+        write_card(load_config(path), path)
+
+
+def test_verdict_of_two_lines_is_refused(path):
+    write_measured_card(path)
+    (path / "audit.json").write_text(json.dumps({"verdict": {"text": "a\n~~~"}}))
+    with pytest.raises(BundleError, match=r"audit\.json cannot be read"):
+        write_card(load_config(path), path)
+
+
+def test_nothing_is_kept_of_a_results_file_that_makes_no_card(path, tmp_path):
+    file = results_file(tmp_path / "demo.json")
+    change(file, in_rows(shots=1))
+    with pytest.raises(BundleError, match="no row of `initialize`"):
+        keep_results(file, load_config(path), path)
+    assert not (path / "results.json").exists()
+
+
+@pytest.mark.parametrize("name", ["test_resnet-64", "mobilenetv3_small_050-64"])
+def test_cards_of_embedded_bundles_are_what_their_results_say(name, tmp_path):
+    copy = shutil.copytree(bundle_folder(name), tmp_path / "copy")
+    config = load_config(copy)
+    assert write_card(config, copy) == config
