@@ -25,7 +25,10 @@ from zoo_builder.support_set import SupportSet
 MAX_NORM = 5.0  # of the gradient
 BATCH = 128  # images
 LEARNING_RATE = 8e-3
-SHARES = (0.5, 1.0)  # of the way from the weights as they were, tried: on photos half of it is better, on glyphs all
+HALFWAY, WHOLE = 0.5, 1.0  # of the way from the weights as they were: on photos half of it is better, on glyphs all
+LESS, MORE = 2.0, 0.5  # standard errors by which nothing or all of the way must be better than half of it. Few images
+# judge badly, and of five of each class half of the way is right where their loss says that nothing was gained.
+UNUSABLE = 1e6  # the loss of features that are not finite
 AVERAGED = 3  # the last of so many parts of the steps
 ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the size, of half of the size, radians
 FACTORS = tuple(2.0 ** (e / 2) for e in range(-6, 3))  # of logits, tried
@@ -55,8 +58,8 @@ def refine(
     """Train the body of `model`, or of its parameters those in `names`, on the support images and solve its head again,
     in place; `advance` is called after each step.
 
-    One image in five of each class is held back. By their loss a share of the way is gone; where none lowers it, the
-    model stays as it was. None where no class has five.
+    One image in five of each class is held back. Half of the way is gone, unless their loss says that all of it is
+    better, or that nothing was gained: then the model stays as it was. None where no class has five.
     """
     images, labels = placed(support.images, model), support.labels
     held_back = _held_back(labels, seed)
@@ -65,19 +68,28 @@ def refine(
     names = parameters_in_scope(model, "body") if names is None else names
     parameters = [p.requires_grad_() for name, p in model.named_parameters() if name in names]
     state, start = copied_state(model), [p.detach().clone() for p in parameters]
-    before = _judge(model, images, labels, held_back)
+    judged = {0.0: _judge(model, images, labels, held_back)}
+    states = {0.0: state}
     fitted = torch.nonzero(~held_back)[:, 0]
     end = _fit(model, parameters, images, labels, fitted, steps, seed, advance)
-    best, after, share = state, before, 0.0
-    for tried in SHARES:
-        _set(parameters, [torch.lerp(a, b, tried) for a, b in zip(start, end, strict=True)])
-        judged = _judge(model, images, labels, held_back)
-        if judged.loss < after.loss:  # NaN is not
-            best, after, share = copied_state(model), judged, tried
-    model.load_state_dict(best)
+    for share in (HALFWAY, WHOLE):
+        _set(parameters, [torch.lerp(a, b, share) for a, b in zip(start, end, strict=True)])
+        judged[share] = _judge(model, images, labels, held_back)
+        states[share] = copied_state(model)
+    share = WHOLE if _gain(judged[HALFWAY], judged[WHOLE]) > MORE else HALFWAY
+    if _gain(judged[share], judged[0.0]) > LESS or judged[share].loss == UNUSABLE:
+        share = 0.0
+    model.load_state_dict(states[share])
+    after = judged[share]
     if share:
         set_head(model, *ridge_head(after.features, labels, after.num_classes, after.ridge, after.scale), images)
-    return Refinement(steps, before.loss, after.loss, share)
+    return Refinement(steps, judged[0.0].loss, after.loss, share)
+
+
+def _gain(old: _Judged, new: _Judged) -> float:
+    """By how many standard errors the images' losses are lower; NaN, which is more than nothing, of a single image."""
+    lower = old.losses - new.losses
+    return (lower.mean() / (lower.std() / len(lower) ** 0.5)).item()
 
 
 def _held_back(labels: torch.Tensor, seed: int) -> torch.Tensor:
@@ -91,11 +103,15 @@ def _held_back(labels: torch.Tensor, seed: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Judged:
-    loss: float  # cross-entropy of the images held back, under a head solved on the others
+    losses: torch.Tensor  # cross-entropy of each image held back, under a head solved on the others
     features: torch.Tensor  # [N, d], of all
     num_classes: int
     ridge: torch.Tensor  # of the head, as `solve_head` has it
     scale: torch.Tensor
+
+    @property
+    def loss(self) -> float:
+        return self.losses.mean().item()
 
 
 def _judge(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, held_back: torch.Tensor) -> _Judged:
@@ -104,12 +120,13 @@ def _judge(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, held_ba
     recalibrate_batchnorm(model, images)
     features, num_classes = extract_features(model, images).cpu(), find_classifier(model).num_classes
     if not torch.isfinite(features).all():
-        return _Judged(float("nan"), features, num_classes, *torch.zeros(2))
+        losses = torch.full_like(labels[held_back], UNUSABLE, dtype=features.dtype)
+        return _Judged(losses, features, num_classes, *torch.zeros(2))
     head = solve_head(features[~held_back], labels[~held_back], num_classes)
     logits = features[held_back] @ head.weight.T + head.bias
-    losses = {f: F.cross_entropy(f * logits, labels[held_back]).item() for f in FACTORS}
-    factor = min(losses, key=lambda f: losses[f])
-    return _Judged(losses[factor], features, num_classes, head.ridge, factor * head.scale)
+    tried = {f: F.cross_entropy(f * logits, labels[held_back], reduction="none") for f in FACTORS}
+    factor = min(tried, key=lambda f: tried[f].mean().item())
+    return _Judged(tried[factor], features, num_classes, head.ridge, factor * head.scale)
 
 
 def _fit(

@@ -52,8 +52,19 @@ def test_training_that_does_harm_leaves_the_model_as_it_was(support, rate, monke
 
 
 def test_only_as_much_of_the_way_is_gone_as_is_good(support, monkeypatch):
-    monkeypatch.setattr("d2nwg_init.refine.SHARES", (1.0, 200.0))
+    monkeypatch.setattr("d2nwg_init.refine.WHOLE", 200.0)
+    assert refine(solved(support), support, 30, 0).share == 0.5
+    monkeypatch.setattr("d2nwg_init.refine.WHOLE", 1.0)
+    monkeypatch.setattr("d2nwg_init.refine.HALFWAY", 0.01)
     assert refine(solved(support), support, 30, 0).share == 1.0
+
+
+def test_a_loss_of_few_images_does_not_forbid_half_of_the_way(support, monkeypatch):
+    """Here the held-back images' loss says nothing at all: it is of shuffled labels."""
+    monkeypatch.setattr("d2nwg_init.refine.HELD_BACK", 67)  # one image of each class
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    shuffled = SupportSet(support.images, support.labels[order], 3)
+    assert all(refine(solved(shuffled), shuffled, 3, seed).kept for seed in range(3))
 
 
 def test_the_same_seed_gives_the_same_weights(support):
