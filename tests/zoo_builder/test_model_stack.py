@@ -21,6 +21,7 @@ MODELS = {
 
 def bodies(name, count=3):
     """One body and the weights of several, near each other."""
+    torch.manual_seed(0)
     body = BackboneSpec(name, img_size=MODELS[name]).create().eval()
     base = {k: p.detach() for k, p in body.named_parameters()}
     noise = [{k: torch.randn(v.shape, generator=seeded(i)) for k, v in base.items()} for i in range(count)]
