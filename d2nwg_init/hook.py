@@ -18,7 +18,7 @@ from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Candidate, become, propose
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
-from d2nwg_init.refine import refine
+from d2nwg_init.refine import can_be_refined, refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
 from d2nwg_init.undo import set_state, unchanged_on_error
@@ -100,15 +100,20 @@ def initialize(
         with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             candidates = list(_advancing(propose(work, support, bodies, head != "keep"), bar))
-        competing = [c for c in candidates if head in ("auto", "keep") or c.kind != "as_passed"]
+        steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
+        # With its own head the model stays what it is. BatchNorm as it is suits a head alone: refined bodies do better.
+        refinable = steps > 0 and bool(plan.names) and head != "keep" and can_be_refined(support)
+        competing = [
+            c
+            for c in candidates
+            if (head in ("auto", "keep") or c.kind != "as_passed") and (c.recalibrated or not refinable)
+        ]
         chosen = _choose(competing, by_loss=select)
         scores, discarded = tuple(_score(c) for c in candidates), tuple(_discarded(candidates))
         del candidates, competing  # and the bodies that lost
         work.load_state_dict(network.state_dict())
         refinement = None
-        steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
-        # With its own head, or its own statistics, the model stays what it is.
-        refining = steps > 0 and plan.names and chosen.kind != "as_passed" and chosen.recalibrated and head != "keep"
+        refining = refinable and chosen.kind != "as_passed"
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
         elif refining:

@@ -92,6 +92,11 @@ def _gain(old: _Judged, new: _Judged) -> float:
     return (lower.mean() / (lower.std() / len(lower) ** 0.5)).item()
 
 
+def can_be_refined(support: SupportSet) -> bool:
+    """Whether an image can be held back: a class has five."""
+    return bool(torch.bincount(support.labels).max() >= HELD_BACK)
+
+
 def _held_back(labels: torch.Tensor, seed: int) -> torch.Tensor:
     """bool [N]: of each class every fifth image, so that those with fewer keep all."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))

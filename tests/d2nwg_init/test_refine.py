@@ -107,3 +107,12 @@ def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle, monkeyp
     late = initialize(new_model(), loader, refining_steps=3, budget=0)
     assert late.refinement is None
     assert "the budget ended before refining" in late.notes
+
+
+def test_with_few_images_a_body_that_can_be_refined_goes_before_batchnorm_as_it_is(loader, bundle):
+    options = {"generator": bundle, "num_candidates": 1}
+    reports = [initialize(new_model(), loader, refining_steps=n, **options) for n in (0, 2)]
+    assert reports[0].chosen == "own_body_as_is"
+    assert "own_body_as_is" in {c.name for c in reports[1].candidates}
+    assert reports[1].chosen != "own_body_as_is"
+    assert reports[1].refinement.steps == 2
