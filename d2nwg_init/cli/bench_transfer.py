@@ -22,6 +22,9 @@ def transfer(
     defaults: Annotated[
         bool, typer.Option("--defaults", help="Choose no learning rates and strengths first: a quick look.")
     ] = False,
+    training: Annotated[
+        bool, typer.Option("--training/--no-training", help="Measure along a training, or step 0 alone.")
+    ] = True,
     workers: Annotated[int, typer.Option(min=0, help="Processes of one thread each; 0 takes one a core.")] = 0,
     work: Annotated[Path, typer.Option(help="Folder of the finished cells.")] = Path("runs/transfer"),
     out: Annotated[
@@ -40,7 +43,9 @@ def transfer(
     from d2nwg_init.benchmarks.transfer.subject import SubjectSpec
 
     spec = SubjectSpec(zoo, bundle, _names(plans), universal)
-    request = Request(spec, split, data, _names(methods), _names(datasets), _shots(shots), seeds, not defaults)
+    request = Request(
+        spec, split, data, _names(methods), _names(datasets), _shots(shots), seeds, not defaults, training
+    )
     found, report = run_benchmark(request, work, out, workers)
     if json_:
         import json
@@ -50,7 +55,7 @@ def transfer(
     console = Console()
     for count in request.shots:
         console.print(accuracy_table(found, "step/0", count))
-    for at in ("step/30", "epoch/1", "epoch/10") if None in request.shots else ():
+    for at in ("step/30", "epoch/1", "epoch/10") if None in request.shots and training else ():
         console.print(accuracy_table(found, at))
     typer.echo(f"Results: {out}. Page: {out.with_suffix('.html')}")
 

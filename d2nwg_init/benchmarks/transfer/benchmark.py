@@ -44,6 +44,7 @@ class Request:
     shots: tuple[int | None, ...]
     seeds: int
     choose: bool  # learning rates and strengths, on the development sets
+    training: bool = True  # False: step 0 alone, for which no learning rate is chosen
 
 
 def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> tuple[Found, dict]:
@@ -66,7 +67,8 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     choices = Choices()
     if request.choose:
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
-    cells = _tied(plan_cells(methods, measured_on, request.shots, range(request.seeds), choices), subject)
+    planned = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices, request.training)
+    cells = _tied(planned, subject)
     about = header("transfer") | {
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
         "weights_sha256": subject.bundle.config.weights_sha256 if subject.bundle else None,
@@ -104,7 +106,7 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
     the request, on a seed of its own, and written there. Strengths come first, and learning rates with these."""
     of = "+".join(filter(None, (folder.name, subject.bundle_digest)))
     methods = chosen_methods(request.methods, subject.library is not None, subject.bundle is not None)
-    found = read_choices(file, subject.name, of, methods, request.shots)
+    found = read_choices(file, subject.name, of, methods, request.shots, request.training)
     if found is not None:
         return found
     datasets = SPLITS["development"]
@@ -115,8 +117,9 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
         return _measure(f"{subject.name}, {title}", request, folder, _tied(cells, subject), datasets, workers)
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, request.shots)))
-    choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
-    covered = {"of": of, "methods": list(methods), "shots": list(request.shots)}
+    if request.training:
+        choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
+    covered = {"of": of, "methods": list(methods), "shots": list(request.shots), "training": request.training}
     write_choices(file, subject.name, choices, header("transfer") | covered)
     return choices
 

@@ -44,16 +44,22 @@ class Choices:
 
 
 def read_choices(
-    file: Path, subject: str, of: str, methods: Collection[str] = (), shots: Collection[int | None] = ()
+    file: Path,
+    subject: str,
+    of: str,
+    methods: Collection[str] = (),
+    shots: Collection[int | None] = (),
+    training: bool = True,
 ) -> Choices | None:
     """What was chosen for `subject`; None for nothing yet, or for another base, zoo or bundle than `of` tells, or not
-    for all of these methods and shots."""
+    for all of these methods and shots, or no rates for `training`."""
     if not file.exists():
         return None
     try:
         written = json.loads(file.read_text())
         chosen, run = written["choices"].get(subject), written["runs"].get(subject, {})
         covered = set(methods) <= set(run.get("methods", methods)) and set(shots) <= set(run.get("shots", shots))
+        covered = covered and run.get("training", True) >= training
         return parse_config(chosen, Choices) if chosen is not None and run.get("of") == of and covered else None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(
@@ -96,8 +102,10 @@ def plan_cells(
     shots: Sequence[int | None],
     seeds: Sequence[int],
     choices: Choices,
+    training: bool = True,
 ) -> list[Cell]:
-    """All cells of a run. With few shots only step 0 is measured; other conditions than the right one too."""
+    """All cells of a run. With few shots only step 0 is measured, of other conditions than the right one too; and of
+    all without `training`."""
     cells = []
     for name, method in methods.items():
         rate = choices.of(name).learning_rate
@@ -107,7 +115,8 @@ def plan_cells(
                     continue
                 for seed in seeds[: method.seeds]:
                     for condition in method.conditions:
-                        training = _training(method) if count is None and condition == "right" else "none"
+                        trained = training and count is None and condition == "right"
+                        length = _training(method) if trained else "none"
                         for variant in _variants(name, method):
                             cells.append(
                                 Cell(
@@ -115,10 +124,10 @@ def plan_cells(
                                     count,
                                     seed,
                                     name,
-                                    training,
+                                    length,
                                     condition,
                                     strength=choices.strength(name, count),
-                                    learning_rate=rate if training != "none" or name == "sgd_equal_time" else None,
+                                    learning_rate=rate if length != "none" or name == "sgd_equal_time" else None,
                                     **variant,
                                 )
                             )
