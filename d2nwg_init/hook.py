@@ -17,6 +17,7 @@ from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Candidate, become, propose
+from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import can_be_refined, refine
 from d2nwg_init.report import CandidateScore, InitReport
@@ -126,9 +127,11 @@ def initialize(
         state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
         if head == "fresh":
             state = state | _fresh_head(network, seed)
+        refined, solved_head = refinement is not None and refinement.kept, head in ("auto", "solve")
         report = InitReport(
             chosen=chosen.name,
             refinement=refinement,
+            learning_rate=measured_learning_rate(chosen.kind, refined, solved_head, scope in ("auto", "body")),
             candidates=scores,
             bundle=bundle.config.name if bundle else None,
             bundle_sha256=bundle.config.weights_sha256 if bundle else None,

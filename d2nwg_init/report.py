@@ -21,7 +21,7 @@ from d2nwg_init.select import OWN
 from d2nwg_init.undo import Undo
 from zoo_builder.errors import D2NWGError, ModelError
 
-SCHEMA = 1  # of the JSON
+SCHEMA = 2  # of the JSON
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class CandidateScore:
 class InitReport:
     chosen: str  # name of the candidate whose weights the model now has
     refinement: Refinement | None  # of the chosen weights; None: there was none, see `refining_steps`
+    learning_rate: float | None  # to fine-tune with, AdamW's at its peak; None: none was measured
     candidates: tuple[CandidateScore, ...]
     bundle: str | None  # the generator's bundle; None: nothing was generated, see `reason`
     bundle_sha256: str | None  # of its weights
@@ -123,12 +124,21 @@ class InitReport:
         outcome = "kept" if r.kept else "not kept"
         return f"{r.steps} refining steps, loss of images held back {r.before:.3f} -> {r.after:.3f}, {outcome}. "
 
+    def advice(self) -> str:
+        """How to fine-tune, a sentence; empty where nothing was measured."""
+        if self.learning_rate is None:
+            return ""
+        return (
+            f"Fine-tune at a learning rate of {self.learning_rate:g} (AdamW's, at its peak), or at a third of the rate "
+            "that you use for a fresh head. "
+        )
+
     def __rich__(self) -> Table:
         title = f"d2nwg-init: {self.chosen} (from {self.bundle if self.from_bundle else 'the model itself'})"
         seconds = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items())
         caption = (
             f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
-            f"{self.refined()}{'. '.join((self.reason, *self.notes))}. {seconds}; seed {self.seed}"
+            f"{self.refined()}{'. '.join((self.reason, *self.notes))}. {self.advice()}{seconds}; seed {self.seed}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         table.add_column("candidate")

@@ -19,6 +19,7 @@ def report(**changes):
     made = InitReport(
         chosen="generated_0",
         refinement=Refinement(30, 0.4321, 0.2345, True),
+        learning_rate=1e-3,
         candidates=scores,
         bundle="some-bundle",
         bundle_sha256="ab" * 32,
@@ -47,7 +48,7 @@ def strict(text):
 
 def test_json_has_every_field_and_the_schema():
     values = strict(report().to_json())
-    assert values.pop("schema") == 1
+    assert values.pop("schema") == 2
     expected = json.loads(json.dumps(dataclasses.asdict(report())))
     del expected["undo"]  # it holds the model
     assert values == expected
@@ -87,6 +88,7 @@ def test_print_shows_what_was_tried_and_marks_the_chosen():
         "its parameters match",
         "seed 3",
         "some-bundle",
+        "at a learning rate of 0.001",
     ):
         assert words in " ".join(text.split())
 

@@ -40,6 +40,8 @@ def test_the_page_tells_what_was_tried_read_and_chosen(model, loader, bundle):
     for words in ("48 of 3x32x32", "3 of 3 seen", bundle.config.weights_sha256, "tiny-random", made.versions["torch"]):
         assert words in text
     assert f"d2nwg-init: {made.chosen}" in text
+    assert "Fine-tune at" in Page(report().to_html()).text
+    assert "Fine-tun" not in Page(report(learning_rate=None).to_html()).text
 
 
 def test_the_page_needs_nothing_beside_it_and_holds_no_image():

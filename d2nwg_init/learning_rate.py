@@ -1,0 +1,14 @@
+"""Which learning rate to fine-tune with, where the benchmark says it: docs/results/transfer_choices.json."""
+
+from __future__ import annotations
+
+# AdamW's at the peak of one cycle, batches of 64, of 3e-4, 1e-3, 3e-3 and 1e-2 the best on the development sets:
+FRESH_HEAD = 3e-3  # for the row `pretrained`
+INITIALIZED = 1e-3  # for the rows `initialize`, `refined` and `generated_mean`
+
+
+def measured_learning_rate(kind: str, refined: bool, solved_head: bool, whole_body: bool) -> float | None:
+    """The rate for what was chosen: None but for a generated or refined body, whole, with a solved head. A solved
+    head on the base as it is did best at a fresh head's rate on two bases, and at a third of it on another."""
+    measured = solved_head and whole_body and (refined or kind in ("probe", "generated"))
+    return INITIALIZED if measured else None

@@ -1,0 +1,45 @@
+"""The advice on the learning rate is what the benchmark found, and is given for nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from d2nwg_init import initialize
+from d2nwg_init.learning_rate import FRESH_HEAD, INITIALIZED, measured_learning_rate
+
+CHOICES = Path(__file__).parents[2] / "docs/results/transfer_choices.json"
+
+
+def test_it_is_what_the_development_sets_chose():
+    """Of the one base that has all of these rows."""
+    rates = {
+        row: choice["learning_rate"]
+        for row, choice in json.loads(CHOICES.read_text())["choices"]["mobilenetv3_small_050-64"]["methods"].items()
+    }
+    assert rates["initialize"] == rates["refined"] == rates["generated_mean"] == INITIALIZED
+    assert rates["pretrained"] == FRESH_HEAD == 3 * INITIALIZED
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": "body", "head": "solve", "refining_steps": 0}])
+def test_generated_weights_come_with_it(options, model, loader, bundle):
+    report = initialize(model, loader, generator=bundle, num_candidates=1, select=False, **options)
+    assert report.learning_rate == INITIALIZED
+
+
+def test_refined_weights_come_with_it_whatever_they_were_refined_from():
+    for kind in ("own_body", "base", "generated"):
+        assert measured_learning_rate(kind, refined=True, solved_head=True, whole_body=True) == INITIALIZED
+        assert measured_learning_rate(kind, refined=True, solved_head=False, whole_body=True) is None
+    assert measured_learning_rate("base", refined=False, solved_head=True, whole_body=True) is None
+
+
+@pytest.mark.parametrize("options", [{"head": "fresh"}, {"head": "keep"}, {"scope": "norm"}, {"scope": ["layer2"]}])
+def test_what_was_not_measured_comes_without(options, model, loader, bundle):
+    report = initialize(model, loader, generator=bundle, num_candidates=1, select=False, **options)
+    assert report.chosen == "generated_0"
+    assert report.learning_rate is None
+
+
+def test_the_users_own_body_comes_without(model, loader):
+    assert initialize(model, loader, generator=None).learning_rate is None
