@@ -25,6 +25,7 @@ from d2nwg_init.select import select
 from d2nwg_init.undo import set_state, unchanged_on_error
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
+from pretrained_generators.nearest_datasets import nearest_datasets
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
@@ -98,6 +99,7 @@ def initialize(
         with _timed(seconds, "bundle"):
             bundle, reason = find_bundle(network, generator)
             plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
+            neighbours = nearest_datasets(bundle.generator, support.images) if bundle and plan.size else ()
         with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             candidates = list(_advancing(propose(work, support, bodies, head != "keep"), bar))
@@ -134,7 +136,9 @@ def initialize(
             learning_rate=measured_learning_rate(chosen.kind, refined, solved_head, scope in ("auto", "body")),
             candidates=scores,
             bundle=bundle.config.name if bundle else None,
+            bundle_revision=bundle.generator.revision if bundle else None,
             bundle_sha256=bundle.config.weights_sha256 if bundle else None,
+            neighbours=neighbours,
             reason=reason,
             head=head,
             notes=(*support.notes, *plan.notes, *discarded),

@@ -19,9 +19,11 @@ from d2nwg_init.report_page import render_page
 from d2nwg_init.saved_model import save_model
 from d2nwg_init.select import OWN
 from d2nwg_init.undo import Undo
+from pretrained_generators.nearest_datasets import FAR, Neighbour
 from zoo_builder.errors import D2NWGError, ModelError
 
 SCHEMA = 2  # of the JSON
+SHOWN_NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class InitReport:
     learning_rate: float | None  # to fine-tune with, AdamW's at its peak; None: none was measured
     candidates: tuple[CandidateScore, ...]
     bundle: str | None  # the generator's bundle; None: nothing was generated, see `reason`
+    bundle_revision: str | None  # a commit, of one from the Hub
     bundle_sha256: str | None  # of its weights
+    neighbours: tuple[Neighbour, ...]  # the bundle's datasets, the nearest to the images first; none: it is not known
     reason: str  # why this bundle, or why none
     head: str  # as it was asked for
     notes: tuple[str, ...]  # what else there is to know, a sentence each
@@ -109,6 +113,7 @@ class InitReport:
             {k: math.nan if v is None else v for k, v in score.items()} for score in values["candidates"]
         ]
         values["candidates"] = tuple(CandidateScore(**score) for score in scores)
+        values["neighbours"] = tuple(Neighbour(**n) for n in values["neighbours"])
         values["refinement"] = values["refinement"] and Refinement(**values["refinement"])
         return cls(**values | {k: tuple(values[k]) for k in ("notes", "image_shape")}, undo=undo)
 
@@ -124,6 +129,16 @@ class InitReport:
         outcome = "kept" if r.kept else "not kept"
         return f"{r.steps} refining steps, loss of images held back {r.before:.3f} -> {r.after:.3f}, {outcome}. "
 
+    def nearness(self) -> str:
+        """How far the images are from the bundle's datasets, a sentence or two; empty where that is not known."""
+        if not self.neighbours:
+            return ""
+        distance = self.neighbours[0].distance
+        shown = ", ".join(f"{n.name} {n.distance:.2f}" for n in self.neighbours[:SHOWN_NEIGHBOURS])
+        far = f"The images are far from everything in the zoo: {distance:.2f} is above {FAR}. "
+        near = f"Nearest datasets of the zoo: {shown} (1: as near as they are to one another). "
+        return near + (far if distance > FAR else "")
+
     def advice(self) -> str:
         """How to fine-tune, a sentence; empty where nothing was measured."""
         if self.learning_rate is None:
@@ -138,7 +153,8 @@ class InitReport:
         seconds = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items())
         caption = (
             f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
-            f"{self.refined()}{'. '.join((self.reason, *self.notes))}. {self.advice()}{seconds}; seed {self.seed}"
+            f"{self.refined()}{'. '.join((self.reason, *self.notes))}. {self.nearness()}{self.advice()}"
+            f"{seconds}; seed {self.seed}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         table.add_column("candidate")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,13 +21,15 @@ from pretrained_generators.bundle_config import BundleConfig, TrainedOn, read_co
 from pretrained_generators.bundle_files import (
     CONFIG,
     SAID_OF_WEIGHTS,
+    STATISTICS,
     WEIGHTS,
     check_files,
     check_no_link,
     recorded,
 )
+from pretrained_generators.bundle_tensors import check_header, read_finite, read_header
 from pretrained_generators.generator import Generator, GeneratorConfig
-from zoo_builder.checkpoint import halved_if_exact, read_tensors, write_atomically
+from zoo_builder.checkpoint import halved_if_exact, write_atomically
 from zoo_builder.errors import BundleError, ModelError, nearest_names
 
 __all__ = [
@@ -41,8 +42,6 @@ __all__ = [
     "save_bundle",
 ]
 
-MAX_HEADER_BYTES = 4 * 2**20
-MAX_TENSORS = 10_000
 MAX_BODY = 1000  # tensors of a body that neither the file nor the user has
 BODY_OPERATIONS = 25  # of torch, to lay out a body, for each of its tensors; models of timm take 3 to 20
 OPERATIONS = 10  # the same to lay out all else, and to pass images through the body
@@ -76,12 +75,19 @@ def save_bundle(generator: Generator, path: Path, base_source: str | None = None
         state = {k: v for k, v in state.items() if k not in base}
         about["base_elsewhere"] = BaseElsewhere(body_sha256(generator.base.state_dict()), base_source)
     write_atomically(path / WEIGHTS, {k: halved_if_exact(v) for k, v in state.items()})
-    for name in SAID_OF_WEIGHTS:
+    for name in (*SAID_OF_WEIGHTS, STATISTICS):
         (path / name).unlink(missing_ok=True)
-    files = tuple(f for f in recorded(path) if f.name == WEIGHTS)
+    if generator.statistics is not None:
+        save_statistics(generator.statistics, path)
+    files = tuple(f for f in recorded(path) if f.name in (WEIGHTS, STATISTICS))
     config = BundleConfig(generator=generator.config, files=files, **about)  # type: ignore[arg-type]
     write_config(config, path)
     return config
+
+
+def save_statistics(statistics: torch.Tensor, path: Path) -> None:
+    """Write what a bundle's datasets look like, [D, 2, f], in half precision; it is not recorded yet."""
+    write_atomically(path / STATISTICS, {"statistics": statistics.half()})
 
 
 def record_files(config: BundleConfig, path: Path) -> BundleConfig:
@@ -139,32 +145,27 @@ def load_bundle(name_or_path: str | Path, base: nn.Module | None = None, blobs: 
     path = bundle_folder(name_or_path)
     check_files(path, config.files, blobs)
     weights = path / WEIGHTS
-    header = _read_header(weights)
+    header = read_header(weights)
     elsewhere = config.base_elsewhere
     in_file = {k: stored for k, stored in header.items() if k.startswith(BASE)}
     in_body = len(in_file) if elsewhere is None else MAX_BODY if base is None else len(base.state_dict())
     body = described_body(config.generator, path / CONFIG, in_body)
     taken = {}
     if elsewhere is None:
-        _check_header(weights, in_file, {BASE + k: v for k, v in body.state_dict().items()})
+        check_header(weights, in_file, {BASE + k: v for k, v in body.state_dict().items()})
     elif base is not None:
         taken = take_base(elsewhere, body.state_dict(), base, config.name)
     with _shapes_alone(path / CONFIG, OPERATIONS * (len(header) + in_body)):
         generator = Generator(config.generator, body)
     state = {k: v for k, v in generator.state_dict().items() if elsewhere is None or not k.startswith(BASE)}
-    _check_header(weights, header, state)
-    # A copy of its own for each: in the file they lie unaligned, and matrix products differ in the last bits for that.
-    tensors = {
-        k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True)
-        for k, v in read_tensors(weights)[0].items()
-    }
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise BundleError(f"{weights}: {name} holds NaN or infinite values. Get the bundle again.")
+    check_header(weights, header, state)
+    tensors = read_finite(weights)
+    statistics = _read_statistics(path, config, generator)
     if elsewhere is not None and base is None:  # raises, after all else was checked without it
         take_base(elsewhere, body.state_dict(), base, config.name)
     generator.load_state_dict(tensors | {BASE + k: v for k, v in taken.items()}, assign=True)
-    generator.bundle, generator.folder = config, path.resolve()
+    generator.bundle, generator.folder, generator.statistics = config, path.resolve(), statistics
+    generator.revision = None if blobs is None else path.name
     return Bundle(config, generator.requires_grad_(False).eval())
 
 
@@ -218,39 +219,10 @@ class _AtMost(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """What a file's header says of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors writes it
-
-
-def _read_header(weights: Path) -> dict[str, _Stored]:
-    """Names, shapes and types of all tensors of a safetensors file."""
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise BundleError(f"{weights} has a header of {length} bytes, more than {MAX_HEADER_BYTES}.")
-    try:
-        with safe_open(str(weights), framework="pt") as file:
-            names = file.keys()
-            if len(names) > MAX_TENSORS:
-                raise BundleError(f"{weights} has {len(names)} tensors, more than {MAX_TENSORS}.")
-            slices = {k: file.get_slice(k) for k in names}
-            header = {k: _Stored(tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
-    except (OSError, SafetensorError) as e:
-        raise BundleError(f"{weights} is not a readable safetensors file ({e}). Get the bundle again.") from e
-    return header
-
-
-def _check_header(weights: Path, header: dict[str, _Stored], expected: dict[str, torch.Tensor]) -> None:
-    """Names, shapes and kinds of all tensors against the model that the config describes."""
-    for key in sorted(expected.keys() | header.keys()):
-        have = header[key].shape if key in header else None
-        want = tuple(expected[key].shape) if key in expected else None
-        if have != want:
-            raise BundleError(f"{weights}: {key} is {have}, its config says {want}. Get the bundle again.")
-        floating = expected[key].is_floating_point()
-        if header[key].dtype not in (("F16", "F32") if floating else ("I64",)):
-            raise BundleError(f"{weights}: {key} has the type {header[key].dtype}. Get the bundle again.")
+def _read_statistics(path: Path, config: BundleConfig, generator: Generator) -> torch.Tensor | None:
+    """What the bundle's datasets look like, where it says so."""
+    if not any(f.name == STATISTICS for f in config.files):
+        return None
+    file, shape = path / STATISTICS, (len(config.trained_on), 2, len(generator.encoder.feature_mean))
+    check_header(file, read_header(file), {"statistics": torch.empty(shape, device="meta")})
+    return read_finite(file)["statistics"]

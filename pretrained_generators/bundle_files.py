@@ -11,6 +11,7 @@ from pathlib import Path
 from zoo_builder.errors import BundleError
 
 CONFIG, WEIGHTS, CARD, RESULTS = "config.json", "generator.safetensors", "README.md", "results.json"
+STATISTICS = "datasets.safetensors"  # what its datasets look like
 SAID_OF_WEIGHTS = (CARD, RESULTS, "audit.json", "audit.svg", "metrics.jsonl", "training.svg")  # and of no others
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(safetensors|md|jsonl?|svg|png)")
 BESIDE = (".cache", ".git", ".gitattributes", ".eval_results")  # of git, the Hub and its client; never opened

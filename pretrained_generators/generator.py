@@ -41,6 +41,8 @@ class Generator(nn.Module, ModelHubMixin):
 
     bundle: BundleConfig | None = None  # what the bundle says that it was loaded from
     folder: Path | None = None  # of that bundle
+    revision: str | None = None  # of that bundle, a commit of the Hub
+    statistics: torch.Tensor | None = None  # [D, 2, f] of the bundle's datasets: see `nearest_datasets`
 
     def __init__(self, config: GeneratorConfig, base: nn.Module | None = None) -> None:
         """`base` is the body that the config describes, where it is made already."""

@@ -7,7 +7,8 @@ import torch
 import d2nwg_init
 from d2nwg_init.benchmarks.fine_tuning import train_loader
 from d2nwg_init.bundles import find_bundle
-from pretrained_generators.bundle import load_bundle, save_bundle
+from pretrained_generators.bundle import embedded_bundles, load_bundle, save_bundle
+from pretrained_generators.nearest_datasets import FAR, nearest_datasets
 from tests.pretrained_generators.small import same, seeded
 from zoo_builder.datasets import load_dataset
 
@@ -66,9 +67,20 @@ def test_saved_and_reloaded_it_samples_equal_bits(bundle, tmp_path):
     assert not same(first[0], first[1])
 
 
+@pytest.mark.parametrize("name", embedded_bundles())
+def test_noise_is_far_from_everything_and_digits_are_nearer(name, loader):
+    generator = load_bundle(name).generator
+    digits = torch.cat([images for images, _ in loader])[:256]
+    noise = torch.rand(digits.shape, generator=seeded(0))
+    (digits, *_), (noise, *_) = nearest_datasets(generator, digits), nearest_datasets(generator, noise)
+    assert noise.distance > FAR
+    assert noise.distance > 1.2 * digits.distance
+
+
 def test_generated_weights_beat_the_solved_base_on_digits(model, loader):
     report = d2nwg_init.initialize(model, loader, num_candidates=2, num_support=512)
     scores = {c.kind: c for c in report.candidates}
     assert report.chosen.startswith("generated")
     assert scores["generated"].loss < scores["base"].loss < scores["as_passed"].loss
     assert "generated_0" in str(report)
+    assert {n.name for n in report.neighbours} == {t.name for t in load_bundle(BUNDLE).config.trained_on}

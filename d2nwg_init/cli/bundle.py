@@ -201,6 +201,32 @@ def card(
         typer.echo(f"No card was written: {NO_CARD}")
 
 
+@app.command(epilog="Example: d2nwg-init bundle neighbours runs/bundle --data DATA")
+def neighbours(
+    folder: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    data: Annotated[Path, typer.Option(help="Folder of the datasets that it was trained on.")],
+) -> None:
+    """Keep with a bundle what its datasets look like, so that reports tell the nearest ones. New bundles have it.
+
+    Prints each dataset's nearest others. The weights are not touched.
+    """
+
+    from pretrained_generators.bundle import load_bundle, record_files, save_statistics
+    from pretrained_generators.bundle_files import STATISTICS
+    from pretrained_generators.nearest_datasets import neighbours as sort_by_distance
+    from pretrained_generators.training.dataset_statistics import statistics_of_datasets
+
+    bundle = load_bundle(folder)
+    names = [t.name for t in bundle.config.trained_on]
+    statistics = statistics_of_datasets(bundle.generator, names, data)
+    save_statistics(statistics, folder)
+    record_files(bundle.config, folder)
+    for name, own in zip(names, statistics, strict=True):
+        found = [n for n in sort_by_distance(own, statistics, names) if n.name != name]
+        typer.echo(f"{name}: " + ", ".join(f"{n.name} {n.distance:.2f}" for n in found[:3]))
+    typer.echo(f"{folder / STATISTICS} recorded.")
+
+
 @app.command(epilog="Example: d2nwg-init bundle diff test_resnet-64 runs/bundle")
 def diff(
     first: Annotated[str, typer.Argument(help=SOURCE)],

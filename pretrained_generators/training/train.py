@@ -17,6 +17,7 @@ import torch
 from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, record_files, save_bundle
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.low_rank import SharedSubspaces
+from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.diffusion import train_diffusion
 from pretrained_generators.training.encoder import train_encoder
 from pretrained_generators.training.episodes import EpisodeSource
@@ -128,6 +129,7 @@ def train_generator(
         "compression": layout.size / (layout.num_chunks * recipe.vae.latent),
     }
     counts = Counter(name for e in learnt for name in e.task.datasets)
+    generator.statistics = statistics_of_zoo(generator, data, sorted(counts))
     licences = {name: source["licence"] for e in learnt for name, source in e.about.get("sources", {}).items()}
     bundle = save_bundle(
         generator,

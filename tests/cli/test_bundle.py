@@ -5,8 +5,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pretrained_generators import bundle as bundles
-from pretrained_generators.bundle import load_bundle
-from tests.cli.conftest import fail, run, succeed
+from pretrained_generators.bundle import TrainedOn, load_bundle
+from tests.cli.conftest import fail, run, succeed, write_image_folder
 from tests.pretrained_generators.small import random_generator, results_file, save_random_bundle, write_measured_card
 
 
@@ -89,6 +89,20 @@ def test_card_brings_a_bundle_of_format_1_to_the_present_one(folder):
     succeed("bundle", "card", folder)
     assert json.loads((folder / "config.json").read_text())["format"] == 2
     assert load_bundle(folder).config.weights_sha256 == before.config.weights_sha256 == weights["sha256"]
+
+
+def test_neighbours_of_a_bundle_that_does_not_know_them_are_measured(tmp_path, images):
+    datasets = ("insects", "bands")
+    write_image_folder(tmp_path / "data" / "insects")
+    write_image_folder(tmp_path / "data" / "bands", classes=("x", "y"))
+    folder = tmp_path / "bundle"
+    before = save_random_bundle(folder, trained_on=tuple(TrainedOn(name, 3) for name in datasets))
+    printed = succeed("bundle", "neighbours", folder, "--data", tmp_path / "data")
+    assert "insects: bands 1.00" in printed
+    after = load_bundle(folder)
+    assert after.generator.statistics.shape[0] == 2
+    assert after.config.weights_sha256 == before.weights_sha256
+    assert "bands" in fail("bundle", "neighbours", folder, "--data", images.parent)
 
 
 def test_diff_tells_keys_and_tensors(folder, bundle_path):

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from d2nwg_init import CandidateScore, InitReport, initialize
 from d2nwg_init.refine import Refinement
+from pretrained_generators.nearest_datasets import Neighbour
 
 NAN = float("nan")
 
@@ -22,7 +23,9 @@ def report(**changes):
         learning_rate=1e-3,
         candidates=scores,
         bundle="some-bundle",
+        bundle_revision=None,
         bundle_sha256="ab" * 32,
+        neighbours=(Neighbour("birds", 0.5), Neighbour("bees", 1.5), Neighbour("cats", 2.0), Neighbour("dogs", 2.5)),
         reason="its parameters match this model's",
         head="auto",
         notes=("generated_7 was discarded",),
@@ -89,17 +92,38 @@ def test_print_shows_what_was_tried_and_marks_the_chosen():
         "seed 3",
         "some-bundle",
         "at a learning rate of 0.001",
+        "birds 0.50, bees 1.50, cats 2.00 (1:",
     ):
         assert words in " ".join(text.split())
+    assert "far from" not in text
+
+
+def test_the_report_says_with_a_number_that_images_are_far_from_the_zoo():
+    text = " ".join(str(report(neighbours=(Neighbour("birds", 2.5),))).split())
+    assert "far from everything in the zoo: 2.50 is above 1.7" in text
+    assert "zoo" not in str(report(neighbours=()))
+
+
+def test_json_comes_back_as_the_same_report():
+    assert InitReport.from_json(report().to_json()) == report()
 
 
 @pytest.mark.parametrize("name", ["[red]x", "[/]", "[link=http://x]y[/link]", "[bold]", "\\[red]z"])
 def test_markup_in_names_is_printed_as_it_is(name):
     scores = (CandidateScore(name, "generated", 1.0, 0.1, 50.0),)
-    text = str(report(bundle=name, reason=f"because of {name}!", chosen=name, candidates=scores))
+    text = str(
+        report(
+            neighbours=(Neighbour(name, 1.0),),
+            bundle=name,
+            reason=f"because of {name}!",
+            chosen=name,
+            candidates=scores,
+        )
+    )
     plain = " ".join(text.split())
     assert f"from {name})" in plain
     assert f"because of {name}!" in plain
+    assert f"zoo: {name} 1.00" in plain
     assert f"│ {name} " in plain
 
 

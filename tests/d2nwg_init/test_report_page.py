@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from d2nwg_init import CandidateScore, initialize
+from pretrained_generators.nearest_datasets import Neighbour
 from tests.d2nwg_init.test_report import NAN, report
 
 
@@ -41,6 +42,8 @@ def test_the_page_tells_what_was_tried_read_and_chosen(model, loader, bundle):
         assert words in text
     assert f"d2nwg-init: {made.chosen}" in text
     assert "Fine-tune at" in Page(report().to_html()).text
+    assert "birds 0.50" in Page(report().to_html()).text
+    assert "5e1f" in Page(report(bundle_revision="5e1f").to_html()).text
     assert "Fine-tun" not in Page(report(learning_rate=None).to_html()).text
 
 
@@ -85,7 +88,8 @@ def test_hostile_names_are_text(name):
     plain = Page(report().to_html())
     scores = (*(dataclasses.replace(c, name=f"{name}{i}") for i, c in enumerate(report().candidates)),)
     made = report(
-        bundle=name, bundle_sha256=name, reason=name, notes=(name,), chosen=f"{name}1", candidates=scores,
+        bundle=name, bundle_sha256=name, neighbours=(Neighbour(name, 1.0),),
+        reason=name, notes=(name,), chosen=f"{name}1", candidates=scores,
         versions={name: name}, seconds={name: 1.0},
     )  # fmt: skip
     page = Page(made.to_html())

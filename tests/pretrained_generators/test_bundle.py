@@ -9,6 +9,7 @@ import torch
 from pretrained_generators import bundle as bundles
 from pretrained_generators.bundle import TrainedOn, load_bundle
 from pretrained_generators.bundle_config import FORMAT, MAX_CONFIG_BYTES
+from pretrained_generators.bundle_tensors import MAX_TENSORS
 from pretrained_generators.card import write_card
 from pretrained_generators.generator import Generator
 from tests.pretrained_generators.small import (
@@ -259,7 +260,7 @@ def test_config_beyond_the_limit_is_refused(path):
 
 
 def test_header_beyond_the_limits_is_refused(path):
-    names = {f"x{i}": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for i in range(bundles.MAX_TENSORS + 1)}
+    names = {f"x{i}": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for i in range(MAX_TENSORS + 1)}
     for header, words in ((json.dumps(names).encode(), "tensors, more than"), (b" " * 2**23, "header of")):
         rewrite_weights(path, struct.pack("<Q", len(header)) + header)
         with pytest.raises(BundleError, match=words):

@@ -31,6 +31,7 @@ def test_fixture_loads_and_generates_what_it_did(version):
     config = load_bundle(FIXTURES / f"format-{version}").config
     assert (config.name, config.held_out, config.learnt) == ("fixture", ("secret",), ("a", "b"))
     assert config.commercial is (version > 1)  # format 1 knew no licences
+    assert load_bundle(FIXTURES / f"format-{version}").generator.statistics is None  # they say nothing of datasets
     found = samples(FIXTURES / f"format-{version}")
     for name, told in json.loads((FIXTURES / "samples.json").read_text()).items():
         now = [d[name].abs().mean().item() for d in found] + [found[0][name].flatten()[0].item()]

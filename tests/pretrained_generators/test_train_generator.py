@@ -1,19 +1,25 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pretrained_generators.bundle import load_bundle
+from pretrained_generators.nearest_datasets import feature_statistics
 from pretrained_generators.training import loop
+from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.train import train_generator
+from pretrained_generators.training.zoo_data import ZooData
 from pretrained_generators.training_plot import draw_training
 from tests.pretrained_generators.small import (
     RECIPE,
     interrupted_stage,
     labelled_images,
+    random_generator,
+    seeded,
     small_zoo,
     write_measured_card,
 )
@@ -54,6 +60,30 @@ def test_bundle_tells_what_it_was_made_of(path, zoo):
     layout = config.generator.layout
     assert config.measured["compression"] == layout.size / (layout.num_chunks * RECIPE.vae.latent)
     assert config.measured.keys() >= {"reconstruction_gain_original", "sampling_gain_original"}
+
+
+def test_bundle_tells_what_its_datasets_look_like(path, zoo):
+    bundle = load_bundle(path)
+    generator, learnt = bundle.generator, [e for e in zoo.entries(("branch",)) if e.id in bundle.config.learnt]
+    for trained_on, kept in zip(bundle.config.trained_on, generator.statistics, strict=True):
+        supports = [e.support()[0].float() for e in learnt if e.task.datasets == (trained_on.name,)]
+        features = torch.cat([generator.features(support) for support in supports])
+        torch.testing.assert_close(kept, feature_statistics(generator, features), atol=0.03, rtol=0.03)
+
+
+def test_a_dataset_looks_as_it_does_through_no_domain_where_that_is_known(zoo):
+    generator = random_generator()
+
+    def statistics(*seen):
+        entries = [SimpleNamespace(task=SimpleNamespace(datasets=(d,), domains=(look,))) for d, look, _ in seen]
+        features = [f for _, _, f in seen]
+        return statistics_of_zoo(generator, ZooData(entries, None, features, [], None), ["a", "b"])
+
+    plain, other, more, b = (torch.randn(4, 96, generator=seeded(i)) for i in range(4))
+    found = statistics(("a", "plain", plain), ("a", "invert", other), ("a", "plain", more), ("b", "invert", b))
+    assert torch.equal(found[0], feature_statistics(generator, torch.cat([plain, more])))
+    assert torch.equal(found[1], feature_statistics(generator, b))
+    assert statistics(("a", "plain", plain)) is None
 
 
 def test_losses_and_what_was_measured_are_kept_and_drawn(path):
@@ -105,7 +135,7 @@ def test_measured_it_gets_a_card(path, tmp_path):
 
 
 def test_nothing_but_the_bundle_and_its_log_stays(path):
-    bundle = {"config.json", "generator.safetensors"}
+    bundle = {"config.json", "generator.safetensors", "datasets.safetensors"}
     assert {p.name for p in path.iterdir()} == bundle | {"metrics.jsonl", "training.svg"}
 
 

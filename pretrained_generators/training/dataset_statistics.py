@@ -1,0 +1,49 @@
+"""What the datasets that a generator is trained on look like to its base: see `nearest_datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pretrained_generators.generator import Generator
+from pretrained_generators.nearest_datasets import feature_statistics
+from pretrained_generators.training.zoo_data import ZooData
+from zoo_builder.backbones import prepare_images
+from zoo_builder.datasets import load_dataset
+from zoo_builder.datasets.image_dataset import resize_images
+from zoo_builder.progress import progress_bar
+
+IMAGES = 512  # of a dataset, at random
+
+
+def statistics_of_zoo(generator: Generator, data: ZooData, names: Sequence[str]) -> torch.Tensor | None:
+    """[D, 2, f] of the images that the zoo's entries keep of each dataset, through no domain where there are such. None
+    where there are none of a dataset."""
+    rows = []
+    for name in names:
+        own = [(e, f) for e, f in zip(data.entries, data.features, strict=True) if e.task.datasets[0] == name]
+        plain = [f for e, f in own if e.task.domains[0] == "plain"]
+        features = plain or [f for _, f in own]
+        if not features:
+            return None
+        rows.append(feature_statistics(generator, torch.cat(features).cpu()))
+    return torch.stack(rows)
+
+
+def statistics_of_datasets(generator: Generator, names: Sequence[str], data_dir: Path) -> torch.Tensor:
+    """[D, 2, f] of a sample of each dataset's train images.
+
+    Raises:
+        DataError: a dataset is not in `data_dir`, nor elsewhere by its name.
+    """
+    rows = []
+    with progress_bar("looking at datasets", total=len(names)) as bar:
+        for name in names:
+            x = load_dataset(name, data_dir).x_train
+            chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:IMAGES].numpy()
+            images = prepare_images(generator.base, resize_images(x[chosen], generator.config.size))
+            rows.append(feature_statistics(generator, generator.features(images)))
+            bar.advance()
+    return torch.stack(rows)
