@@ -93,9 +93,13 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
     reports: list[InitReport] = []
 
     def load_or_generate(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if find_bundle(model, init.get("generator", "auto"))[0] is None:
-            load(model, *args, **kwargs)
-        reports.append(initialize(model, train_loader, **init))
+        bundle, reason = find_bundle(model, init.get("generator", "auto"))
+        if bundle is None:
+            load(model, *args, **kwargs)  # the body may now be the base of a bundle that leaves its base out
+            reports.append(initialize(model, train_loader, **init))
+        else:
+            report = initialize(model, train_loader, **init | {"generator": bundle})
+            reports.append(dataclasses.replace(report, reason=reason))
 
     _builder.load_pretrained = load_or_generate
     try:

@@ -11,7 +11,9 @@ from timm.models import _builder
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import d2nwg_init
-from d2nwg_init import initialize
+from d2nwg_init import bundles, initialize
+from pretrained_generators import bundle as bundle_module
+from pretrained_generators.bundle import load_bundle
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same
 from zoo_builder.errors import DataError, ModelError
@@ -71,6 +73,18 @@ def test_timms_own_door_gives_equal_bits_head_included(args, loader, init):
     assert same(model.state_dict(), overlay["state_dict"])
     assert model.pretrained_cfg["input_size"] == (args.get("in_chans", 3), 32, 32)
     assert not torch.equal(model.fc.weight, timm.create_model("test_resnet", num_classes=3, **args).fc.weight)
+
+
+def test_the_block_loads_an_embedded_bundle_once_and_tells_why_it_was_taken(loader, bundle_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(bundle_module, "EMBEDDED", bundle_path.parent)
+    monkeypatch.setattr(bundles, "load_bundle", lambda *args: loaded.append(args[0]) or load_bundle(*args))
+    with d2nwg_init.pretrained(loader, num_candidates=1) as reports:
+        timm.create_model("test_resnet", pretrained=True, num_classes=3)
+    assert loaded == ["tiny-random"]
+    assert reports[0].bundle == "tiny-random"
+    assert "match" in reports[0].reason
+    reports[0].revert()
 
 
 def test_inside_the_block_pretrained_means_initialised_whichever_way_create_model_was_imported(loader, init):
