@@ -1,4 +1,4 @@
-"""Which bundle fits a model: by the names and shapes of its parameters, not by the model's name."""
+"""Which bundle fits a model: by its parameters and what is done with them, not by the model's name."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
+from d2nwg_init.matching import first_misfit, match_body, may_match
 from pretrained_generators.base_elsewhere import BaseMissing
 from pretrained_generators.bundle import Bundle, described_body, embedded_bundles, load_bundle, load_config
 from pretrained_generators.generator import Generator
 from pretrained_generators.hub import locate
-from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError
 
 
@@ -39,31 +39,23 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | N
     for name in embedded_bundles():
         config = load_config(name)
         covered.append(config.generator.backbone.model)
-        if _misfit(model, described_body(config.generator, Path(name))):
+        if not may_match(model, described_body(config.generator, Path(name))):
             continue
         try:
-            return load_bundle(name, model), "its parameters match this model's"
+            bundle = load_bundle(name, model)
         except BaseMissing as e:
             lacking.append(str(e))
+            continue
+        if match_body(model, bundle.generator.base, bundle.generator.config.size):
+            return bundle, "its parameters match this model's"
     reasons = lacking or [f"no embedded bundle covers this architecture (covered: {', '.join(covered)})"]
     return None, f"nothing was generated: {' '.join(reasons)}"
 
 
 def _check_fit(model: nn.Module, bundle: Bundle) -> None:
-    config, misfit = bundle.config, _misfit(model, bundle.generator.base)
-    if misfit:
+    config, base = bundle.config, bundle.generator.base
+    if match_body(model, base, bundle.generator.config.size) is None:
         raise BundleError(
             f"The bundle {config.name!r} generates weights of {config.generator.backbone.model}, which do not fit this "
-            f"{type(model).__name__}: {misfit}. Pass a model of that kind, or another bundle."
+            f"{type(model).__name__}: {first_misfit(model, base)}. Pass a model of that kind, or another bundle."
         )
-
-
-def _misfit(model: nn.Module, body: nn.Module) -> str | None:
-    """The first parameter, of the body, that differs in name or shape."""
-    classifier = find_classifier(model).name + "."
-    have = {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(classifier)}
-    want = {n: tuple(p.shape) for n, p in body.named_parameters()}
-    for name in sorted(have.keys() | want.keys()):
-        if have.get(name) != want.get(name):
-            return f"{name} is {have.get(name)} in the model and {want.get(name)} in the bundle"
-    return None

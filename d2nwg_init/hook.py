@@ -99,7 +99,7 @@ def initialize(
         with _timed(seconds, "bundle"):
             bundle, reason = find_bundle(network, generator)
             plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
-            neighbours = nearest_datasets(bundle.generator, support.images) if bundle and plan.size else ()
+            neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
         with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             candidates = list(_advancing(propose(work, support, bodies, head != "keep"), bar))

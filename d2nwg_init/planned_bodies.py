@@ -9,9 +9,12 @@ from dataclasses import replace
 from torch import nn
 
 from d2nwg_init.candidates import FINALISTS, Body, generated_bodies
+from d2nwg_init.matching import match_body
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.support_set import SupportSet
+
+OTHER_SIZE = 2  # times larger or smaller: the report says so
 
 
 class PlannedBodies:
@@ -27,26 +30,37 @@ class PlannedBodies:
     ) -> None:
         chosen = parameters_in_scope(model, "body" if scope == "auto" else scope)
         self.names = chosen - parameters_in_scope(model, "head")
-        self._generator = bundle.generator if bundle and self.names else None
+        generator = bundle.generator if bundle else None
+        self._match = match_body(model, generator.base, generator.config.size) if generator else None
+        self._generator = generator if self.names else None
         self._samples = samples
         tried = self._generator.config.probes + samples if self._generator else 0
         self._finalists = min(FINALISTS, tried) if screen else tried
         self.size = 1 + self._finalists if self._generator else 0
-        self.notes: list[str] = []
+        self.notes: list[str] = list(self._match.notes) if self._generator and self._match else []
         if bundle and not self.names:
             self.notes.append("nothing was generated: the scope holds no parameter of the body")
 
+    def seen(self, support: SupportSet) -> SupportSet:
+        """The images as the bundle's base takes them."""
+        return replace(support, images=self._match.images(support.images)) if self._match else support
+
     def until(self, deadline: float | None, support: SupportSet, seed: int) -> Iterator[Body]:
         """None is begun after `deadline`, on the clock of time.perf_counter; `notes` tell what was not tried."""
-        if self._generator is None:
+        if self._generator is None or self._match is None:
             return
-        bodies = generated_bodies(self._generator, support, self._samples, seed, self._finalists)
+        size, sides = self._generator.config.size, support.images.shape[2:]
+        if any(max(size, side) >= OTHER_SIZE * min(size, side) for side in sides):
+            theirs = "x".join(map(str, sides))
+            self.notes.append(f"the bundle is for images of {size}x{size} pixels, and these have {theirs}")
+        bodies = generated_bodies(self._generator, self.seen(support), self._samples, seed, self._finalists)
         for i in range(self.size):
             if is_past(deadline):
                 self.notes.append(f"the budget ended before {self.size - i} of {self.size} bodies were tried")
                 return
             body = next(bodies)
-            yield replace(body, parameters={k: v for k, v in body.parameters.items() if k in self.names})
+            parameters = self._match.parameters(body.parameters)
+            yield replace(body, parameters={k: v for k, v in parameters.items() if k in self.names})
 
 
 def is_past(deadline: float | None) -> bool:

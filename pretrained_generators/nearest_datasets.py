@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from pretrained_generators.generator import Generator
 
@@ -37,11 +38,13 @@ def feature_statistics(generator: Generator, features: torch.Tensor) -> torch.Te
 
 def nearest_datasets(generator: Generator, images: torch.Tensor) -> tuple[Neighbour, ...]:
     """The datasets that a bundle's generator was trained on, the nearest to images [N, C, H, W] first, whatever their
-    normalisation. None for too few images, or where the bundle does not say what its datasets look like."""
+    normalisation and size. None for too few images, or where the bundle does not say what its datasets look like."""
     if generator.bundle is None or generator.statistics is None or len(images) < ENOUGH_IMAGES:
         return ()
     chosen = torch.linspace(0, len(images) - 1, min(IMAGES, len(images)), dtype=torch.float64).round().long()
-    here = feature_statistics(generator, generator.features(images[chosen]))
+    size = (generator.config.size, generator.config.size)
+    resized = F.interpolate(images[chosen], size, mode="bilinear", antialias=True, align_corners=False)
+    here = feature_statistics(generator, generator.features(resized))
     return neighbours(here, generator.statistics, [t.name for t in generator.bundle.trained_on])
 
 

@@ -158,11 +158,10 @@ def test_models_of_transformers_are_refused_with_a_pointer(loader):
 
 
 @pytest.mark.parametrize(("in_chans", "size"), [(1, 32), (4, 32), (6, 48)])
-def test_other_channels_are_solved_on_the_models_own_body(in_chans, size):
+def test_a_loader_of_the_models_channels_is_taken_and_no_other(in_chans, size):
     model = timm.create_model("test_resnet", num_classes=3, in_chans=in_chans)
     images, labels = labelled_images(24, 3, size=size)
     report = initialize(model, [(images.mean(1, keepdim=True).repeat(1, in_chans, 1, 1), labels)])
-    assert report.chosen.startswith("own_body")
-    assert report.bundle is None
+    assert report.image_shape == (in_chans, size, size)
     with pytest.raises(DataError, match=f"takes {in_chans}"):
         initialize(model, [(images, labels)])

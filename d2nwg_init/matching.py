@@ -1,0 +1,188 @@
+"""Which parameter of a model is which of a bundle's body: by its name; or, where the libraries name them otherwise, by
+the order in which they are run. And how a body for three channels becomes one for others."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from d2nwg_init.accepted_model import working_copy
+from zoo_builder.backbones import evaluating, extract_features, is_norm
+from zoo_builder.classifier import find_classifier
+from zoo_builder.errors import ModelError
+
+Shape = tuple[int, ...]
+IMAGES = 4  # of noise, that a match by order is tried on
+SHAKEN = 0.1  # noise on each parameter then, in its deviations: behind a layer that is zero nothing would be seen
+TOLERANCE = 1e-3  # of the features that must be equal, relative to their norm; a wrong match is off by about 1
+
+
+@dataclass(frozen=True)
+class Match:
+    """How what is made for a bundle's body fits a model."""
+
+    names: Mapping[str, str]  # of the body's parameters, in the model
+    shapes: Mapping[str, Shape]  # of the body's parameters, in the model
+    stem: str | None = None  # the body's parameter that changes with the channels
+    channels: torch.Tensor | None = None  # `channel_map` of the model's; None: they are the body's
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of it, a sentence each."""
+        notes = []
+        if any(theirs != ours for theirs, ours in self.names.items()):
+            notes.append("the bundle names this architecture's parameters otherwise; they were paired as they are run")
+        if self.channels is not None:
+            notes.append(f"the stem of the bundle was adapted from 3 channels to {self.channels.shape[1]}")
+        return tuple(notes)
+
+    def parameters(self, of_body: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Parameters of the body under the model's names, in its shapes."""
+        return {self.names[name]: self._adapted(name, value) for name, value in of_body.items()}
+
+    def _adapted(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        if name == self.stem and self.channels is not None:
+            value = torch.einsum("okhw,kc->ochw", value, self.channels.to(value))
+        return value.reshape(self.shapes[name])
+
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [N, C, H, W] of the model as the body takes them: its stem sees in these what the adapted one sees in
+        those."""
+        return images if self.channels is None else torch.einsum("kc,nchw->nkhw", self.channels.to(images), images)
+
+
+def channel_map(channels: int) -> torch.Tensor:
+    """[3, C]: what C channels are in red, green and blue. A stem times this is timm's stem for C channels: a single one
+    is gray; of more, each is red, green, blue, red, ... at 3 / C of its strength."""
+    if channels == 1:
+        return torch.ones(3, 1)
+    return torch.eye(3).repeat(1, math.ceil(channels / 3))[:, :channels] * (3 / channels)
+
+
+def first_misfit(model: nn.Module, body: nn.Module) -> str | None:
+    """The first parameter, of the body, that differs in name or shape; the stem's channels may."""
+    have, want = _shapes(model), _wanted(model, body).shapes
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            return f"{name} is {have.get(name)} in the model and {want.get(name)} in the bundle"
+    return None
+
+
+def may_match(model: nn.Module, body: nn.Module) -> bool:
+    """Whether a model has the shapes of a body, under any names; the body may have no values."""
+    have, want = _shapes(model), _wanted(model, body).shapes
+    return Counter(map(_plain, have.values())) == Counter(map(_plain, want.values()))
+
+
+def match_body(model: nn.Module, body: nn.Module, size: int) -> Match | None:
+    """How the body of a bundle for images of `size` pixels fits a model; None: it does not.
+
+    Parameters of equal names and shapes are the same ones. Else modules are paired in the order in which they are run,
+    and that is believed only where both then give equal features of noise.
+    """
+    wanted = _wanted(model, body)
+    if _shapes(model) == wanted.shapes:
+        return wanted
+    if not may_match(model, body):
+        return None
+    try:
+        return _match_by_order(working_copy(model, "cpu"), _shaken(body), wanted, size)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, ModelError):  # of a model that cannot take such images
+        return None
+
+
+def _match_by_order(model: nn.Module, body: nn.Module, wanted: Match, size: int) -> Match | None:
+    """As `match_body`; both get other weights. BatchNorm's eps, in which libraries differ, is set alike for this."""
+    stem = _first_convolution(model)
+    channels = 3 if stem is None else stem[1].in_channels
+    noise = torch.randn(IMAGES, channels, size, size, generator=torch.Generator().manual_seed(0))
+    ours, theirs = _in_order(model, noise, find_classifier(model).name), _in_order(body, wanted.images(noise))
+    pairs = [(model.get_submodule(a), body.get_submodule(b)) for a, b in zip(ours, theirs, strict=False)]
+    names = {
+        f"{b}.{k}".lstrip("."): f"{a}.{k}".lstrip(".")
+        for a, b, (_, module) in zip(ours, theirs, pairs, strict=False)
+        for k, _ in module.named_parameters(recurse=False)
+    }
+    have = _shapes(model)
+    if names.keys() != wanted.shapes.keys() or set(names.values()) != have.keys():
+        return None
+    if any(_plain(have[a]) != _plain(wanted.shapes[b]) for b, a in names.items()):
+        return None
+    match = replace(wanted, names=names, shapes={b: have[a] for b, a in names.items()})
+    for name, value in match.parameters(dict(body.named_parameters())).items():
+        model.get_parameter(name).copy_(value)  # parameters of a working copy have no gradient
+    for a, b in pairs:
+        for name, buffer in b.named_buffers(recurse=False):
+            a.register_buffer(name, buffer)
+        if is_norm(a) and is_norm(b):
+            a.eps = b.eps
+    with evaluating(body):
+        expected = body(wanted.images(noise))
+    found = extract_features(model, noise)
+    same = found.shape == expected.shape and (found - expected).norm() <= TOLERANCE * expected.norm()  # NaN is not
+    return match if same else None
+
+
+def _shapes(model: nn.Module) -> dict[str, Shape]:
+    """Of a model's parameters but the classifier's."""
+    classifier = find_classifier(model).name + "."
+    return {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(classifier)}
+
+
+def _wanted(model: nn.Module, body: nn.Module) -> Match:
+    """The match by name, if there is one: the body's parameters, with the channels of the model's stem."""
+    shapes: dict[str, Shape] = {n: tuple(p.shape) for n, p in body.named_parameters()}
+    match = Match({n: n for n in shapes}, shapes)
+    ours, theirs = _first_convolution(model), _first_convolution(body)
+    if ours is None or theirs is None or ours[1].groups * theirs[1].groups != 1:
+        return match
+    channels, stem = ours[1].in_channels, f"{theirs[0]}.weight"
+    if channels == theirs[1].in_channels or theirs[1].in_channels != 3:
+        return match
+    shapes[stem] = (shapes[stem][0], channels, *shapes[stem][2:])
+    return replace(match, stem=stem, channels=channel_map(channels))
+
+
+def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    return next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
+
+
+def _plain(shape: Shape) -> Shape:
+    """Without lengths of 1 at the end: a linear layer and a 1x1 convolution have the same weights."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _shaken(body: nn.Module) -> nn.Module:
+    """A copy with noise on every parameter."""
+    shaken, noise = copy.deepcopy(body).cpu().requires_grad_(False), torch.Generator().manual_seed(1)
+    for p in shaken.parameters():
+        deviation = p.std(correction=0)
+        p.add_(SHAKEN * (deviation if deviation > 0 else 1.0) * torch.randn(p.shape, generator=noise))
+    return shaken
+
+
+def _in_order(model: nn.Module, images: torch.Tensor, skipped: str | None = None) -> list[str]:
+    """Names of modules with parameters of their own but for `skipped`, in the order in which they are first run."""
+    run: dict[str, None] = {}  # an ordered set
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: run.setdefault(name))
+        for name, module in model.named_modules()
+        if name != skipped and any(True for _ in module.parameters(recurse=False))
+    ]
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(run)
