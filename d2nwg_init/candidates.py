@@ -50,6 +50,14 @@ class Candidate:
         return bool(torch.isfinite(self.losses).all())
 
 
+@torch.no_grad()
+def set_parameters(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    """In place, those named; of a model that would load no state dict without its metadata (mnasnet) too."""
+    parameters = dict(model.named_parameters())
+    for name, value in values.items():
+        parameters[name].copy_(value)
+
+
 def set_body_and_solve(
     model: nn.Module, body: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
@@ -58,7 +66,7 @@ def set_body_and_solve(
     Returns:
         Logits [N, K] of each image from the head solved without it; NaN where the features are not finite.
     """
-    model.load_state_dict(body, strict=False)
+    set_parameters(model, body)
     recalibrate_batchnorm(model, images)
     return solve_in_place(model, images, labels)
 
@@ -85,7 +93,7 @@ def become(model: nn.Module, candidate: Candidate, support: SupportSet, solve: b
     elif solve:
         set_body_and_solve(model, candidate.parameters, images, support.labels)
     else:
-        model.load_state_dict(candidate.parameters, strict=False)
+        set_parameters(model, candidate.parameters)
         recalibrate_batchnorm(model, images)
 
 
@@ -114,7 +122,7 @@ def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body], solve
         return Candidate(kind, name, body, losses, accuracy, recalibrated, judged)
 
     def tried(kind: str, name: str, body: Mapping[str, torch.Tensor]) -> Candidate:
-        model.load_state_dict(body, strict=False)
+        set_parameters(model, body)
         with batchnorm_training(model), torch.no_grad():
             features, logits = _features_and_logits(model, support.images, chosen)
         if solve:

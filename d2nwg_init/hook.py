@@ -16,7 +16,7 @@ from torch import nn
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import Candidate, become, propose
+from d2nwg_init.candidates import Candidate, become, propose, set_parameters
 from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import can_be_refined, refine
@@ -121,7 +121,7 @@ def initialize(
             plan.notes.append("the budget ended before refining")
         elif refining:
             with _timed(seconds, "refining"), progress_bar("refining", steps, show=progress) as bar:
-                work.load_state_dict(chosen.parameters, strict=False)
+                set_parameters(work, chosen.parameters)
                 refinement = refine(work, support, steps, seed, plan.names, bar.advance)
         if refinement is None or not refinement.kept:
             with _timed(seconds, "solving"):

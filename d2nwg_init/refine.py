@@ -17,17 +17,18 @@ from d2nwg_init.candidates import placed
 from d2nwg_init.undo import copied_state
 from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.backbones import caught_features, extract_features, set_head
-from zoo_builder.batchnorm import batchnorm_training, recalibrate_batchnorm
+from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
 from zoo_builder.solved_head import left_out_loss, ridge_head, solve_head
 from zoo_builder.support_set import SupportSet
 
 MAX_NORM = 5.0  # of the gradient
 BATCH = 128  # images
-LEARNING_RATE = 8e-3
+LEARNING_RATE, WITHOUT_BATCHNORM = 8e-3, 1e-3  # weights before a BatchNorm have no scale, and bear more
 HALFWAY, WHOLE = 0.5, 1.0  # of the way from the weights as they were: on photos half of it is better, on glyphs all
-LESS, MORE = 2.0, 0.5  # standard errors by which nothing or all of the way must be better than half of it. Few images
-# judge badly, and of five of each class half of the way is right where their loss says that nothing was gained.
+MORE = 0.5  # standard errors by which all of the way must be better than half of it
+PRIOR = 8.0  # a gain in nats, over its variance: refining helps on all development sets, and few images say little
+# against it. Of five of each class half of the way is right where their loss says that nothing was gained.
 UNUSABLE = 1e6  # the loss of features that are not finite
 AVERAGED = 3  # the last of so many parts of the steps
 ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the size, of half of the size, radians
@@ -76,8 +77,10 @@ def refine(
         _set(parameters, [torch.lerp(a, b, share) for a, b in zip(start, end, strict=True)])
         judged[share] = _judge(model, images, labels, held_back)
         states[share] = copied_state(model)
-    share = WHOLE if _gain(judged[HALFWAY], judged[WHOLE]) > MORE else HALFWAY
-    if _gain(judged[share], judged[0.0]) > LESS or judged[share].loss == UNUSABLE:
+    gain, error = _gain(judged[HALFWAY], judged[WHOLE])
+    share = WHOLE if gain > MORE * error else HALFWAY
+    gain, error = _gain(judged[0.0], judged[share])
+    if gain + PRIOR * error**2 <= 0 or judged[share].loss == UNUSABLE:
         share = 0.0
     model.load_state_dict(states[share])
     after = judged[share]
@@ -86,10 +89,10 @@ def refine(
     return Refinement(steps, judged[0.0].loss, after.loss, share)
 
 
-def _gain(old: _Judged, new: _Judged) -> float:
-    """By how many standard errors the images' losses are lower; NaN, which is more than nothing, of a single image."""
+def _gain(old: _Judged, new: _Judged) -> tuple[float, float]:
+    """By how much the images' losses are lower in the mean, and its standard error: NaN of a single image."""
     lower = old.losses - new.losses
-    return (lower.mean() / (lower.std() / len(lower) ** 0.5)).item()
+    return lower.mean().item(), lower.std().item() / len(lower) ** 0.5
 
 
 def can_be_refined(support: SupportSet) -> bool:
@@ -147,7 +150,8 @@ def _fit(
     """The mean of the weights over the last steps of AdamW at a constant rate (stochastic weight averaging, Izmailov et
     al. 2018), on the images of the indices `fitted`. BatchNorm has the statistics of the batch, all else is in
     evaluation mode."""
-    optimizer = torch.optim.AdamW(list(parameters), lr=LEARNING_RATE)
+    rate = LEARNING_RATE if batchnorm_layers(model) else WITHOUT_BATCHNORM
+    optimizer = torch.optim.AdamW(list(parameters), lr=rate)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 6, total_iters=steps // 6)
     generator = torch.Generator().manual_seed(seed)
     batches = _batches(fitted, generator)
