@@ -103,9 +103,10 @@ def record_files(config: BundleConfig, path: Path) -> BundleConfig:
     return renewed
 
 
-def embedded_bundles() -> list[str]:
-    """Names of the bundles that ship with the package."""
-    return sorted(p.parent.name for p in EMBEDDED.glob("*/config.json"))
+def embedded_bundles(whole: bool = False) -> list[str]:
+    """Names of the bundles that ship with the package; `whole`, of those that hold their base."""
+    names = sorted(p.parent.name for p in EMBEDDED.glob("*/config.json"))
+    return [n for n in names if not whole or load_config(n).base_elsewhere is None]
 
 
 def bundle_folder(name_or_path: str | Path) -> Path:

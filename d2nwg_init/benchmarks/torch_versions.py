@@ -52,7 +52,7 @@ def compare_versions(other: str) -> list[Row]:
         _run(python, "-m", "pip", "install", "--quiet", "--no-cache-dir", f"torch=={other}", *needs)
         there = _generated_by(python, other, Path(work) / "there")
     rows = []
-    for bundle in embedded_bundles():
+    for bundle in embedded_bundles(whole=True):
         names = [name for name in here if name.startswith(f"{bundle}/")]
         differing = sum(not torch.equal(here[n], again[n]) for n in names)
         most = max(((there[n] - here[n]).norm() / here[n].norm()).item() for n in names)
@@ -78,5 +78,5 @@ def _run(*command: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    deltas = {k: v for bundle in embedded_bundles() for k, v in generated(bundle).items()}
+    deltas = {k: v for bundle in embedded_bundles(whole=True) for k, v in generated(bundle).items()}
     write_atomically(Path(sys.argv[1]), deltas, {"torch": version("torch")})

@@ -35,7 +35,7 @@ def fuzz(
         whole, without = Path(work) / "tiny", Path(work) / "tiny-without-base"
         tiny_bundle(whole)
         tiny_bundle(without, BASE_SOURCE)
-        names = embedded_bundles()
+        names = embedded_bundles(whole=True)
         each = max(1, inputs // 25 // len(names))
         half = (inputs - each * len(names)) // 2
         plan = {whole: inputs - each * len(names) - half, without: half} | {bundle_folder(n): each for n in names}

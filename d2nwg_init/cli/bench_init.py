@@ -29,7 +29,7 @@ def init(
 
     dataset = load_dataset(data)
     rows = [import_row()]
-    for name in bundles or embedded_bundles():
+    for name in bundles or embedded_bundles(whole=True):
         rows += run_init_benchmark(name, dataset, num_candidates=candidates, num_support=images)
     if not deliver(results("init", [dataset], rows), out, json_):
         table = Table("bundle", "metric", "of", "value")

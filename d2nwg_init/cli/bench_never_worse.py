@@ -11,7 +11,7 @@ import typer
 def never_worse(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
     datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development split.")] = "",
-    bundles: Annotated[str, typer.Option(help="Bundles, by commas; empty takes all embedded ones.")] = "",
+    bundles: Annotated[str, typer.Option(help="Bundles, by commas; empty takes the embedded ones with a base.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Of dataset, model, shots and seed.")] = 200,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     work: Annotated[Path, typer.Option(help="Folder of the finished draws.")] = Path("runs/never_worse"),
@@ -29,7 +29,7 @@ def never_worse(
     from zoo_builder.executors.processes import process_executor
 
     names = [n.strip() for n in datasets.split(",") if n.strip()] or list(SPLITS["development"])
-    sources = [n.strip() for n in bundles.split(",") if n.strip()] or embedded_bundles()
+    sources = [n.strip() for n in bundles.split(",") if n.strip()] or embedded_bundles(whole=True)
     todo = list(study.draws(draws, names, sources))
     study.run_draws(todo, data, work, process_executor(workers))
     rows = study.rows_of(todo, work)

@@ -12,6 +12,7 @@ from pretrained_generators.bundle_config import FORMAT, MAX_CONFIG_BYTES
 from pretrained_generators.bundle_tensors import MAX_TENSORS
 from pretrained_generators.card import write_card
 from pretrained_generators.generator import Generator
+from pretrained_generators.hub import verify_bundle
 from tests.pretrained_generators.small import (
     random_generator,
     same,
@@ -97,7 +98,7 @@ def test_embedded_bundle_is_found_by_name(tmp_path, monkeypatch):
 
 def test_every_shipped_bundle_loads():
     for name in bundles.embedded_bundles():
-        config = load_bundle(name).config
+        config = verify_bundle(name)
         assert config.name == name
         assert not {t.name for t in config.trained_on} & set(config.held_out)
 
