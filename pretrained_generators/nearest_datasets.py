@@ -16,7 +16,7 @@ from pretrained_generators.generator import Generator
 
 IMAGES = 256  # looked at, of those given
 ENOUGH_IMAGES = 64  # of fewer, what is measured is chance
-# By the embedded bundles, the farthest development set of the benchmark is at 1.5, and the nearest of what is no
+# By the bundles with their base, the farthest development set of the benchmark is at 1.5, and the nearest of what is no
 # dataset (noise of three kinds, flat colours, waves, shuffled pixels) at 1.9.
 FAR = 1.7
 
