@@ -52,10 +52,10 @@ class Candidate:
 
 @torch.no_grad()
 def set_parameters(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
-    """In place, those named; of a model that would load no state dict without its metadata (mnasnet) too."""
-    parameters = dict(model.named_parameters())
+    """In place, those named, buffers too; of a model that loads no state dict without its metadata (mnasnet) as well."""
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, value in values.items():
-        parameters[name].copy_(value)
+        own[name].copy_(value)
 
 
 def set_body_and_solve(
