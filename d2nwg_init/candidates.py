@@ -52,7 +52,7 @@ class Candidate:
 
 @torch.no_grad()
 def set_parameters(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
-    """In place, those named, buffers too; of a model that loads no state dict without its metadata (mnasnet) as well."""
+    """In place, those named, buffers too; of a model that loads no state without its metadata (mnasnet) as well."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, value in values.items():
         own[name].copy_(value)
