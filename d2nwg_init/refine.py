@@ -68,9 +68,8 @@ def refine(
         return None
     names = parameters_in_scope(model, "body") if names is None else names
     parameters = [p.requires_grad_() for name, p in model.named_parameters() if name in names]
-    state, start = copied_state(model), [p.detach().clone() for p in parameters]
+    states, start = {0.0: copied_state(model)}, [p.detach().clone() for p in parameters]
     judged = {0.0: _judge(model, images, labels, held_back)}
-    states = {0.0: state}
     fitted = torch.nonzero(~held_back)[:, 0]
     end = _fit(model, parameters, images, labels, fitted, steps, seed, advance)
     for share in (HALFWAY, WHOLE):
