@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrained_generators.generator import Generator
+from pretrained_generators.probes import tried_images
 from zoo_builder.backbones import caught_features, evaluating, extract_features, set_head
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, equal_batches, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
@@ -21,7 +22,9 @@ from zoo_builder.support_set import SupportSet
 FINALISTS = 2  # probes and samples that are judged beside the base
 SAMPLING_STEPS = 6  # the best of eight samples is as good as of 20 steps
 ENOUGH_FOR_STATISTICS = 256  # images; of fewer, BatchNorm as it is gives the better head even on unlike data
-JUDGES = 512  # images that all candidates are judged on, at most, but for
+SCREENED = 64  # images that the finalists among the samples are found on, at most, but for
+SCREENED_A_CLASS = 2  # so many for each class
+JUDGES = 256  # images that all candidates are judged on, at most, but for
 JUDGES_A_CLASS = 8  # so many for each class
 
 
@@ -185,9 +188,10 @@ def generated_bodies(
     latents = {("probe", f"probe_{i}"): z for i, z in enumerate(probes)}
     latents |= {("generated", f"generated_{i}"): z for i, z in enumerate(samples)}
     if len(latents) > finalists:
-        worth = generator.worth_of(
-            map(generator.decoded, samples), support.images, support.labels, support.num_classes
-        )[1:, 0]
+        classes = support.num_classes
+        tried = tried_images(len(support), max(SCREENED, SCREENED_A_CLASS * classes))
+        decoded = map(generator.decoded, samples)
+        worth = generator.worth_of(decoded, support.images, support.labels, classes, tried)[1:, 0]
         worth = torch.cat([generator.probes_worth(condition), worth])
         best = worth.argsort(stable=True)[:finalists].sort().values.tolist()
         latents = dict(list(latents.items())[i] for i in best)

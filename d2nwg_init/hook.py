@@ -33,7 +33,7 @@ from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
 
 Head = Literal["auto", "solve", "generate", "keep", "fresh"]
-REFINING_STEPS = 30  # where a bundle fits
+REFINING_STEPS = 15  # where a bundle fits
 
 
 @decided_by_the_first_rank
@@ -71,7 +71,7 @@ def initialize(
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
         refining_steps: of training on the images read, from what was chosen; kept where images held back from it say
-            so. None takes 30 with a bundle and none without.
+            so. None takes 15 with a bundle and none without.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.

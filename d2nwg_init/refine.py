@@ -6,6 +6,7 @@ on: no head has to be learnt first, and none is spoilt by features that move.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,13 +26,13 @@ from zoo_builder.support_set import SupportSet
 MAX_NORM = 5.0  # of the gradient
 BATCH = 128  # images
 LEARNING_RATE, WITHOUT_BATCHNORM = 8e-3, 1e-3  # weights before a BatchNorm have no scale, and bear more
-HALFWAY, WHOLE = 0.5, 1.0  # of the way from the weights as they were: on photos half of it is better, on glyphs all
-MORE = 0.5  # standard errors by which all of the way must be better than half of it
+SHARE = 0.5  # of the way from the weights as they were to those trained; of images seen once or twice more is no better
+AS_THEY_ARE = 2  # times that an image is shown so; from then on it is jittered, which costs points before
+ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the size, of half of the size, radians
 PRIOR = 8.0  # a gain in nats, over its variance: refining helps on all development sets, and few images say little
 # against it. Of five of each class half of the way is right where their loss says that nothing was gained.
 UNUSABLE = 1e6  # the loss of features that are not finite
 AVERAGED = 3  # the last of so many parts of the steps
-ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the size, of half of the size, radians
 FACTORS = tuple(2.0 ** (e / 2) for e in range(-6, 3))  # of logits, tried
 HELD_BACK = 5  # one image of so many of each class judges the result
 
@@ -41,11 +42,7 @@ class Refinement:
     steps: int
     before: float  # cross-entropy of the images held back
     after: float  # the same of what the model is now
-    share: float  # of the way from the weights as they were to those trained; 0: nothing was gained, and nothing kept
-
-    @property
-    def kept(self) -> bool:
-        return self.share > 0
+    kept: bool  # False: nothing was gained, and the model is as it was
 
 
 def refine(
@@ -59,8 +56,8 @@ def refine(
     """Train the body of `model`, or of its parameters those in `names`, on the support images and solve its head again,
     in place; `advance` is called after each step.
 
-    One image in five of each class is held back. Half of the way is gone, unless their loss says that all of it is
-    better, or that nothing was gained: then the model stays as it was. None where no class has five.
+    Half of the way to the trained weights is gone. One image in five of each class is held back; where their loss says
+    that nothing was gained the model stays as it was. None where no class has five.
     """
     images, labels = placed(support.images, model), support.labels
     held_back = _held_back(labels, seed)
@@ -68,30 +65,23 @@ def refine(
         return None
     names = parameters_in_scope(model, "body") if names is None else names
     parameters = [p.requires_grad_() for name, p in model.named_parameters() if name in names]
-    states, start = {0.0: copied_state(model)}, [p.detach().clone() for p in parameters]
-    judged = {0.0: _judge(model, images, labels, held_back)}
+    as_it_was, before = copied_state(model), _judge(model, images, labels, held_back)  # which sets BatchNorm
+    start = [p.detach().clone() for p in parameters]
     fitted = torch.nonzero(~held_back)[:, 0]
     end = _fit(model, parameters, images, labels, fitted, steps, seed, advance)
-    for share in (HALFWAY, WHOLE):
-        _set(parameters, [torch.lerp(a, b, share) for a, b in zip(start, end, strict=True)])
-        judged[share] = _judge(model, images, labels, held_back)
-        states[share] = copied_state(model)
-    gain, error = _gain(judged[HALFWAY], judged[WHOLE])
-    share = WHOLE if gain > MORE * error else HALFWAY
-    gain, error = _gain(judged[0.0], judged[share])
-    if gain + PRIOR * error**2 <= 0 or judged[share].loss == UNUSABLE:
-        share = 0.0
-    model.load_state_dict(states[share])
-    after = judged[share]
-    if share:
-        set_head(model, *ridge_head(after.features, labels, after.num_classes, after.ridge, after.scale), images)
-    return Refinement(steps, judged[0.0].loss, after.loss, share)
+    _set(parameters, [torch.lerp(a, b, SHARE) for a, b in zip(start, end, strict=True)])
+    after = _judge(model, images, labels, held_back)
+    if after.loss == UNUSABLE or not gained(before.losses, after.losses):
+        model.load_state_dict(as_it_was)
+        return Refinement(steps, before.loss, before.loss, kept=False)
+    set_head(model, *ridge_head(after.features, labels, after.num_classes, after.ridge, after.scale), images)
+    return Refinement(steps, before.loss, after.loss, kept=True)
 
 
-def _gain(old: _Judged, new: _Judged) -> tuple[float, float]:
-    """By how much the images' losses are lower in the mean, and its standard error: NaN of a single image."""
-    lower = old.losses - new.losses
-    return lower.mean().item(), lower.std().item() / len(lower) ** 0.5
+def gained(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether images' losses [M] fell, given PRIOR; of a single image nothing can be told, and it is believed."""
+    lower = before - after
+    return not lower.mean() + PRIOR * lower.var(correction=0) / (len(lower) - 1) <= 0
 
 
 def can_be_refined(support: SupportSet) -> bool:
@@ -124,8 +114,10 @@ class _Judged:
 def _judge(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, held_back: torch.Tensor) -> _Judged:
     """Recalibrate BatchNorm in place, and solve a head on the images that are not held back. Of its logits' scale the
     others choose a factor: a head solved on images that the body was trained on is too sure of itself."""
-    recalibrate_batchnorm(model, images)
-    features, num_classes = extract_features(model, images).cpu(), find_classifier(model).num_classes
+    with caught_features(model) as caught:
+        layers = recalibrate_batchnorm(model, images)  # a pass, of which the features serve
+    features = (torch.cat(caught) if layers else extract_features(model, images)).cpu()
+    num_classes = find_classifier(model).num_classes
     if not torch.isfinite(features).all():
         losses = torch.full_like(labels[held_back], UNUSABLE, dtype=features.dtype)
         return _Judged(losses, features, num_classes, *torch.zeros(2))
@@ -158,8 +150,8 @@ def _fit(
     mean = [torch.zeros_like(p) for p in parameters]
     with batchnorm_training(model), caught_features(model) as caught:
         for step in range(steps):
-            batch = next(batches)
-            model(_jittered(images[batch], generator))
+            times, batch = next(batches)
+            model(images[batch] if times < AS_THEY_ARE else _jittered(images[batch], generator))
             classes, y = labels[batch].unique(return_inverse=True)
             loss = left_out_loss(caught.pop(), y.to(images.device), len(classes))
             optimizer.zero_grad()
@@ -190,8 +182,9 @@ def _jittered(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return jittered.contiguous(memory_format=torch.channels_last)
 
 
-def _batches(indices: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Of the indices, without end; every one is there before one comes again."""
-    while True:
+def _batches(indices: torch.Tensor, generator: torch.Generator) -> Iterator[tuple[int, torch.Tensor]]:
+    """Of the indices, without end, each with how often its images were there before: all are before one comes again."""
+    for times in itertools.count():
         order = indices[torch.randperm(len(indices), generator=generator)]
-        yield from order.tensor_split(max(1, round(len(order) / BATCH)))
+        for batch in order.tensor_split(max(1, round(len(order) / BATCH))):
+            yield times, batch

@@ -22,7 +22,7 @@ from d2nwg_init.undo import Undo
 from pretrained_generators.nearest_datasets import FAR, Neighbour
 from zoo_builder.errors import D2NWGError, ModelError
 
-SCHEMA = 2  # of the JSON
+SCHEMA = 3  # of the JSON
 SHOWN_NEIGHBOURS = 3
 
 

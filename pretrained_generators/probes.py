@@ -18,7 +18,7 @@ from zoo_builder.batchnorm import batchnorm_training
 from zoo_builder.model_stack import shifted
 from zoo_builder.solved_head import solve_head
 
-IMAGES = 256  # that probes are tried on, at most
+IMAGES = 128  # that probes are tried on, at most
 SHARPNESS = 100.0  # of the choice among probes: a loss that is lower by a hundredth of a guess's weighs e times as much
 
 
@@ -52,9 +52,9 @@ class Probes(nn.Module):
         return torch.einsum("...j,jnl->...nl", weights, self.latents)
 
 
-def tried_images(count: int) -> torch.Tensor:
-    """Indices of the images, of `count`, that deltas are tried on, spread evenly."""
-    return torch.linspace(0, count - 1, min(IMAGES, count)).round().long()
+def tried_images(count: int, most: int = IMAGES) -> torch.Tensor:
+    """Indices of the images, of `count`, that deltas are tried on, `most` at most, spread evenly."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
 
 
 @torch.no_grad()
@@ -68,11 +68,10 @@ def worth_of(
     """What each of D deltas is worth on images [N, C, H, W] with labels [N], as [1 + D, 2].
 
     The first row is the loss and the accuracy of the base with a solved head, each image left out once; the others are
-    by how much a delta changes them. The loss is in units of a guess's. BatchNorm has the statistics of the images, of
-    which IMAGES are used; those that `base` holds stay.
+    by how much a delta changes them. The loss is in units of a guess's. BatchNorm has the statistics of the images;
+    those that `base` holds stay.
     """
-    chosen = tried_images(len(labels))
-    images, labels = images[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
+    images = images.contiguous(memory_format=torch.channels_last)
 
     def measure(delta: Mapping[str, torch.Tensor]) -> torch.Tensor:
         body = {k: v.clone() for k, v in shifted(state, delta).items()}

@@ -5,7 +5,7 @@ import torch
 
 from d2nwg_init import candidates, initialize
 from d2nwg_init.candidates import set_body_and_solve
-from d2nwg_init.refine import refine
+from d2nwg_init.refine import gained, refine
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same
 from zoo_builder.backbones import predict
@@ -51,20 +51,32 @@ def test_training_that_does_harm_leaves_the_model_as_it_was(support, rate, monke
     assert same(model.state_dict(), before)
 
 
-def test_only_as_much_of_the_way_is_gone_as_is_good(support, monkeypatch):
-    monkeypatch.setattr("d2nwg_init.refine.WHOLE", 200.0)
-    assert refine(solved(support), support, 30, 0).share == 0.5
-    monkeypatch.setattr("d2nwg_init.refine.WHOLE", 1.0)
-    monkeypatch.setattr("d2nwg_init.refine.HALFWAY", 0.01)
-    assert refine(solved(support), support, 30, 0).share == 1.0
+def test_the_weights_go_half_of_the_way(support, monkeypatch):
+    start, half, whole = (solved(support) for _ in range(3))
+    refine(half, support, 30, 0)
+    monkeypatch.setattr("d2nwg_init.refine.SHARE", 1.0)
+    refine(whole, support, 30, 0)
+    states = [dict(model.named_parameters()) for model in (start, half, whole)]
+    for name in states[0].keys() - {"fc.weight", "fc.bias"}:
+        torch.testing.assert_close(states[1][name], (states[0][name] + states[2][name]) / 2)
 
 
-def test_a_loss_of_few_images_does_not_forbid_half_of_the_way(support, monkeypatch):
-    """Here the held-back images' loss says nothing at all: it is of shuffled labels."""
-    monkeypatch.setattr("d2nwg_init.refine.HELD_BACK", 67)  # one image of each class
-    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    shuffled = SupportSet(support.images, support.labels[order], 3)
-    assert all(refine(solved(shuffled), shuffled, 3, seed).kept for seed in range(3))
+def test_few_images_of_a_higher_loss_do_not_forbid_it_and_many_do():
+    before = torch.linspace(0.5, 2.0, 100)
+    after = before + torch.linspace(-0.5, 0.8, 100)  # higher by 0.15 in the mean
+    assert not gained(before, after)
+    assert gained(before[::20], after[::20])
+    assert gained(after, before)
+    assert gained(before[:1], after[:1])
+
+
+def test_images_are_jittered_only_from_the_third_time_on(support, monkeypatch):
+    jittered = []
+    monkeypatch.setattr("d2nwg_init.refine._jittered", lambda images, _: jittered.append(len(images)) or images)
+    refine(solved(support), support, 2, 0)
+    assert jittered == []
+    refine(solved(support), support, 3, 0)  # of all images that are fitted, in one batch
+    assert len(jittered) == 1
 
 
 def test_the_same_seed_gives_the_same_weights(support):
@@ -99,7 +111,7 @@ def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle, monkeyp
     options = {"generator": bundle, "num_candidates": 1}
     reports = [initialize(m, loader, refining_steps=n, **options) for m, n in zip(models, (0, 20, None), strict=True)]
     assert reports[0].refinement is None
-    assert [r.refinement.steps for r in reports[1:]] == [20, 30]
+    assert [r.refinement.steps for r in reports[1:]] == [20, 15]
     assert all("refining" in r.seconds for r in reports[1:])
     assert '"refinement": {' in reports[1].to_json()
     assert reports[1].refinement.kept == (not same(models[0].state_dict(), models[1].state_dict()))
