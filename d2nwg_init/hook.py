@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +21,7 @@ from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import can_be_refined, refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import select
+from d2nwg_init.stages import Stages
 from d2nwg_init.undo import set_state, unchanged_on_error
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
@@ -86,21 +86,21 @@ def initialize(
         RecipeError: an unknown `head` or `scope`.
     """
     began = time.perf_counter()
-    seconds: dict[str, float] = {}
+    stages = Stages()
     deadline = None if budget is None else began + budget
     _check_head(head)
     network = unwrapped(model)
     num_classes = check_model(network)
     with unchanged_on_error(network) as undo, unchanged_random_state(train_loader):
-        with _timed(seconds, "reading"):
+        with stages("reading"):
             support = read_support_set(train_loader, num_support, num_classes, seed)
             work = working_copy(network, device)  # all is tried in it
             _check_fit(work, support)
-        with _timed(seconds, "bundle"):
+        with stages("bundle"):
             bundle, reason = find_bundle(network, generator)
             plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
             neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
-        with _timed(seconds, "candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
+        with stages("candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             candidates = list(_advancing(propose(work, support, bodies, head != "keep"), bar))
         steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
@@ -120,11 +120,11 @@ def initialize(
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
         elif refining:
-            with _timed(seconds, "refining"), progress_bar("refining", steps, show=progress) as bar:
+            with stages("refining"), progress_bar("refining", steps, show=progress) as bar:
                 set_parameters(work, chosen.parameters)
                 refinement = refine(work, support, steps, seed, plan.names, bar.advance)
         if refinement is None or not refinement.kept:
-            with _timed(seconds, "solving"):
+            with stages("solving"):
                 become(work, chosen, support, head != "keep")
         state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
         if head == "fresh":
@@ -146,12 +146,13 @@ def initialize(
             image_shape=tuple(support.images.shape[1:]),
             num_classes=support.num_classes,
             classes_seen=support.classes_seen,
-            seconds=seconds,
+            seconds=stages.seconds,
+            peak_bytes=stages.peak_bytes,
             seed=seed,
             versions={name: version(name) for name in ("d2nwg-init", "torch", "timm")},
             undo=undo,
         )
-        with _timed(seconds, "writing"):
+        with stages("writing"):
             set_state(network, state)
     return report
 
@@ -221,10 +222,3 @@ def _discarded(candidates: Iterable[Candidate]) -> Iterator[str]:
     for c in candidates:
         if not c.usable:
             yield f"{c.name} was discarded: its predictions are not finite"
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - began

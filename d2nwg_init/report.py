@@ -58,6 +58,7 @@ class InitReport:
     num_classes: int
     classes_seen: int
     seconds: dict[str, float]  # by stage
+    peak_bytes: dict[str, int]  # by how much each stage raised the most memory that the process ever held
     seed: int
     versions: dict[str, str]
     undo: Undo | None = field(default=None, repr=False, compare=False)  # holds the model; no part of the JSON
@@ -148,13 +149,18 @@ class InitReport:
             "that you use for a fresh head. "
         )
 
+    def stage(self, name: str) -> str:
+        """What a stage took, in a few words."""
+        grown = f" and {self.peak_bytes[name] / 2**20:.0f} MiB" if self.peak_bytes.get(name) else ""
+        return f"{name} {self.seconds[name]:.1f} s{grown}"
+
     def __rich__(self) -> Table:
         title = f"d2nwg-init: {self.chosen} (from {self.bundle if self.from_bundle else 'the model itself'})"
-        seconds = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds.items())
+        stages = ", ".join(self.stage(name) for name in self.seconds)
         caption = (
             f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
             f"{self.refined()}{'. '.join((self.reason, *self.notes))}. {self.nearness()}{self.advice()}"
-            f"{seconds}; seed {self.seed}"
+            f"{stages}; seed {self.seed}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         table.add_column("candidate")

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from d2nwg_init.stages import most_resident_bytes
+
 RESET_PEAK = "5"  # what proc(5) has written to clear_refs to begin the peak anew
 
 
@@ -22,13 +24,8 @@ def peak_memory() -> Iterator[Peak]:
     except OSError:
         yield peak
         return
-    before = _most_resident()
+    before = most_resident_bytes()
     yield peak
-    peak.bytes = _most_resident()
-    peak.gained = peak.bytes - before
-
-
-def _most_resident() -> int:
-    """Bytes, since the peak was begun anew."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    peak.bytes = most_resident_bytes()
+    if before is not None and peak.bytes is not None:
+        peak.gained = peak.bytes - before

@@ -19,7 +19,7 @@ def report(**changes):
     )
     made = InitReport(
         chosen="generated_0",
-        refinement=Refinement(30, 0.4321, 0.2345, True),
+        refinement=Refinement(15, 0.4321, 0.2345, True),
         learning_rate=1e-3,
         candidates=scores,
         bundle="some-bundle",
@@ -34,6 +34,7 @@ def report(**changes):
         num_classes=10,
         classes_seen=9,
         seconds={"reading": 1.25, "bundle": 0.5},
+        peak_bytes={"reading": 3 << 20, "bundle": 0},
         seed=3,
         versions={"torch": "2"},
     )

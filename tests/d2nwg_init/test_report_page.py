@@ -90,7 +90,7 @@ def test_hostile_names_are_text(name):
     made = report(
         bundle=name, bundle_sha256=name, neighbours=(Neighbour(name, 1.0),),
         reason=name, notes=(name,), chosen=f"{name}1", candidates=scores,
-        versions={name: name}, seconds={name: 1.0},
+        versions={name: name}, seconds={name: 1.0}, peak_bytes={name: 1 << 20},
     )  # fmt: skip
     page = Page(made.to_html())
     assert sorted(set(page.tags)) == sorted(set(plain.tags))
