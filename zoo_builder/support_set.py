@@ -51,7 +51,8 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
         missing = num_support
         for batch in _of_the_first(loader, num_support, seed, notes):
             x, y = images_and_labels(batch, num_classes, notes)
-            images.append(x[:missing].detach().cpu())
+            # As models compute, so that nobody copies all of them again.
+            images.append(x[:missing].detach().cpu().contiguous(memory_format=torch.channels_last))
             labels.append(y[:missing].detach().cpu().long())
             missing -= len(images[-1])
             if missing <= 0:

@@ -40,7 +40,7 @@ def run_init_benchmark(
     """Rows of an embedded bundle, or one in a folder, on images of `dataset`, which are repeated up to an epoch.
 
     seconds                       by method: "initialize", its stages, a "forward" pass of the images read, an "epoch"
-    evaluation_over_forward       calibrating, solving and scoring all candidates, over one forward pass
+    evaluation_over_forward       calibrating, solving and scoring all candidates, probes too, over one forward pass
     evaluation_over_forward_each  the same, over as many passes as there are candidates
     total_over_epoch              initialize() over an epoch
     peak_extra_bytes              memory beyond bundle, images read and the activations of one batch
@@ -129,7 +129,7 @@ class _Bench:
         seconds["embedding"] = _timed(lambda: generator.encoder(generator.features(support.images), *given[1:]))
         condition = generator.embed(*given)
         seconds["sampling"] = _timed(
-            lambda: generator.sample_latents(condition, self.num_candidates, self.seed, SAMPLING_STEPS)
+            lambda: generator.sample_deltas(condition, self.num_candidates, self.seed, SAMPLING_STEPS)
         )
         work = working_copy(model)
         plan = PlannedBodies(work, self.bundle, "auto", self.num_candidates, screen=True)
