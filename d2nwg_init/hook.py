@@ -20,9 +20,10 @@ from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import can_be_refined, refine
 from d2nwg_init.report import CandidateScore, InitReport
-from d2nwg_init.select import select
+from d2nwg_init.select import compete, select
 from d2nwg_init.stages import Stages
 from d2nwg_init.undo import set_state, unchanged_on_error
+from d2nwg_init.untrained import is_untrained
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.nearest_datasets import nearest_datasets
@@ -111,6 +112,8 @@ def initialize(
             for c in candidates
             if (head in ("auto", "keep") or c.kind != "as_passed") and (c.recalibrated or not refinable)
         ]
+        if head != "keep":
+            competing = compete(competing, support.num_classes, is_untrained(network))
         chosen = _choose(competing, by_loss=select)
         scores, discarded = tuple(_score(c) for c in candidates), tuple(_discarded(candidates))
         del candidates, competing  # and the bodies that lost

@@ -1,5 +1,6 @@
 """Which candidate wins: the smallest cross-entropy on images that its head was not solved on. The user's own weights
-are left only for something better by more than one standard error."""
+are left only for something better by more than one standard error, unless they know nothing: a model that was passed
+with a fresh head, and a body that was never trained beside one that was."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 from d2nwg_init.candidates import Candidate
 from zoo_builder.errors import ModelError
 
+SURE = 2.0  # standard errors by which the model as it was passed must know the images better than chance
 OWN = ("as_passed", "own_body")  # the user's own weights, the smaller change first
+ORDER = (*OWN, "base", "probe", "generated")
 
 
 def select(candidates: Sequence[Candidate]) -> Candidate:
@@ -35,12 +38,20 @@ def select(candidates: Sequence[Candidate]) -> Candidate:
     return best
 
 
+def compete(candidates: Sequence[Candidate], num_classes: int, own_is_untrained: bool) -> list[Candidate]:
+    """Those that are not out of the question. Of few images every loss is nearly that of chance, and by chance weights
+    that know nothing would win."""
+    others = any(c.kind not in OWN and c.usable for c in candidates)
+    out = {"own_body"} if own_is_untrained and others else set()
+    left = [c for c in candidates if c.kind not in out and (c.kind != "as_passed" or _knows(c, num_classes))]
+    return left if any(c.usable for c in left) else list(candidates)
+
+
+def _knows(candidate: Candidate, num_classes: int) -> bool:
+    gain = math.log(num_classes) - candidate.losses
+    return bool(gain.mean() > SURE * gain.std() / len(gain) ** 0.5)
+
+
 def _unjudged(usable: Sequence[Candidate]) -> Candidate:
-    """With one image a class nothing tells solved heads apart. The model stays as it was passed where it knows these
-    images better than chance, by two standard errors; else its own body gets a head."""
-    for c in usable:
-        if c.kind == "as_passed":
-            gain = math.log(len(c.losses)) - c.losses
-            if gain.mean() > 2 * gain.std() / len(gain) ** 0.5:
-                return c
-    return next((c for c in usable if c.kind == "own_body"), usable[-1])
+    """With one image a class nothing tells solved heads apart: the user's own weights, else the bundle's base."""
+    return min(usable, key=lambda c: ORDER.index(c.kind))

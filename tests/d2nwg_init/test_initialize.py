@@ -45,6 +45,7 @@ def state_of(candidate, loader, solve=True):
 @pytest.mark.parametrize("kind", ["as_passed", "own_body", "base", "generated"])
 def test_model_ends_with_the_state_of_the_chosen_candidate(kind, model, loader, bundle, monkeypatch):
     candidates = keep_candidates(monkeypatch)
+    monkeypatch.setattr(hook, "compete", lambda candidates, *_: candidates)
     monkeypatch.setattr(hook, "select", lambda cs: next(c for c in cs if c.kind == kind))
     report = initialize(model, loader, generator=bundle, num_candidates=2, refining_steps=0)
     chosen = next(c for c in candidates if c.kind == kind)
@@ -57,8 +58,9 @@ def test_model_ends_with_the_state_of_the_chosen_candidate(kind, model, loader, 
 def test_chosen_is_what_select_chose(model, loader, bundle, monkeypatch):
     candidates = keep_candidates(monkeypatch)
     report = initialize(model, loader, generator=bundle, num_candidates=2, refining_steps=0)
-    assert same(model.state_dict(), state_of(hook.select(candidates), loader))
-    assert report.chosen == hook.select(candidates).name
+    chosen = hook.select(hook.compete(candidates, 3, own_is_untrained=True))
+    assert same(model.state_dict(), state_of(chosen, loader))
+    assert report.chosen == chosen.name
 
 
 def test_every_kind_of_candidate_competes(model, loader, bundle):
@@ -270,14 +272,25 @@ def test_a_convolutional_classifier_is_solved_for(loader):
     assert 100 * (model(images).argmax(1) == labels).float().mean() >= own.accuracy > 60
 
 
-def test_one_image_a_class_gives_a_fresh_model_a_head(bundle):
+@pytest.mark.parametrize(("trained", "chosen"), [(False, "base"), (True, "own_body_as_is")])
+def test_one_image_a_class_gives_a_model_with_a_fresh_head_another(trained, chosen, bundle):
     """Left out, an image's class is unknown to every solved head, so that a random one seemed better."""
     images, labels = labelled_images(3, 3)
     assert sorted(labels.tolist()) == [0, 1, 2]
     model = new_model(classes=3)
+    if trained:
+        torch.nn.init.normal_(model.bn1.bias)
     report = initialize(model, [(images, labels)], generator=bundle, num_candidates=1)
-    assert report.chosen == "own_body_as_is"
+    assert report.chosen == chosen
     assert (model.eval()(images).argmax(1) == labels).all()
+
+
+def test_a_body_that_was_never_trained_goes_where_there_is_another(model, loader, bundle):
+    assert initialize(new_model(), loader, generator=None).chosen.startswith("own_body")
+    report = initialize(model, loader, generator=bundle, num_candidates=1, refining_steps=0)
+    assert report.from_bundle
+    losses = {c.name: c.loss for c in report.candidates}
+    assert losses["own_body_as_is"] <= losses[report.chosen]  # it would have been chosen
 
 
 def test_an_image_alone_in_its_class_judges_nobody(bundle, monkeypatch):

@@ -1,10 +1,13 @@
 import pytest
+import timm
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2nwg_init.candidates import Candidate
-from d2nwg_init.select import OWN, select
+from d2nwg_init.select import OWN, compete, select
+from d2nwg_init.untrained import is_untrained
 from tests.pretrained_generators.small import seeded
 from zoo_builder.errors import ModelError
 
@@ -88,12 +91,48 @@ def test_chosen_is_never_worse_than_the_best_by_more_than_its_error(kinds, offse
     assert chosen is best or chosen.kind in OWN
 
 
-@pytest.mark.parametrize(("loss", "chosen"), [(0.5, "as_passed"), (2.3, "own_body"), (4.0, "own_body")])
-def test_with_one_image_a_class_only_a_model_that_knows_them_stays_as_it_was_passed(loss, chosen):
-    """Ten images of ten classes; chance is log 10 = 2.30. The solved heads have seen the images that they predict."""
+@pytest.mark.parametrize("judged", [False, True])
+@pytest.mark.parametrize(("loss", "knows"), [(0.5, True), (2.3, False), (4.0, False)])
+def test_a_model_as_it_was_passed_is_in_question_only_if_it_knows_the_images(loss, knows, judged):
+    """Ten images of ten classes; chance is log 10 = 2.30. Not judged, the solved heads have seen what they predict."""
     passed = loss + 0.1 * torch.randn(10, generator=seeded(0))
     candidates = [
-        Candidate("as_passed", "as_passed", {}, passed, 50.0, judged=False),
-        *(Candidate(kind, kind, {}, torch.zeros(10), 100.0, judged=False) for kind in ("own_body", "generated")),
+        Candidate("as_passed", "as_passed", {}, passed, 50.0, judged=judged),
+        *(Candidate(kind, kind, {}, torch.full((10,), 2.2), 10.0, judged=judged) for kind in ("own_body", "generated")),
     ]
-    assert select(candidates).name == chosen
+    left = compete(candidates, 10, own_is_untrained=False)
+    assert ("as_passed" in {c.kind for c in left}) == knows
+    assert select(left).name == ("as_passed" if knows else "own_body")
+
+
+def test_an_untrained_body_is_in_question_only_where_there_is_no_other():
+    own = [candidate("own_body", HARD - 1, "own_body_as_is"), candidate("own_body", HARD)]
+    base, broken = candidate("base", HARD), candidate("base", torch.full((IMAGES,), float("nan")))
+    assert compete([*own, base], 10, own_is_untrained=False) == [*own, base]
+    assert compete([*own, base], 10, own_is_untrained=True) == [base]
+    assert compete(own, 10, own_is_untrained=True) == own
+    assert own[0] in compete([*own, broken], 10, own_is_untrained=True)
+    assert compete([broken], 10, own_is_untrained=True) == [broken]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224", "convnext_atto"])
+def test_models_of_timm_are_untrained_until_they_are_trained(name):
+    model = timm.create_model(name, num_classes=3)
+    assert is_untrained(model)
+    vector = next(p for n, p in model.named_parameters() if "norm" in n or "bn" in n)
+    with torch.no_grad():
+        vector += 0.01 * torch.randn(len(vector))
+    assert not is_untrained(model)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "swin_t", "vit_b_16"])
+def test_models_of_torchvision_are_untrained_until_their_statistics_are_not(name):
+    model = torchvision.models.get_model(name, num_classes=3)
+    assert is_untrained(model)
+    if name == "resnet18":
+        model.train()(torch.randn(2, 3, 32, 32))
+        assert not is_untrained(model)
+
+
+def test_a_model_that_begins_with_random_biases_counts_as_trained():
+    assert not is_untrained(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 2)))
