@@ -21,6 +21,9 @@ def never_worse(
     """The share of random draws in which what is chosen is more than a point of test accuracy below the best of: the
     model as passed, its own body and the bundle's base with solved heads; before training and after an epoch, on at
     most 2,000 images. Resumable: finished draws are kept."""
+    from rich.console import Console
+    from rich.table import Table
+
     from d2nwg_init.benchmarks import never_worse as study
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
@@ -34,7 +37,13 @@ def never_worse(
     study.run_draws(todo, data, work, process_executor(workers))
     rows = study.rows_of(todo, work)
     if not deliver(results("never_worse", (load_dataset(n, data) for n in names), rows), out, json_):
-        for r in rows:
-            if r.metric == "worse_share":
-                at = "before training" if r.epoch is None else "after an epoch"
-                typer.echo(f"{r.method}: in {r.value:.1f} % of {draws} draws worse by over {study.MARGIN:g} point {at}")
+        found = {(r.method, r.epoch, r.condition, r.metric): r.value for r in rows if r.dataset == "all"}
+        for at, epoch in (("before training", None), ("after an epoch", 1)):
+            table = Table("images", title=f"{at}, beside the best simple choice in hindsight")
+            for method in study.JUDGED:
+                table.add_column(f"{method}: over it, points", justify="right")
+                table.add_column(f"worse by over {study.MARGIN:g}, %", justify="right")
+            for which in dict.fromkeys(condition for _, _, condition, _ in found):
+                cells = ((m, metric) for m in study.JUDGED for metric in ("over_best", "worse_share"))
+                table.add_row(which, *(f"{found[m, epoch, which, metric]:.1f}" for m, metric in cells))
+            Console().print(table)

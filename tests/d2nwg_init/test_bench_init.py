@@ -45,7 +45,7 @@ def test_draws_are_measured_once_and_kept(tmp_path, bundle, monkeypatch):
     run_draws(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
     rows = rows_of(todo, tmp_path / "work")
     assert {r.method for r in rows} == {*JUDGED, *SIMPLE}
-    assert all(0 <= r.value <= 100 for r in rows)
+    assert all(0 <= r.value <= 100 for r in rows if r.unit == "%")
     files = sorted((tmp_path / "work").iterdir())
     assert [f.stem for f in files] == [d.id for d in todo]
     files[0].write_text(files[0].read_text().replace('"own_body": ', '"own_body": 1'))
@@ -62,10 +62,22 @@ def test_the_share_counts_draws_that_are_more_than_a_point_below_the_best(tmp_pa
         result = {"names": {"chosen": "own_body"}, "step_0": before, "epoch_1": after}
         (tmp_path / f"{draw.id}.json").write_text(json.dumps({"result": result}))
     rows = rows_of(todo, tmp_path)
-    assert {(r.method, r.step, r.epoch): r.value for r in rows if r.metric == "worse_share"} == {
-        ("chosen", 0, None): 100 / 3,
+    whole = [r for r in rows if r.condition == "all draws"]
+    assert {(r.method, r.step, r.epoch): r.value for r in whole if r.metric == "worse_share"} == {
+        ("chosen", 0, None): pytest.approx(100 / 3),
         ("chosen", None, 1): 0.0,
         ("initialize", 0, None): 0.0,
         ("initialize", None, 1): 100.0,
     }
-    assert len(rows) == 3 * 2 * (len(JUDGED) + len(SIMPLE)) + 4
+    over = {(r.method, r.step): r.value for r in whole if r.metric == "over_best"}
+    assert over == {
+        ("chosen", 0): pytest.approx(-2 / 3),
+        ("chosen", None): 0.0,
+        ("initialize", 0): 5.0,
+        ("initialize", None): -5.0,
+    }
+    groups = {f"{d.shots or 'all'} of a class" for d in todo[:3]} | {"all draws"}
+    summary = [r for r in rows if r.dataset == "all"]
+    assert {r.condition for r in summary} == groups
+    assert len(summary) == 2 * 2 * 2 * len(groups)
+    assert len(rows) - len(summary) == 3 * 2 * (len(JUDGED) + len(SIMPLE))

@@ -126,12 +126,14 @@ def test_models_of_timm_are_untrained_until_they_are_trained(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "swin_t", "vit_b_16"])
-def test_models_of_torchvision_are_untrained_until_their_statistics_are_not(name):
-    model = torchvision.models.get_model(name, num_classes=3)
-    assert is_untrained(model)
-    if name == "resnet18":
-        model.train()(torch.randn(2, 3, 32, 32))
-        assert not is_untrained(model)
+def test_models_of_torchvision_begin_untrained(name):
+    assert is_untrained(torchvision.models.get_model(name, num_classes=3))
+
+
+def test_a_model_whose_statistics_moved_is_not_untrained():
+    model = torchvision.models.resnet18(num_classes=3).train()
+    model(torch.randn(2, 3, 32, 32))
+    assert not is_untrained(model)
 
 
 def test_a_model_that_begins_with_random_biases_counts_as_trained():
