@@ -34,7 +34,8 @@ from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
 
 Head = Literal["auto", "solve", "generate", "keep", "fresh"]
-REFINING_STEPS = 15  # where a bundle fits
+REFINING_STEPS = 15  # where a bundle fits, and there are
+ENOUGH_TO_REFINE = 100  # images: with fewer refining is about as often worse as better
 
 
 @decided_by_the_first_rank
@@ -72,7 +73,7 @@ def initialize(
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
         refining_steps: of training on the images read, from what was chosen; kept where images held back from it say
-            so. None takes 15 with a bundle and none without.
+            so. None takes 15 with a bundle and 100 images or more, else none.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -104,7 +105,9 @@ def initialize(
         with stages("candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             candidates = list(_advancing(propose(work, support, bodies, head != "keep"), bar))
-        steps = REFINING_STEPS if refining_steps is None and bundle else refining_steps or 0
+        steps = refining_steps or 0
+        if refining_steps is None and bundle and len(support) >= ENOUGH_TO_REFINE:
+            steps = REFINING_STEPS
         # With its own head the model stays what it is. BatchNorm as it is suits a head alone: refined bodies do better.
         refinable = steps > 0 and bool(plan.names) and head != "keep" and can_be_refined(support)
         competing = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2nwg_init import candidates, initialize
+from d2nwg_init import candidates, hook, initialize
 from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.refine import gained, refine
 from tests.d2nwg_init.conftest import new_model
@@ -107,6 +107,8 @@ def test_too_few_images_of_a_class_are_not_trained_on(support):
 
 def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle, monkeypatch):
     monkeypatch.setattr(candidates, "ENOUGH_FOR_STATISTICS", 0)  # else the body as it is would be chosen, and kept
+    assert initialize(new_model(), loader, generator=bundle, num_candidates=1).refinement is None  # of 48 images
+    monkeypatch.setattr(hook, "ENOUGH_TO_REFINE", 48)
     models = [new_model() for _ in range(3)]
     options = {"generator": bundle, "num_candidates": 1}
     reports = [initialize(m, loader, refining_steps=n, **options) for m, n in zip(models, (0, 20, None), strict=True)]
