@@ -66,20 +66,20 @@ def mixed_modes(model):
 def calls(bundle, loader):
     for _ in range(2):  # the first fills what is cached
         with Injected() as seen:
-            initialize(new_model(), loader, generator=bundle, num_candidates=1, num_support=32)
+            initialize(new_model(), loader, generator=bundle, num_candidates=1, num_support=32, refining_steps=2)
     return seen.calls
 
 
 def test_a_fault_at_any_call_leaves_all_as_it_was(calls, mixed_modes, bundle, loader):
     """At the first call of every function there is, and at calls spread over the whole of it."""
     first = {name: i for i, name in reversed(list(enumerate(calls)))}
-    assert {"read_support_set", "find_bundle", "propose", "select", "_score", "_timed"} <= first.keys()
+    assert {"read_support_set", "find_bundle", "propose", "compete", "select", "refine", "_score"} <= first.keys()
     points = sorted({*first.values(), *range(5, len(calls), max(1, len(calls) // 10)), len(calls) - 1})
     before = everything(mixed_modes, loader)
     for i, at in enumerate(points):
         error = (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError, ZeroDivisionError)[i % 4]
         with pytest.raises(error, match="injected"), Injected(at, error):
-            initialize(mixed_modes, loader, generator=bundle, num_candidates=1, num_support=32)
+            initialize(mixed_modes, loader, generator=bundle, num_candidates=1, num_support=32, refining_steps=2)
         assert_unchanged(before, mixed_modes, loader)
 
 
