@@ -26,11 +26,11 @@ from zoo_builder.support_set import SupportSet
 MAX_NORM = 5.0  # of the gradient
 BATCH = 128  # images
 LEARNING_RATE, WITHOUT_BATCHNORM = 8e-3, 1e-3  # weights before a BatchNorm have no scale, and bear more
-SHARE = 0.5  # of the way from the weights as they were to those trained; of images seen once or twice more is no better
+SHARE = 0.5  # of the way from the weights as they were to those trained
 AS_THEY_ARE = 2  # times that an image is shown so; from then on it is jittered, which costs points before
 ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the size, of half of the size, radians
 PRIOR = 8.0  # a gain in nats, over its variance: refining helps on all development sets, and few images say little
-# against it. Of five of each class half of the way is right where their loss says that nothing was gained.
+# against it
 UNUSABLE = 1e6  # the loss of features that are not finite
 AVERAGED = 3  # the last of so many parts of the steps
 FACTORS = tuple(2.0 ** (e / 2) for e in range(-6, 3))  # of logits, tried
@@ -64,9 +64,10 @@ def refine(
     if not held_back.any():
         return None
     names = parameters_in_scope(model, "body") if names is None else names
-    parameters = [p.requires_grad_() for name, p in model.named_parameters() if name in names]
+    trained = {name: p.requires_grad_() for name, p in model.named_parameters() if name in names}
+    parameters = list(trained.values())
     as_it_was, before = copied_state(model), _judge(model, images, labels, held_back)  # which sets BatchNorm
-    start = [p.detach().clone() for p in parameters]
+    start = [as_it_was[name] for name in trained]
     fitted = torch.nonzero(~held_back)[:, 0]
     end = _fit(model, parameters, images, labels, fitted, steps, seed, advance)
     _set(parameters, [torch.lerp(a, b, SHARE) for a, b in zip(start, end, strict=True)])

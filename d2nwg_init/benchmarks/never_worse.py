@@ -172,12 +172,12 @@ def rows_of(todo: Sequence[Draw], folder: Path) -> list[Row]:
             about = (draw.bundle, draw.dataset, method, draw.number, "test_accuracy", result[at][method], "%")
             rows.append(Row(*about, step=step, epoch=epoch, shots=draw.shots, condition=condition))
             if method in JUDGED:
+                points = result[at][method] - max(result[at][m] for m in SIMPLE)
                 for which in ("all draws", f"{draw.shots or 'all'} of a class"):
-                    best = max(result[at][m] for m in SIMPLE)
-                    over[method, at, which].append(result[at][method] - best)
-    for (method, at, which), points in over.items():
+                    over[method, at, which].append(points)
+    for (method, at, which), differences in over.items():
         step, epoch = AT[at]
-        share = 100 * mean(p < -MARGIN for p in points)
-        for metric, value, unit in (("worse_share", share, "%"), ("over_best", mean(points), "points")):
+        share = 100 * mean(d < -MARGIN for d in differences)
+        for metric, value, unit in (("worse_share", share, "%"), ("over_best", mean(differences), "points")):
             rows.append(Row("all", "all", method, 0, metric, value, unit, step=step, epoch=epoch, condition=which))
     return rows
