@@ -134,7 +134,7 @@ def initialize(
                 become(work, chosen, support, head != "keep")
         state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
         if head == "fresh":
-            state = state | _fresh_head(network, seed)
+            state.update(_fresh_head(network, seed))
         refined, solved_head = refinement is not None and refinement.kept, head in ("auto", "solve")
         report = InitReport(
             chosen=chosen.name,

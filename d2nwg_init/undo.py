@@ -30,10 +30,10 @@ def set_state(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def copied_state(model: nn.Module) -> dict[str, Any]:
-    return {
-        k: v.detach().clone() if isinstance(v, torch.Tensor) else copy.deepcopy(v)
-        for k, v in model.state_dict().items()
-    }
+    state = model.state_dict()  # kept as it is, for its versions: without them some models (mnasnet) take nothing back
+    for k, v in state.items():
+        state[k] = v.detach().clone() if isinstance(v, torch.Tensor) else copy.deepcopy(v)
+    return state
 
 
 @contextmanager

@@ -172,3 +172,16 @@ def test_a_model_that_loads_no_state_without_its_version_is_taken():
     images, labels = torch.randn(30, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
     report = initialize(model, [(images, labels)], generator=None)
     assert report.chosen in ("as_passed", "own_body", "own_body_as_is")
+
+
+@pytest.mark.parametrize("options", [{"refining_steps": 2}, {"head": "fresh"}])
+def test_a_model_that_takes_no_state_without_its_version_is_refined_and_comes_back(options, loader, monkeypatch):
+    """torchvision's mnasnet; its refining is not kept here, so that it comes back from that too."""
+    monkeypatch.setattr("d2nwg_init.refine.gained", lambda *_: False)
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("mnasnet0_5", num_classes=3)
+    before = copied(model.state_dict())
+    report = initialize(model, loader, generator=None, **options)
+    assert not same(model.state_dict(), before)
+    report.revert()
+    assert same(model.state_dict(), before)
