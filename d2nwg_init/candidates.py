@@ -1,9 +1,10 @@
 """What competes: the model as it was passed; its own body, the bundle's base and generated bodies, each with BatchNorm
-recalibrated and a head solved on the support images, or the model's own head; of few images, its own body as it is."""
+rescaled and recalibrated and a head solved on the support images, or the model's own head; of few images, its own body
+as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,13 @@ from zoo_builder.backbones import caught_features, evaluating, extract_features,
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, equal_batches, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
 from zoo_builder.model_stack import shifted
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.solved_head import solve_head
 from zoo_builder.support_set import SupportSet
 
 FINALISTS = 2  # probes and samples that are judged beside the base
 SAMPLING_STEPS = 6  # the best of eight samples is as good as of 20 steps
-ENOUGH_FOR_STATISTICS = 256  # images; of fewer, BatchNorm as it is gives the better head even on unlike data
+ENOUGH_FOR_STATISTICS = 256  # images; with fewer, nothing is surer than BatchNorm as it is
 SCREENED = 64  # images that the finalists among the samples are found on, at most, but for
 SCREENED_A_CLASS = 2  # so many for each class
 JUDGES = 256  # images that all candidates are judged on, at most, but for
@@ -100,15 +102,21 @@ def become(model: nn.Module, candidate: Candidate, support: SupportSet, solve: b
         recalibrate_batchnorm(model, images)
 
 
-def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body], solve: bool = True) -> Iterator[Candidate]:
+def propose(
+    model: nn.Module,
+    support: SupportSet,
+    bodies: Iterable[Body],
+    solve: bool = True,
+    names: Collection[str] | None = None,
+) -> Iterator[Candidate]:
     """The model as it was passed, its own body and `bodies`, in this order. `model` is used to try them in, and is left
-    with the last.
+    with the last. `names`: of the parameters that may change, by default all.
 
     With `solve` each body gets a head solved on the images, else the model's own. All are judged on the same images, in
     one pass, in which BatchNorm has the statistics of the images at hand, as it will have after recalibration: a head
-    solved on other statistics than those of training is lost in its first steps. Of few images statistics are worse
-    than those of other data, and the model's own body is tried with BatchNorm as it is too. An image that is the only
-    one of its class judges no solved head: one solved without it knows nothing of the class.
+    solved on other statistics than those of training is lost in its first steps. Few images give poor statistics, and
+    the model's own body is tried with BatchNorm as it is too. An image that is the only one of its class judges no
+    solved head: one solved without it knows nothing of the class.
     """
     chosen = judging_images(support)
     labels = support.labels[chosen]
@@ -138,7 +146,9 @@ def propose(model: nn.Module, support: SupportSet, bodies: Iterable[Body], solve
     if solve and len(support) < ENOUGH_FOR_STATISTICS and batchnorm_layers(model):
         logits = _solved_logits(features, labels, logits.shape[1], judged)
         yield candidate("own_body", "own_body_as_is", {}, logits, recalibrated=False)
-    yield tried("own_body", "own_body", {})
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    rescaling = batchnorm_rescaling(model, support.images)
+    yield tried("own_body", "own_body", {k: own[k] + v for k, v in rescaling.items() if names is None or k in names})
     for body in bodies:
         yield tried(body.kind, body.name, body.parameters)
 
@@ -177,9 +187,9 @@ def _solved_logits(features: torch.Tensor, labels: torch.Tensor, num_classes: in
 def generated_bodies(
     generator: Generator, support: SupportSet, num_candidates: int, seed: int, finalists: int = FINALISTS
 ) -> Iterator[Body]:
-    """The generator's base; and of its probes, which samples must beat, and `num_candidates` samples for the support
-    set, those `finalists` that do best on a part of the images."""
-    base = generator.base_parameters()
+    """The generator's base, rescaled; and of its probes, which samples must beat, and `num_candidates` samples for the
+    support set, those `finalists` that do best on a part of the images."""
+    base = generator.rescaled_base(support.images)
     yield Body("base", "base", base)
     condition = generator.embed(support.images, support.labels, support.num_classes)
     samples = generator.sample_latents(condition, num_candidates, seed, SAMPLING_STEPS)

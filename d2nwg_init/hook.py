@@ -104,7 +104,7 @@ def initialize(
             neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
         with stages("candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
-            candidates = list(_advancing(propose(work, support, bodies, head != "keep"), bar))
+            candidates = list(_advancing(propose(work, support, bodies, head != "keep", plan.names), bar))
         steps = refining_steps or 0
         if refining_steps is None and bundle and len(support) >= ENOUGH_TO_REFINE:
             steps = REFINING_STEPS

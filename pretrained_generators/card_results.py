@@ -26,6 +26,7 @@ METHODS = {  # the rivals first
     "scratch": "random initialisation",
     "pretrained": "the base checkpoint, a fresh head",
     "solved": "the base, BatchNorm recalibrated, a head in closed form, from the same images",
+    "rescaled": "the same with BatchNorm rescaled",
     "no_generator": "the same choice as below without generated weights",
     "generated_mean": "the mean over samples, none chosen",
     "initialize": "what the user gets",

@@ -20,6 +20,9 @@ from pretrained_generators.probes import Probes, tried_images, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
 from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
+from zoo_builder.datasets.image_dataset import channel_statistics
+from zoo_builder.model_stack import shifted
+from zoo_builder.rescaling import batchnorm_rescaling
 
 if TYPE_CHECKING:
     from pretrained_generators.bundle_config import BundleConfig
@@ -37,7 +40,8 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module, ModelHubMixin):
-    """Composes parts that take plain tensors and do not know each other. What it generates are deltas to `base`."""
+    """Composes parts that take plain tensors and do not know each other. What it generates are deltas to `base`, whose
+    BatchNorm is rescaled for the images."""
 
     bundle: BundleConfig | None = None  # what the bundle says that it was loaded from
     folder: Path | None = None  # of that bundle
@@ -226,14 +230,6 @@ class Generator(nn.Module, ModelHubMixin):
     def base_parameters(self) -> dict[str, torch.Tensor]:
         return {k: v.detach() for k, v in self.base.named_parameters()}
 
-
-def standardize_channels(images: torch.Tensor) -> torch.Tensor:
-    """Mean 0 and deviation 1 for each channel over all images and pixels of [N, C, H, W]."""
-    mean, std = channel_statistics(images)
-    return (images - mean) / std
-
-
-def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [1, C, 1, 1] and deviation [C, 1, 1] of each channel over all images and pixels of [N, C, H, W]."""
-    std = torch.stack([channel.std() for channel in images.unbind(1)])  # five times as quick as over three dimensions
-    return images.mean((0, 2, 3), keepdim=True), std.clamp_min(1e-6)[:, None, None]
+    def rescaled_base(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The base's parameters for images [N, C, H, W] in any normalisation, which deltas are added to."""
+        return shifted(self.base_parameters(), batchnorm_rescaling(self.base, images))

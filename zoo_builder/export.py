@@ -14,6 +14,7 @@ from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import ZooError
 from zoo_builder.files import as_path, write_bytes
 from zoo_builder.model_stack import shifted
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.store import Zoo, ZooEntry
 
 
@@ -22,8 +23,8 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
     num_classes=K, checkpoint_path=OUT) or load_state_dict() takes. Returns K: 0 is the body alone.
 
     The head of a plain fine-tuning on one dataset goes along, with the body at full strength, for which it was trained;
-    any other body is the base plus the delta at its best strength. BatchNorm's statistics are those of the entry's
-    support images, as in its scores.
+    any other body is the base plus the delta at its best strength. BatchNorm is rescaled and recalibrated on the
+    entry's support images, as in its scores.
 
     Raises:
         ZooError: no such entry.
@@ -34,8 +35,9 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
     model = zoo.backbone.create(num_classes=classes)
     load_body(model, zoo.base(), str(zoo.path))
     strength = 1.0 if classes else entry.metrics["best_strength"]
-    model.load_state_dict(shifted(model.state_dict(), entry.delta(), strength))
     images = prepare_images(model, entry.support()[0])
+    rescaled = shifted(model.state_dict(), batchnorm_rescaling(model, images))
+    model.load_state_dict(shifted(rescaled, entry.delta(), strength))
     recalibrate_batchnorm(model, images)
     if head:
         set_head(model, *head, images)

@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from zoo_builder.backbones import is_norm
+from zoo_builder.backbones import is_norm, prepare_images
 from zoo_builder.batchnorm import equal_batches
 from zoo_builder.clusters import embed_dataset
-from zoo_builder.domain_images import DomainImages, SharedImages, stable_seed
+from zoo_builder.domain_images import DomainImages, SharedImages, sample_images, stable_seed
 from zoo_builder.errors import D2NWGError, ZooError
 from zoo_builder.finetune_result import (
     FineTuneResult,
@@ -25,8 +25,9 @@ from zoo_builder.finetune_result import (
     score_probes,
 )
 from zoo_builder.model_stack import ModelStack, shifted
-from zoo_builder.objectives import Batch, Sampler, SolvedHeads, Sources, TrainedHeads, collate
-from zoo_builder.scoring import Probe, mean_accuracy
+from zoo_builder.objectives import Batch, Key, Sampler, SolvedHeads, Sources, TrainedHeads, collate
+from zoo_builder.rescaling import batchnorm_rescaling
+from zoo_builder.scoring import Delta, Probe, mean_accuracy
 from zoo_builder.tasks import FineTuneTask
 from zoo_builder.training_loop import fit
 
@@ -64,7 +65,7 @@ def run_tasks(
     modes = [(m, m.training) for m in base.modules()]
     results: dict[str, FineTuneResult | D2NWGError] = {}
     prepared = []
-    views: dict[tuple[object, ...], DomainImages] = {}
+    views: dict[tuple[object, ...], tuple[DomainImages, Delta]] = {}
     scored = {(name, task.domains[0]) for task in tasks for name in task.datasets}
     try:
         for task, start in zip(tasks, starts, strict=True):
@@ -104,22 +105,26 @@ def _prepare(
     base: nn.Module,
     start: Start | None,
     shared: SharedImages,
-    views: dict[tuple[object, ...], DomainImages],
+    views: dict[tuple[object, ...], tuple[DomainImages, Delta]],
     scored: Collection[tuple[str, str]],
 ) -> PreparedTask:
-    """`views` are images on the device of `base` that tasks share; `scored` are those that need a test part."""
+    """`views` are what tasks share: images on the device of `base`, and its rescaling for them; `scored` are those that
+    need a test part."""
     device = next(base.parameters()).device
-    sources = {}
+    sources: dict[Key, DomainImages] = {}
+    rescalings: dict[Key, Delta] = {}
     for name in (*task.datasets, *task.related):
         for domain in task.domains:
             key = (name, domain, task.class_subset, task.seed)
             if key not in views:
-                views[key] = shared.view(name, domain, task, test=(name, domain) in scored).to(device)
-            sources[name, domain] = views[key]
+                images = shared.view(name, domain, task, test=(name, domain) in scored).to(device)
+                some, _ = sample_images(images.x_train, task.support, task.seed)
+                views[key] = images, batchnorm_rescaling(base, prepare_images(base, some))
+            sources[name, domain], rescalings[name, domain] = views[key]
     probes = task_probes(task, base, sources)
     labels = probes[0].labels.to(device)
     embedding = embed_dataset(base.eval(), probes[0].images[: len(labels)], labels).cpu()
-    return PreparedTask(task, start, sources, probes, embedding)
+    return PreparedTask(task, start, sources, rescalings, probes, embedding)
 
 
 def _rates(p: PreparedTask) -> list[float]:
@@ -153,10 +158,11 @@ def _train(members: Sequence[Member], base: nn.Module, bf16: bool) -> list[Train
     stack = ModelStack(base, [shifted(weights, delta) for delta in starts], names)
     if first.scope == "head":
         probe = members[0].prepared.probes[0]
-        stack.recalibrate(part[None] for part in equal_batches(probe.images[: len(probe.labels)]))
+        batches = (part[None] for part in equal_batches(probe.images[: len(probe.labels)]))
+        stack.recalibrate(batches, {k: v[None] for k, v in probe.rescaling.items()})
     episodic = first.kind == "episodic"
     objective = SolvedHeads() if episodic else TrainedHeads([m.heads for m in members], device)
-    samplers = {i: Sampler(p.task, p.sources) for i, p in tasks.items()}
+    samplers = {i: Sampler(p.task, p.sources, p.rescalings) for i, p in tasks.items()}
 
     def draw_batch() -> Batch:
         drawn = {i: sampler.draw() for i, sampler in samplers.items()}

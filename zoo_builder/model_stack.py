@@ -44,9 +44,11 @@ class ModelStack:
     def __len__(self) -> int:
         return len(next(iter(self.parameters.values())))
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """[M, B, d] of images [M, B, C, H, W], in the mode of `body`; in training mode the statistics move."""
-        tensors = self.parameters | self.statistics
+    def features(self, images: torch.Tensor, added: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """[M, B, d] of images [M, B, C, H, W], in the mode of `body`; in training mode the statistics move. `added` to
+        the parameters for this pass: [M, ...] each, by name."""
+        shifts = added or {}
+        tensors = self.parameters | self.statistics | {k: self.parameters[k] + v for k, v in shifts.items()}
         if len(self) == 1:
             return functional_call(self.body, {k: v[0] for k, v in tensors.items()}, (images[0],))[None]
         return torch.vmap(self._one, randomness="different")(tensors, images)
@@ -54,13 +56,13 @@ class ModelStack:
     def _one(self, tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         return functional_call(self.body, tensors, (images,))
 
-    def recalibrate(self, batches: Iterable[torch.Tensor]) -> None:
-        """BatchNorm statistics become the average over batches [M, B, C, H, W] of equal size."""
+    def recalibrate(self, batches: Iterable[torch.Tensor], added: Mapping[str, torch.Tensor] | None = None) -> None:
+        """BatchNorm statistics become the average over batches [M, B, C, H, W] of equal size; `added` as above."""
         with batchnorm_training(self.body) as layers, torch.no_grad():
             for i, batch in enumerate(batches):
                 for layer in layers:
                     layer.momentum = 1 / (i + 1)
-                self.features(batch)
+                self.features(batch, added)
 
 
 def shifted(

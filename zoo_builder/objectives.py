@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from zoo_builder.domain_images import DomainImages, stable_seed
+from zoo_builder.scoring import Delta
 from zoo_builder.solved_head import left_out_loss
 from zoo_builder.tasks import FineTuneTask, Training
 
-Sources = Mapping[tuple[str, str], DomainImages]  # by dataset and domain
+Key = tuple[str, str]  # a dataset and a domain
+Sources = Mapping[Key, DomainImages]
+Rescalings = Mapping[Key, Delta]  # of the base's BatchNorm
 
 
 class Draw(NamedTuple):
@@ -25,6 +28,7 @@ class Draw(NamedTuple):
     labels: torch.Tensor  # int64 [B]
     num_classes: int
     head: int  # which of the task's trained heads
+    rescaling: Delta
 
 
 class Batch(NamedTuple):
@@ -33,6 +37,7 @@ class Batch(NamedTuple):
     present: torch.Tensor  # float [M, B]; zero for what fills up, copies of a model's own images
     classes: torch.Tensor  # bool [M, K], that a model has
     heads: torch.Tensor  # int64 [M]
+    rescaling: dict[str, torch.Tensor]  # [M, ...] each, which is added to the models' parameters
 
 
 class Objective(Protocol):
@@ -95,8 +100,8 @@ def _cross_entropies(
 class Sampler:
     """Draws the images of one task, step by step; the same ones for the same task."""
 
-    def __init__(self, task: FineTuneTask, sources: Sources) -> None:
-        self.task, self.sources = task, sources
+    def __init__(self, task: FineTuneTask, sources: Sources, rescalings: Rescalings) -> None:
+        self.task, self.sources, self.rescalings = task, sources, rescalings
         self.rng = np.random.default_rng(stable_seed(task.seed, task.id, "batches"))
         self.coming = {key: np.empty(0, np.int64) for key in sources}  # of each source, in the order of an epoch
 
@@ -107,9 +112,10 @@ class Sampler:
         task, rng = self.task, self.rng
         related = bool(task.related) and rng.random() >= task.own_share
         pool = [key for key in self.sources if key[0] in (task.related if related else task.datasets)]
-        source = self.sources[pool[rng.integers(len(pool))]]
+        key = pool[rng.integers(len(pool))]
+        source = self.sources[key]
         index, labels, count = draw_episode(source.members, task.training, rng)
-        return Draw(source, index, labels, count, 0)
+        return Draw(source, index, labels, count, 0, self.rescalings[key])
 
     def _batch(self) -> Draw:
         key = list(self.sources)[self.rng.integers(len(self.sources))]
@@ -117,7 +123,8 @@ class Sampler:
         while len(self.coming[key]) < size:
             self.coming[key] = np.concatenate([self.coming[key], self.rng.permutation(len(source.y_train))])
         index, self.coming[key] = np.split(self.coming[key], [size])
-        return Draw(source, index, source.y_train[index], source.num_classes, self.task.datasets.index(key[0]))
+        labels, head = source.y_train[index], self.task.datasets.index(key[0])
+        return Draw(source, index, labels, source.num_classes, head, self.rescalings[key])
 
 
 def draw_episode(
@@ -153,6 +160,7 @@ def collate(draws: Sequence[Draw], device: torch.device) -> Batch:
         present.to(device, non_blocking=True),
         classes.to(device, non_blocking=True),
         heads.to(device, non_blocking=True),
+        {k: torch.stack([d.rescaling[k] for d in draws]) for k in draws[0].rescaling},
     )
 
 

@@ -34,7 +34,7 @@ from zoo_builder.tasks import FineTuneTask, ZooRecipe
 if TYPE_CHECKING:
     import pyarrow
 
-FORMAT = 2
+FORMAT = 3  # of 2 the deltas were trained on a base that is not rescaled
 
 
 @dataclass(frozen=True)

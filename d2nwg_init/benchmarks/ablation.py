@@ -18,6 +18,7 @@ from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
 from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject
+from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import REFINING_STEPS, initialize
 from pretrained_generators.generator import Generator
 from zoo_builder.backbones import extract_features, predict, set_head
@@ -69,6 +70,14 @@ def _without_anchor(arena: Arena) -> nn.Module:
     return arena.solved(generator.to_delta(generator.vae.decode(latent)[0]))
 
 
+def _not_rescaled(arena: Arena) -> nn.Module:
+    """BatchNorm is recalibrated alone."""
+    delta = _generator(arena).sample_deltas(_condition(arena), 1, arena.seed)[0]
+    model, support = arena.pretrained().to(memory_format=torch.channels_last), arena.support
+    set_body_and_solve(model, shifted(arena.subject.parameters(), delta), support.images, support.labels)
+    return model
+
+
 def _base_statistics(arena: Arena) -> nn.Module:
     """BatchNorm keeps the statistics of the base."""
     delta = _generator(arena).sample_deltas(_condition(arena), 1, arena.seed)[0]
@@ -111,6 +120,7 @@ CHOICES: Mapping[str, Mapping[str, Callable[[Arena], nn.Module]]] = {
         "guidance 2": _sample(guidance=2.0),
         "5 sampling steps": _sample(steps=5),
         "200 sampling steps": _sample(steps=200),
+        "BatchNorm recalibrated alone": _not_rescaled,
         "BatchNorm statistics of the base": _base_statistics,
     },
 }

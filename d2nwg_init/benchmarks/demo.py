@@ -15,6 +15,7 @@ from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import initialize
 from pretrained_generators.bundle import Bundle
 from zoo_builder.datasets import ImageDataset
+from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
 from zoo_builder.support_set import read_support_set
 
@@ -102,7 +103,7 @@ class _Bench:
         embedding = generator.embed(self.support.images, self.support.labels, self.support.num_classes)
         # A seed of its own: these samples are not among those that initialize() chooses from.
         delta = generator.sample_deltas(embedding, 1, 1_000_000 + 1_000 * self.seed + sample)[0]
-        return {k: v + delta[k] for k, v in self.base.items()}
+        return shifted(generator.rescaled_base(self.support.images), delta)
 
     def initialized(self) -> nn.Module:
         model = self.scratch()

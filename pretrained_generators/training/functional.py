@@ -25,13 +25,14 @@ from pretrained_generators.training.processes import own_share
 from pretrained_generators.training.recipe import FunctionalStage
 from zoo_builder.backbones import prepare_images
 from zoo_builder.model_stack import shifted
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.solved_head import left_out_loss
 
 
 def train_functional(
     generator: Generator, source: EpisodeSource, stage: FunctionalStage, folder: Path, seed: int
 ) -> None:
-    """The left-out loss of episodes under base + a generated delta, down to encoder and diffusion.
+    """The left-out loss of episodes under the rescaled base + a generated delta, down to encoder and diffusion.
 
     The decoder stays: trained too it fell back, within a few hundred steps, to one delta for all datasets.
     """
@@ -89,9 +90,10 @@ def episode_loss(
     delta: Mapping[str, torch.Tensor],
     episode: Episode,
 ) -> torch.Tensor:
-    """`left_out_loss` of the features of base + delta, with the episode's own BatchNorm statistics; differentiable in
-    `delta`."""
+    """`left_out_loss` of the features of the rescaled base + delta, with the episode's own BatchNorm statistics;
+    differentiable in `delta`. `body` holds the base."""
+    images = prepare_images(body, episode.images)
+    state = shifted({k: v.clone() for k, v in base.items()}, batchnorm_rescaling(body, images))
     body.train()
-    state = shifted({k: v.clone() for k, v in base.items()}, delta)
-    features = functional_call(body, state, (prepare_images(body, episode.images),))
+    features = functional_call(body, shifted(state, delta), (images,))
     return left_out_loss(features.float(), episode.labels, episode.num_classes)

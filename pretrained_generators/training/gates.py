@@ -19,6 +19,7 @@ from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.solved_head import solve_head
 from zoo_builder.store import ZooEntry
 
@@ -89,18 +90,20 @@ def gains_kept(
 def left_out_accuracy(
     generator: Generator, delta: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
 ) -> float:
-    """Accuracy in percent of base + delta (an empty one is the base) with a solved head, BatchNorm recalibrated."""
+    """Accuracy in percent of the rescaled base + delta (an empty one is none) with a solved head, BatchNorm
+    recalibrated."""
     return 100 * (left_out_logits(generator, delta, images, labels).argmax(1) == labels).float().mean().item()
 
 
 def left_out_logits(
     generator: Generator, delta: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Logits [N, K] of each image from a head that was solved without it, on base + delta. The base is put back."""
+    """Logits [N, K] of each image from a head that was solved without it, on the rescaled base + delta. The base is put
+    back."""
     base = generator.base
     state = {k: v.clone() for k, v in base.state_dict().items()}
     try:
-        base.load_state_dict(shifted(state, delta))
+        base.load_state_dict(shifted(shifted(state, batchnorm_rescaling(base, images)), delta))
         recalibrate_batchnorm(base, images)
         with torch.no_grad():
             features = torch.cat([base(batch) for batch in images.split(EVAL_BATCH)])

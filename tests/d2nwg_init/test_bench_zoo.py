@@ -21,6 +21,7 @@ from zoo_builder.backbones import BackboneSpec, body_state, prepare_images
 from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.domain_images import SharedImages
 from zoo_builder.job import Device
+from zoo_builder.model_stack import shifted
 from zoo_builder.scoring import Probe, Trial, score
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import Plan, Training, ZooRecipe
@@ -148,10 +149,10 @@ def test_labels_stay_where_a_class_has_no_test_image(images, task, tmp_path):
 def test_start_is_the_base_with_a_head_that_knows_the_classes(folder, images, task):
     zoo = Zoo.create(folder / "zoo", BackboneSpec(MODEL), body_state(random_body()), ZooRecipe((), (), size=SIZE))
     model = start_model(zoo, images, task)
-    base = zoo.base()
-    assert all(torch.equal(v, base[k]) for k, v in model.named_parameters() if k in base)
     body = random_body()
     probe = Probe.of(body, images, task.support, 1000, task.seed)
+    base = shifted(zoo.base(), probe.rescaling)
+    assert all(torch.equal(v, base[k]) for k, v in model.named_parameters() if k in base)
     test = DataLoader(TensorDataset(probe.images[task.support :], probe.query_labels), 16)
     assert loader_accuracy(model, test) == pytest.approx(score(body, [Trial(probe, {})])[0].accuracy)
 

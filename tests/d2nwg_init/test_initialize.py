@@ -15,6 +15,7 @@ from pretrained_generators.bundle import Bundle
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, random_generator, same
 from zoo_builder.errors import BundleError, ModelError
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.support_set import read_support_set
 
 
@@ -79,10 +80,10 @@ def test_every_kind_of_candidate_competes(model, loader, bundle):
 
 def test_base_and_generated_candidates_have_the_bundles_body(model, loader, bundle, monkeypatch):
     candidates = {c.name: c for c in _run(model, loader, bundle, monkeypatch)}
-    base = bundle.generator.base_parameters()
     images, labels = next(iter(DataLoader(loader.dataset, 48)))
+    base = bundle.generator.rescaled_base(images)
     for name, value in base.items():
-        assert torch.equal(candidates["base"].parameters[name], value)
+        torch.testing.assert_close(candidates["base"].parameters[name], value, rtol=1e-4, atol=1e-4)
     one, two = (candidates[f"generated_{i}"].parameters for i in range(2))
     assert not all(torch.equal(one[k], base[k]) for k in base)
     assert not all(torch.equal(one[k], two[k]) for k in base)
@@ -98,14 +99,16 @@ def _run(model, loader, bundle, monkeypatch):
     return candidates
 
 
-def test_own_body_keeps_its_parameters_and_gets_another_head_and_statistics(model, loader, monkeypatch):
+def test_own_body_keeps_its_parameters_and_gets_another_head_and_batchnorm(model, loader, monkeypatch):
     before = copied(model.state_dict())
     candidates = {c.name: state_of(c, loader) for c in _run(model, loader, None, monkeypatch)}
     assert same(candidates["as_passed"], before)
     changed = {k for k in before if not torch.equal(candidates["own_body"][k], before[k])}
     assert {"fc.weight", "fc.bias"} <= changed
-    assert all("running_" in k or "num_batches" in k for k in changed - {"fc.weight", "fc.bias"})
+    rescaled = set(batchnorm_rescaling(model, next(iter(DataLoader(loader.dataset, 48)))[0]))
+    assert all("running_" in k or "num_batches" in k for k in changed - {"fc.weight", "fc.bias"} - rescaled)
     assert any("running_mean" in k for k in changed)
+    assert "bn1.weight" in changed & rescaled
 
 
 def test_path_and_bundle_give_equal_bits(loader, bundle, bundle_path):

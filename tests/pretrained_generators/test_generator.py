@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pretrained_generators.generator import standardize_channels
 from tests.pretrained_generators.small import copied, labelled_images, random_generator, same, seeded
+from zoo_builder.datasets.image_dataset import standardize_channels
 
 SCALE, SHIFT = torch.tensor([0.3, 2.0, 40.0]).view(1, 3, 1, 1), torch.tensor([-5.0, 0.4, 100.0]).view(1, 3, 1, 1)
 

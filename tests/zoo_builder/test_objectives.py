@@ -48,7 +48,7 @@ def test_batches_come_from_all_domains_and_in_their_shares():
         (n, d): source(seed=i) for i, (n, d) in enumerate([("own", "plain"), ("own", "gray"), ("other", "plain")])
     }
     task = tiny_task(datasets=("own",), related=("other",), own_share=0.75)
-    sampler = Sampler(task, sources)
+    sampler = Sampler(task, sources, {key: {} for key in sources})
     drawn = [sampler.draw() for _ in range(200)]
     share = sum(one.source is not sources["other", "plain"] for one in drawn) / len(drawn)
     assert 0.65 < share < 0.85
@@ -56,7 +56,8 @@ def test_batches_come_from_all_domains_and_in_their_shares():
 
 
 def test_every_image_is_drawn_before_one_comes_again():
-    sampler = Sampler(tiny_task("finetune", datasets=("own",)), {("own", "plain"): source(count=60)})
+    key = ("own", "plain")
+    sampler = Sampler(tiny_task("finetune", datasets=("own",)), {key: source(count=60)}, {key: {}})
     drawn = np.concatenate([sampler.draw().chosen for _ in range(15)])
     for epoch in drawn.reshape(4, 60):
         assert sorted(epoch) == list(range(60))
@@ -64,8 +65,9 @@ def test_every_image_is_drawn_before_one_comes_again():
 
 
 def episode(seed=0, classes=3, **training):
-    task = tiny_task(datasets=("own",), training=Training(1, batch_size=16, **training))
-    return Sampler(task, {("own", "plain"): source(classes=classes, seed=seed)}).draw()
+    task, key = tiny_task(datasets=("own",), training=Training(1, batch_size=16, **training)), ("own", "plain")
+    rescaling = {"weight": torch.full((3,), float(seed))}
+    return Sampler(task, {key: source(classes=classes, seed=seed)}, {key: rescaling}).draw()
 
 
 def test_loss_of_an_episode_is_small_for_features_that_tell_the_classes_apart():
@@ -88,11 +90,12 @@ def test_losses_of_several_models_are_those_of_each_alone():
         torch.testing.assert_close(SolvedHeads().losses(own, alone)[0], losses[i])
         filled = together.images[i][together.present[i] > 0]
         assert torch.equal(filled, alone.images[0])
+        assert torch.equal(together.rescaling["weight"][i], torch.full((3,), float(i)))
 
 
 def test_each_dataset_of_a_mixture_has_its_own_head():
     sources = {("a", "plain"): source(), ("b", "plain"): source(classes=2, seed=1)}
-    sampler = Sampler(tiny_task("mixture", datasets=("a", "b")), sources)
+    sampler = Sampler(tiny_task("mixture", datasets=("a", "b")), sources, {key: {} for key in sources})
     drawn = {one.head: one for one in (sampler.draw() for _ in range(20))}
     assert {h: one.num_classes for h, one in drawn.items()} == {0: 3, 1: 2}
     heads = [(torch.randn(k, 4, generator=seeded(k)), torch.zeros(k)) for k in (3, 2)]

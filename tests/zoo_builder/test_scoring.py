@@ -10,6 +10,7 @@ from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.domain_images import DomainImages
 from zoo_builder.errors import DataError
 from zoo_builder.model_stack import shifted
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.scoring import Probe, Trial, best_strength, mean_accuracy, score
 from zoo_builder.solved_head import solve_head
 
@@ -95,13 +96,14 @@ def delta_of(body, seed, size=0.05):
 
 
 def test_a_trial_is_scored_as_a_body_with_its_parameters_and_the_base_stays():
-    """By the functions for one model: BatchNorm recalibrated, a head solved."""
+    """By the functions for one model: BatchNorm rescaled for the base and recalibrated, a head solved."""
     body, delta = random_body().eval(), delta_of(random_body(), 1)
     before, one = copied(body.state_dict()), probe(body)
     (found,) = score(body, [Trial(one, delta, 0.5)])
     assert same(copied(body.state_dict()), before)
     model = random_body().eval()
-    model.load_state_dict(shifted(before, delta, 0.5))
+    rescaled = shifted(before, batchnorm_rescaling(model, one.images[:30]))
+    model.load_state_dict(shifted(rescaled, delta, 0.5))
     recalibrate_batchnorm(model, one.images[:30])
     with torch.no_grad():
         features = model(one.images)

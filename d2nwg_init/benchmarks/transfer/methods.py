@@ -102,7 +102,7 @@ def _sgd_equal_time(arena: Arena, cell: Cell) -> Built:
     METHODS[hook].make(arena, cell)
     allowed = time.perf_counter() - began
     began = time.perf_counter()
-    model = arena.solved({})
+    model = arena.solved_base()
     used = time.perf_counter() - began
     recipe = FineTuning(learning_rate=cell.learning_rate or FineTuning.learning_rate)
     steps = 0
@@ -148,7 +148,7 @@ def _universal(arena: Arena, cell: Cell) -> Built:
 def _noise_on_nearest(arena: Arena, cell: Cell) -> Built:
     """The best, on left-out images, of as many noisy copies of the nearest entry as a generator has candidates."""
     library = _library(arena)
-    nearest = library.combine(library.nearest(arena.embedding()))
+    nearest, base = library.combine(library.nearest(arena.embedding())), arena.rescaled_base()
     generator = torch.Generator().manual_seed(stable_seed("noise", cell.seed))
 
     def noisy(i: int) -> Body:
@@ -156,7 +156,7 @@ def _noise_on_nearest(arena: Arena, cell: Cell) -> Built:
             k: v + cell.sigma * v.square().mean().sqrt() * torch.randn(v.shape, generator=generator)  # type: ignore[operator]
             for k, v in nearest.items()
         }
-        return Body("noisy", f"noisy_{i}", shifted(arena.subject.parameters(), delta))
+        return Body("noisy", f"noisy_{i}", shifted(base, delta))
 
     return _best_of(arena, (noisy(i) for i in range(NUM_CANDIDATES)))
 
@@ -172,7 +172,7 @@ def _best_of(arena: Arena, bodies: Iterator[Body]) -> Built:
 
 def _zoo_selected(arena: Arena, _: Cell) -> Built:
     """The hook's selection, whose candidates are what a zoo gives without a generator."""
-    library, base = _library(arena), arena.subject.parameters()
+    library, base = _library(arena), arena.rescaled_base()
     assert arena.subject.universal is not None
 
     def bodies() -> Iterator[Body]:
@@ -204,7 +204,7 @@ def _no_generator(arena: Arena, cell: Cell) -> Built:
 def _oracle(arena: Arena, _: Cell) -> Built:
     """The entry and strength that are best on the test images: what the zoo holds for who knew them. Entries are
     shortlisted on a part of the images; the base, the universal delta and the shortlist are tried at every strength."""
-    library, base = _library(arena), arena.subject.parameters()
+    library, base = _library(arena), arena.rescaled_base()
     images, labels = arena.support.images[:ORACLE_IMAGES], arena.support.labels[:ORACLE_IMAGES]
     test_images, test_labels = arena.test[0][:ORACLE_IMAGES], arena.test[1][:ORACLE_IMAGES]
     model = arena.pretrained().to(memory_format=torch.channels_last)
@@ -234,7 +234,7 @@ def _generated(arena: Arena, cell: Cell) -> Built:
 
 
 def _generated_selected(arena: Arena, cell: Cell) -> Built:
-    base = arena.subject.parameters()
+    base = arena.rescaled_base()
     deltas = _samples(arena, cell.condition, NUM_CANDIDATES, cell.seed)
     return _best_of(
         arena, (Body("generated", f"generated_{i}", shifted(base, delta)) for i, delta in enumerate(deltas))
@@ -281,7 +281,8 @@ BOTH, ALL = ("right", "shuffled"), ("right", "shuffled", "null")
 METHODS: dict[str, Method] = {
     "scratch": Method(_plainly(Arena.scratch), long=True, few_shot=False),
     "pretrained": Method(_plainly(Arena.pretrained), long=True, few_shot=False),
-    "solved": Method(_plainly(lambda arena: arena.solved({})), long=True),
+    "solved": Method(_plainly(Arena.solved_base), long=True),
+    "rescaled": Method(_plainly(lambda arena: arena.solved({}))),
     "solved_full": Method(_solved_full, few_shot=False),
     "refined": Method(_refined),
     "nearest_class_mean": Method(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 STEPS = (0, 10, 30, 100)
 DRAWN = (
-    "scratch", "pretrained", "solved", "refined", "sgd_equal_time", "universal", "nearest", "regressor",
+    "scratch", "pretrained", "solved", "rescaled", "refined", "sgd_equal_time", "universal", "nearest", "regressor",
     "no_generator", "generated_mean", "initialize",
 )  # fmt: skip
 WIDTH = 0.8  # of the bars of one dataset together

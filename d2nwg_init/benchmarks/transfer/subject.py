@@ -20,9 +20,11 @@ from zoo_builder.clusters import embed_dataset
 from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.errors import ZooError
+from zoo_builder.model_stack import shifted
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.store import Zoo
 
-PROTOCOL = 2  # of the cells; another number is another folder
+PROTOCOL = 3  # of the cells; another number is another folder
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Subject:
 
     def parameters(self) -> dict[str, torch.Tensor]:
         return {name: self.base[name] for name, _ in self.body.named_parameters()}
+
+    def rescaled(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The base's parameters, BatchNorm rescaled for normalised images [N, C, H, W]: what deltas are added to."""
+        return shifted(self.parameters(), batchnorm_rescaling(self.body, images))
 
     def embed(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """[k], as the zoo's entries are embedded; of normalised images [N, C, H, W]."""

@@ -9,8 +9,8 @@ from statistics import mean, median
 import numpy as np
 
 ORDER = (
-    "scratch", "pretrained", "solved", "solved_full", "refined", "sgd_equal_time", "nearest_class_mean", "logistic",
-    "best_closed_form", "nearest", "zoo_mean", "similarity_mean", "universal", "least_squares", "regressor",
+    "scratch", "pretrained", "solved", "solved_full", "rescaled", "refined", "sgd_equal_time", "nearest_class_mean",
+    "logistic", "best_closed_form", "nearest", "zoo_mean", "similarity_mean", "universal", "least_squares", "regressor",
     "noise_on_nearest", "zoo_selected", "no_generator", "generated_mean", "generated_selected", "initialize", "oracle",
 )  # fmt: skip
 

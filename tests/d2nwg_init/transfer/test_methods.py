@@ -11,6 +11,7 @@ from d2nwg_init.benchmarks.transfer.methods import METHODS, make
 from tests.d2nwg_init.transfer.conftest import new_arena
 from tests.zoo_builder.synthetic import same, striped_dataset
 from zoo_builder.backbones import body_state, predict
+from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.support_set import read_support_set
 
 
@@ -92,8 +93,15 @@ def test_the_pretrained_body_is_the_base(arena, subject):
 
 @pytest.mark.parametrize("method", ["universal", "nearest", "zoo_mean", "least_squares", "regressor"])
 def test_a_delta_of_no_strength_is_the_base(arena, method):
-    torch.testing.assert_close(made(arena, method, strength=1e-30), made(arena, "solved"))
-    assert not same(made(arena, method), made(arena, "solved"))
+    torch.testing.assert_close(made(arena, method, strength=1e-30), made(arena, "rescaled"))
+    assert not same(made(arena, method), made(arena, "rescaled"))
+
+
+def test_rescaling_changes_nothing_of_the_body_but_the_weights_of_batchnorm(arena, subject):
+    solved, rescaled, base = made(arena, "solved"), made(arena, "rescaled"), subject.parameters()
+    assert same({k: solved[k] for k in base}, base)
+    changed = {k for k in base if not torch.equal(rescaled[k], base[k])}
+    assert "bn1.weight" in changed <= set(batchnorm_rescaling(subject.body, arena.support.images))
 
 
 @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if "shuffled" in m.conditions])
@@ -103,9 +111,9 @@ def test_a_shuffled_condition_changes_the_body_and_not_the_images_of_the_head(su
     shown = replace(arena, dataset=arena.other.dataset, other=None)
     if method != "generated_selected":  # which chooses by the arena's own images
         other = make(shown, cell_of(method)).model
-        names = list(subject.parameters())
+        names = [k for k, v in subject.parameters().items() if v.ndim > 1]
         assert same({k: swapped.state_dict()[k] for k in names}, {k: other.state_dict()[k] for k in names})
-        assert not same(body_state(swapped), body_state(other))  # BatchNorm saw the arena's own images
+        assert not same(body_state(swapped), body_state(other))  # BatchNorm is for the arena's own images
     assert accuracy(arena, swapped) > 0.5
 
 

@@ -1,0 +1,61 @@
+"""BatchNorm on new data that keeps how much each channel varies.
+
+Recalibrated alone, BatchNorm brings every channel to unit variance, those too that answer to something which the new
+images do not show: what is left of them is noise, and as loud as any signal. With its weight rescaled by as much, the
+body computes nearly what it was trained to compute, and the statistics are still those of the images, as they are in
+training: with BatchNorm left as it was, a head that was solved on its features is lost in its first steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from zoo_builder.backbones import evaluating
+from zoo_builder.batchnorm import batchnorm_layers, equal_batches
+from zoo_builder.datasets.image_dataset import standardize_channels
+
+IMAGES = 256  # that deviations are measured on, at most
+LOUDEST = 2.0  # a channel may vary by so many times what it did; more would be an explosion
+
+
+@torch.no_grad()
+def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What to add to the BatchNorm weights of `body`, by their names, before it is recalibrated on images [N, C, H, W].
+
+    A weight is multiplied by the ratio of its channel's deviation on the images to the one that `body` holds. Each of
+    the images' channels is standardised first, so that the loader's normalisation drops out. `body` stays as it is.
+    """
+    normalising = batchnorm_layers(body)
+    layers = {name: m for name, m in body.named_modules() if m in normalising and m.weight is not None}
+    if not layers:
+        return {}
+    held = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}
+    variances = {name: torch.zeros_like(var) for name, (_, var) in held.items()}
+    chosen = torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().long()
+    like = next(iter(layers.values())).weight
+    batches = equal_batches(standardize_channels(images[chosen]).to(like.device, like.dtype))
+
+    def normalise(name: str, layer: _BatchNorm, args: tuple[torch.Tensor, ...]) -> None:
+        """By the mean of the batch, and the deviation that was held if the batch's is not far larger."""
+        variance, mean = torch.var_mean(args[0].float().transpose(0, 1).flatten(1), dim=1, correction=0)
+        variances[name] += variance.to(variances[name]) / len(batches)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(torch.maximum(variance.to(layer.running_var) / LOUDEST**2, held[name][1]))
+
+    hooks = [m.register_forward_pre_hook(lambda m, a, name=name: normalise(name, m, a)) for name, m in layers.items()]
+    try:
+        with evaluating(body):
+            for batch in batches:
+                body(batch.contiguous(memory_format=torch.channels_last))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, (mean, var) in held.items():
+            layers[name].running_mean.copy_(mean)
+            layers[name].running_var.copy_(var)
+    ratios = {name: ((variances[name] + m.eps) / (held[name][1] + m.eps)).sqrt() for name, m in layers.items()}
+    return {f"{name}.weight": (ratios[name].clamp(max=LOUDEST) - 1) * m.weight for name, m in layers.items()}
