@@ -106,8 +106,11 @@ def initialize(
             bodies = plan.until(deadline, support, seed)
             candidates = list(_advancing(propose(work, support, bodies, head != "keep", plan.names), bar))
         steps = refining_steps or 0
-        if refining_steps is None and bundle and len(support) >= ENOUGH_TO_REFINE:
-            steps = REFINING_STEPS
+        if refining_steps is None and bundle:
+            if len(support) >= ENOUGH_TO_REFINE:
+                steps = REFINING_STEPS
+            else:
+                plan.notes.append(f"not refined, which takes {ENOUGH_TO_REFINE} images or refining_steps=N")
         # With its own head the model stays what it is. BatchNorm as it is suits a head alone: refined bodies do better.
         refinable = steps > 0 and bool(plan.names) and head != "keep" and can_be_refined(support)
         competing = [

@@ -182,7 +182,7 @@ def test_generated_weights_are_written_under_the_models_own_names(of_mobilenet):
     images = [labelled_images(48, 3)]
     report = initialize(model, images, generator=of_mobilenet, num_candidates=1, select=False, refining_steps=0)
     assert report.chosen == "generated_0"
-    assert report.notes == (RENAMED,)
+    assert report.notes[:1] == (RENAMED,)
     assert set(model.state_dict()) == names
     ours = timm.create_model("mobilenetv3_small_100", num_classes=3)
     initialize(ours, images, generator=of_mobilenet, num_candidates=1, select=False, refining_steps=0)
@@ -224,7 +224,7 @@ def test_images_of_other_channels_get_generated_weights(channels, bundle):
     gray = images.mean(1, keepdim=True).repeat(1, channels, 1, 1)
     report = initialize(model, [(gray, labels)], generator=bundle, num_candidates=1, select=False)
     assert report.chosen == "generated_0"
-    assert report.notes == (f"the stem of the bundle was adapted from 3 channels to {channels}",)
+    assert report.notes[:1] == (f"the stem of the bundle was adapted from 3 channels to {channels}",)
     assert model.conv1[0].weight.shape[1] == channels
     with torch.no_grad():
         assert 100 * (model.eval()(gray).argmax(1) == labels).float().mean() > 90
@@ -235,4 +235,4 @@ def test_images_of_another_size_are_noted(bundle):
         model = timm.create_model("test_resnet", num_classes=3)
         report = initialize(model, [labelled_images(24, 3, size=size)], generator=bundle, num_candidates=1)
         words = f"the bundle is for images of 32x32 pixels, and these have {size}x{size}"
-        assert report.notes == ((words,) if noted else ())
+        assert (words in report.notes) == noted

@@ -107,7 +107,9 @@ def test_too_few_images_of_a_class_are_not_trained_on(support):
 
 def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle, monkeypatch):
     monkeypatch.setattr(candidates, "ENOUGH_FOR_STATISTICS", 0)  # else the body as it is would be chosen, and kept
-    assert initialize(new_model(), loader, generator=bundle, num_candidates=1).refinement is None  # of 48 images
+    few = initialize(new_model(), loader, generator=bundle, num_candidates=1)  # of 48 images
+    assert few.refinement is None
+    assert any(note.startswith("not refined") for note in few.notes)
     monkeypatch.setattr(hook, "ENOUGH_TO_REFINE", 48)
     models = [new_model() for _ in range(3)]
     options = {"generator": bundle, "num_candidates": 1}
