@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrained_generators.generator import Generator
-from pretrained_generators.probes import tried_images
 from zoo_builder.backbones import caught_features, evaluating, extract_features, set_head
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, equal_batches, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
+from zoo_builder.datasets.image_dataset import spread_evenly
 from zoo_builder.model_stack import shifted
 from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.solved_head import solve_head
@@ -155,8 +155,7 @@ def propose(
 
 def judging_images(support: SupportSet) -> torch.Tensor:
     """Indices of the images that candidates are judged on, spread evenly over those read."""
-    count = min(len(support), max(JUDGES, JUDGES_A_CLASS * support.num_classes))
-    return torch.linspace(0, len(support) - 1, count, dtype=torch.float64).round().long()
+    return spread_evenly(len(support), max(JUDGES, JUDGES_A_CLASS * support.num_classes))
 
 
 def placed(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
@@ -199,7 +198,7 @@ def generated_bodies(
     latents |= {("generated", f"generated_{i}"): z for i, z in enumerate(samples)}
     if len(latents) > finalists:
         classes = support.num_classes
-        tried = tried_images(len(support), max(SCREENED, SCREENED_A_CLASS * classes))
+        tried = spread_evenly(len(support), max(SCREENED, SCREENED_A_CLASS * classes))
         decoded = map(generator.decoded, samples)
         worth = generator.worth_of(decoded, support.images, support.labels, classes, tried)[1:, 0]
         worth = torch.cat([generator.probes_worth(condition), worth])

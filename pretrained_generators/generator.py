@@ -16,11 +16,11 @@ from torch import nn
 from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
 from pretrained_generators.low_rank import SharedSubspaces
-from pretrained_generators.probes import Probes, tried_images, worth_of
+from pretrained_generators.probes import IMAGES, Probes, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
 from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
-from zoo_builder.datasets.image_dataset import channel_statistics
+from zoo_builder.datasets.image_dataset import channel_statistics, spread_evenly
 from zoo_builder.model_stack import shifted
 from zoo_builder.rescaling import batchnorm_rescaling
 
@@ -96,7 +96,8 @@ class Generator(nn.Module, ModelHubMixin):
     @torch.no_grad()
     def probe(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
         """`worth_of` the decoded probes, as a vector."""
-        return self.worth_of(self.probe_deltas(), images, labels, num_classes, tried_images(len(labels))).flatten()
+        tried = spread_evenly(len(labels), IMAGES)
+        return self.worth_of(self.probe_deltas(), images, labels, num_classes, tried).flatten()
 
     def probes_worth(self, condition: torch.Tensor) -> torch.Tensor:
         """By how much each probe changes the loss [J], as `embed` measured it for this condition [c]."""

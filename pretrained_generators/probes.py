@@ -53,11 +53,6 @@ class Probes(nn.Module):
         return torch.einsum("...j,jnl->...nl", weights, self.latents)
 
 
-def tried_images(count: int, most: int = IMAGES) -> torch.Tensor:
-    """Indices of the images, of `count`, that deltas are tried on, `most` at most, spread evenly."""
-    return torch.linspace(0, count - 1, min(most, count)).round().long()
-
-
 @torch.no_grad()
 def worth_of(
     base: nn.Module,

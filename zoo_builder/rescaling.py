@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo_builder.backbones import evaluating
 from zoo_builder.batchnorm import batchnorm_layers, equal_batches
-from zoo_builder.datasets.image_dataset import standardize_channels
+from zoo_builder.datasets.image_dataset import spread_evenly, standardize_channels
 
 IMAGES = 256  # that deviations are measured on, at most
 LOUDEST = 2.0  # a channel may vary by so many times what it did; more would be an explosion
@@ -34,7 +34,7 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
         return {}
     held = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}
     variances = {name: torch.zeros_like(var) for name, (_, var) in held.items()}
-    chosen = torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().long()
+    chosen = spread_evenly(len(images), IMAGES)
     like = next(iter(layers.values())).weight
     batches = equal_batches(standardize_channels(images[chosen]).to(like.device, like.dtype))
 

@@ -65,6 +65,11 @@ def normalize_images(images: torch.Tensor, mean: tuple[float, ...], std: tuple[f
     return images.float().sub_(mean_).div_(std_).contiguous(memory_format=torch.channels_last)
 
 
+def spread_evenly(count: int, most: int) -> torch.Tensor:
+    """Indices of `most` of `count` images, or of all if there are fewer, from all parts of the set."""
+    return torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).round().long()
+
+
 def standardize_channels(images: torch.Tensor) -> torch.Tensor:
     """Mean 0 and deviation 1 for each channel over all images and pixels of [N, C, H, W]."""
     mean, std = channel_statistics(images)
