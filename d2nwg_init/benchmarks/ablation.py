@@ -18,7 +18,6 @@ from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
 from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject
-from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import REFINING_STEPS, initialize
 from pretrained_generators.generator import Generator
 from zoo_builder.backbones import extract_features, predict, set_head
@@ -73,9 +72,7 @@ def _without_anchor(arena: Arena) -> nn.Module:
 def _not_rescaled(arena: Arena) -> nn.Module:
     """BatchNorm is recalibrated alone."""
     delta = _generator(arena).sample_deltas(_condition(arena), 1, arena.seed)[0]
-    model, support = arena.pretrained().to(memory_format=torch.channels_last), arena.support
-    set_body_and_solve(model, shifted(arena.subject.parameters(), delta), support.images, support.labels)
-    return model
+    return arena.with_body(shifted(arena.subject.parameters(), delta))
 
 
 def _base_statistics(arena: Arena) -> nn.Module:

@@ -98,17 +98,18 @@ class Arena:
 
     def solved(self, delta: Mapping[str, torch.Tensor], strength: float = 1.0) -> nn.Module:
         """base + strength * delta, BatchNorm rescaled and recalibrated and the head solved on the images read."""
-        return self._solved(shifted(self.rescaled_base(), delta, strength))
+        return self.with_body(shifted(self.rescaled_base(), delta, strength))
 
     def solved_base(self) -> nn.Module:
         """The base, BatchNorm recalibrated and the head solved on the images read."""
-        return self._solved({})
+        return self.with_body({})
 
     def rescaled_base(self) -> dict[str, torch.Tensor]:
         """Its parameters. Not kept: each method pays for it."""
         return self.subject.rescaled(self.support.images)
 
-    def _solved(self, body: Mapping[str, torch.Tensor]) -> nn.Module:
+    def with_body(self, body: Mapping[str, torch.Tensor]) -> nn.Module:
+        """`body` in place of the base's parameters, BatchNorm recalibrated and the head solved on the images read."""
         model = self.pretrained().to(memory_format=torch.channels_last)
         set_body_and_solve(model, body, self.support.images, self.support.labels)
         return model
