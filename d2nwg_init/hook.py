@@ -132,7 +132,7 @@ def initialize(
             with stages("refining"), progress_bar("refining", steps, show=progress) as bar:
                 set_parameters(work, chosen.parameters)
                 refinement = refine(work, support, steps, seed, plan.names, bar.advance)
-        if refinement is None or not refinement.kept:
+        if refinement is None:
             with stages("solving"):
                 become(work, chosen, support, head != "keep")
         state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()

@@ -57,7 +57,8 @@ def refine(
     in place; `advance` is called after each step.
 
     Half of the way to the trained weights is gone. One image in five of each class is held back; where their loss says
-    that nothing was gained the model stays as it was. None where no class has five.
+    that nothing was gained the body stays as it was. Either way BatchNorm is recalibrated and the head solved on all
+    images. None where no class has five, or features are not finite: the head is not solved then.
     """
     images, labels = placed(support.images, model), support.labels
     held_back = _held_back(labels, seed)
@@ -66,7 +67,10 @@ def refine(
     names = parameters_in_scope(model, "body") if names is None else names
     trained = {name: p.requires_grad_() for name, p in model.named_parameters() if name in names}
     parameters = list(trained.values())
-    as_it_was, before = copied_state(model), _judge(model, images, labels, held_back)  # which sets BatchNorm
+    before = _judge(model, images, labels, held_back)  # which sets BatchNorm
+    if before.loss == UNUSABLE:
+        return None
+    as_it_was = copied_state(model)
     start = [as_it_was[name] for name in trained]
     fitted = torch.nonzero(~held_back)[:, 0]
     end = _fit(model, parameters, images, labels, fitted, steps, seed, advance)
@@ -74,6 +78,8 @@ def refine(
     after = _judge(model, images, labels, held_back)
     if after.loss == UNUSABLE or not gained(before.losses, after.losses):
         model.load_state_dict(as_it_was)
+        head = solve_head(before.features, labels, before.num_classes)
+        set_head(model, head.weight, head.bias, images)
         return Refinement(steps, before.loss, before.loss, kept=False)
     set_head(model, *ridge_head(after.features, labels, after.num_classes, after.ridge, after.scale), images)
     return Refinement(steps, before.loss, after.loss, kept=True)

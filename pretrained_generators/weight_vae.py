@@ -14,6 +14,8 @@ from torch import nn
 
 from pretrained_generators.attention import AttentionBlock
 
+NARROWEST = 1e-3  # of a place's widest direction: the least that a coefficient is divided by
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -55,7 +57,9 @@ class WeightVAE(nn.Module):
             rank = min(self.basis.shape[1], len(values))
             std = values[:rank] / len(chunks) ** 0.5
             self.basis[place, :rank] = vectors[:rank]
-            self.coefficient_std[place, :rank] = std.clamp_min(1e-4)
+            # Where few weights of a place ever change, some directions hold nothing. They turn to the others in
+            # training, and what is divided by next to nothing explodes.
+            self.coefficient_std[place, :rank] = std.clamp_min(NARROWEST * (std[0].item() or 1.0))
 
     def encode(self, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, num_chunks, chunk] -> mean and log-variance of the latent, each [B, num_chunks, latent]."""

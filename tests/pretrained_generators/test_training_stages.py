@@ -45,6 +45,16 @@ def test_vae_keeps_what_the_svd_start_already_rebuilds(tmp_path):
     assert error < 0.05
 
 
+def test_vae_of_a_place_of_which_few_weights_ever_change_stays_finite(tmp_path):
+    torch.manual_seed(0)
+    chunks = 500 * zoo_data().chunks
+    chunks[:, 1, 2:] = 0  # two directions, and a latent of seven
+    vae = WeightVAE(2, 20, VAEConfig(latent=7, width=16, depth=1, heads=2))
+    train_vae(vae, chunks, VAEStage(steps=60, batch_size=8, learning_rate=5e-3), tmp_path, 0)
+    error = (vae.decode(encode_all(vae, chunks)) - chunks).square().mean() / chunks.square().mean()
+    assert error < 0.05
+
+
 def test_mixtures_lie_between_entries():
     chunks = torch.stack([torch.full((2, 3), float(v)) for v in (0, 10)])
     mixed = mix_entries(chunks, 200, seeded(0))
