@@ -93,7 +93,7 @@ def shuffled_drop(transfer: dict, bundle: Bundle) -> float:
     where `oracle` is ORACLE_GAIN or more above `solved`; NaN where these rows, of this bundle, are not there."""
     config = bundle.config
     for part in parts(transfer):
-        same = part.run.get("weights_sha256") == config.weights_sha256
+        same = any(r.get("weights_sha256") == config.weights_sha256 for r in part.runs if None in r["shots"])
         if (part.bundle, part.split) == (config.name, "development") and same:
             at = by_dataset(selected(part.rows, "test_accuracy", step=0))
             oracle, solved = at.get("oracle", {}), at.get("solved", {})

@@ -117,10 +117,10 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
         return _measure(f"{subject.name}, {title}", request, folder, _tied(cells, subject), datasets, workers)
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, request.shots)))
-    if request.training:
+    if request.training and None in request.shots:
         choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
-    covered = {"of": of, "methods": list(methods), "shots": list(request.shots), "training": request.training}
-    write_choices(file, subject.name, choices, header("transfer") | covered)
+    about = header("transfer")
+    write_choices(file, subject.name, of, choices, list(methods), request.shots, request.training, about)
     return choices
 
 

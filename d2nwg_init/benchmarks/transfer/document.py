@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, points, targets, write_page
 from d2nwg_init.benchmarks.transfer.plots import draw_curves, draw_wins
-from d2nwg_init.benchmarks.transfer.tables import Part, parts
+from d2nwg_init.benchmarks.transfer.tables import Part, images_of, parts
 from pretrained_generators.svg import as_svg
 from zoo_builder.checkpoint import write_text_atomically
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 def block(part: Part) -> str:
     """Markdown of one subject and split."""
     stem = f"results/transfer-{part.bundle}-{part.split}"
-    machine = part.run["machine"]
-    about = f"Commit `{part.run['commit'][:10]}`, {machine['cores']} CPU cores, {part.run['date'][:10]}."
-    lines = [f"### {part.bundle}, {part.split} split", "", about, ""]
+    lines = [f"### {part.bundle}, {part.split} split", ""]
+    for run in part.runs:
+        cores = f"{run['machine']['cores']} CPU cores"
+        lines += [f"Commit `{run['commit'][:10]}`, {cores}, {run['date'][:10]}: {images_of(run)}.", ""]
     for table in (points(part), datasets(part), few_shot(part), targets(part)):
         if table["rows"]:
             lines += [

@@ -10,6 +10,7 @@ from d2nwg_init.benchmarks.transfer.tables import (
     Part,
     Reached,
     by_dataset,
+    images_of,
     in_order,
     means,
     parts,
@@ -44,7 +45,7 @@ def section(part: Part) -> dict:
     return {
         "bundle": part.bundle,
         "split": part.split,
-        "run": part.run,
+        "runs": [{**run, "images": images_of(run)} for run in part.runs],
         "tables": [table for table in (points(part), datasets(part), few_shot(part), targets(part)) if table["rows"]],
         "plots": [Markup(as_svg(figure)) for figure in figures if figure is not None],
     }

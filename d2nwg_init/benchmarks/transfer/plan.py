@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, Training
@@ -49,7 +49,7 @@ def read_choices(
     of: str,
     methods: Collection[str] = (),
     shots: Collection[int | None] = (),
-    training: bool = True,
+    training: bool = False,
 ) -> Choices | None:
     """What was chosen for `subject`; None for nothing yet, or for another base, zoo or bundle than `of` tells, or not
     for all of these methods and shots, or no rates for `training`."""
@@ -58,8 +58,8 @@ def read_choices(
     try:
         written = json.loads(file.read_text())
         chosen, run = written["choices"].get(subject), written["runs"].get(subject, {})
-        covered = set(methods) <= set(run.get("methods", methods)) and set(shots) <= set(run.get("shots", shots))
-        covered = covered and run.get("training", True) >= training
+        covered = all(set(methods) <= set(run.get("methods", {}).get(_named(s), ())) for s in shots)
+        covered = covered and (run.get("training", False) or not training or None not in shots)
         return parse_config(chosen, Choices) if chosen is not None and run.get("of") == of and covered else None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(
@@ -67,12 +67,40 @@ def read_choices(
         ) from e
 
 
-def write_choices(file: Path, subject: str, choices: Choices, header: Mapping[str, object]) -> None:
-    """Into a file that may hold those of other subjects."""
-    before = json.loads(file.read_text()) if file.exists() else {}
-    runs = {**before.get("runs", {}), subject: dict(header)}
-    kept = {**before.get("choices", {}), subject: asdict(choices)}
+def write_choices(
+    file: Path,
+    subject: str,
+    of: str,
+    choices: Choices,
+    methods: Collection[str],
+    shots: Collection[int | None],
+    training: bool,
+    header: Mapping[str, object],
+) -> None:
+    """Into a file that may hold those of other subjects, and of this one for other numbers of shots."""
+    written = json.loads(file.read_text()) if file.exists() else {"runs": {}, "choices": {}}
+    run = {"of": of, "methods": {_named(s): list(methods) for s in shots}, "training": training and None in shots}
+    before = written["runs"].get(subject, {})
+    if before.get("of") == of:
+        run["methods"] = before["methods"] | run["methods"]
+        run["training"] = run["training"] or (before["training"] and None not in shots)
+        choices = _joined(parse_config(written["choices"][subject], Choices), choices, None in shots)
+    runs = {**written["runs"], subject: {**header, **run}}
+    kept = {**written["choices"], subject: asdict(choices)}
     write_text_atomically(file, json.dumps({"schema": 1, "runs": runs, "choices": kept}, indent=1) + "\n")
+
+
+def _joined(before: Choices, now: Choices, all_images: bool) -> Choices:
+    """What was chosen for some numbers of shots, and `now` for others, `all_images` among them or not."""
+    methods = dict(before.methods)
+    for name, choice in now.methods.items():
+        few_shot = before.of(name).few_shot_strength | choice.few_shot_strength
+        methods[name] = replace(choice if all_images else before.of(name), few_shot_strength=few_shot)
+    return Choices(methods, before.closed_form | now.closed_form)
+
+
+def _named(shots: int | None) -> str:
+    return "all" if shots is None else str(shots)
 
 
 def available(has_zoo: bool, has_bundle: bool) -> dict[str, Method]:

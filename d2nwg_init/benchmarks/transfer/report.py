@@ -165,15 +165,21 @@ def _correct(found: Found, key: Key, dataset: str, at: str) -> dict[int, np.ndar
 def merge_report(
     file: Path, header: Mapping[str, object], rows: Sequence[TransferRow], comparisons: Sequence[Comparison]
 ) -> dict:
-    """The object of transfer.json: that of `file`, in which the rows of this subject and split are replaced. Each run
-    keeps a header of its own."""
+    """The object of transfer.json: that of `file`, in which the rows of this subject and split are replaced that have
+    the same numbers of shots. Each run keeps a header of its own."""
     subject, split = rows[0].bundle, rows[0].split
+    shots = list(dict.fromkeys(r.shots for r in rows))
     before = json.loads(file.read_text()) if file.exists() else {}
 
     def others(items: list[dict]) -> list[dict]:
-        return [i for i in items if (i["bundle"], i["split"]) != (subject, split)]
+        return [i for i in items if (i["bundle"], i["split"]) != (subject, split) or i["shots"] not in shots]
 
-    runs = [*others(before.get("runs", [])), {"bundle": subject, "split": split, **header}]
+    runs = []
+    for run in before.get("runs", []):
+        same = (run["bundle"], run["split"]) == (subject, split)
+        left = [s for s in run["shots"] if not same or s not in shots]
+        runs += [{**run, "shots": left}] if left else []
+    runs.append({"bundle": subject, "split": split, "shots": shots, **header})
     return {
         **{k: v for k, v in header.items() if k != "data"},
         "data": list({d["name"]: d for run in runs for d in run["data"]}.values()),

@@ -21,7 +21,7 @@ class Part:
 
     bundle: str
     split: str
-    run: dict
+    runs: list[dict]  # that measured them, each for some numbers of shots
     rows: list[dict]
     comparisons: list[dict]
 
@@ -31,16 +31,16 @@ class Part:
 
 
 def parts(report: dict) -> list[Part]:
-    return [
-        Part(
-            run["bundle"],
-            run["split"],
-            run,
-            [r for r in report["rows"] if (r["bundle"], r["split"]) == (run["bundle"], run["split"])],
-            [c for c in report["comparisons"] if (c["bundle"], c["split"]) == (run["bundle"], run["split"])],
-        )
-        for run in report["runs"]
-    ]
+    def of(key: tuple[str, str], items: Sequence[dict]) -> list[dict]:
+        return [i for i in items if (i["bundle"], i["split"]) == key]
+
+    keys = dict.fromkeys((run["bundle"], run["split"]) for run in report["runs"])
+    return [Part(*key, *(of(key, report[name]) for name in ("runs", "rows", "comparisons"))) for key in keys]
+
+
+def images_of(run: dict) -> str:
+    """Which numbers of images a run measured."""
+    return ", ".join("all train images" if s is None else f"{s} a class" for s in run["shots"])
 
 
 def label(row: dict) -> str:

@@ -115,18 +115,39 @@ def test_a_rate_is_chosen_by_steps_30_and_100_and_the_epoch():
     assert choose_rates(before, found).of("solved") == Choice(RATES[1], 0.5)
 
 
+def test_what_is_chosen_for_other_numbers_of_shots_joins(tmp_path):
+    file = tmp_path / "choices.json"
+    write_choices(file, "one", "one-1", Choices({"universal": Choice(1e-3, 0.5)}), ["universal"], [None], True, {})
+    few = Choices(
+        {"universal": Choice(None, None, {"1": 1.5}), "nearest": Choice(None, None, {"1": 1.0})}, {"1": "logistic"}
+    )
+    write_choices(file, "one", "one-1", few, ["universal", "nearest"], [1], True, {})
+    both = Choices(
+        {"universal": Choice(1e-3, 0.5, {"1": 1.5}), "nearest": Choice(None, None, {"1": 1.0})}, {"1": "logistic"}
+    )
+    assert read_choices(file, "one", "one-1", ["universal"], [1, None], training=True) == both
+    assert read_choices(file, "one", "one-1", ["universal", "nearest"], [1]) == both
+    assert read_choices(file, "one", "one-1", ["universal", "nearest"], [1, None]) is None
+    write_choices(file, "one", "one-1", Choices({"universal": Choice(None, 1.0)}), ["universal"], [None], False, {})
+    assert (
+        read_choices(file, "one", "one-1", ["universal"], [None], training=True) is None
+    )  # rates are of other strengths
+    write_choices(file, "one", "one-2", few, ["universal"], [1], True, {})  # of another zoo, which replaces all
+    assert read_choices(file, "one", "one-2", ["universal"], [1]) == few
+    assert read_choices(file, "one", "one-2", ["universal"], [None]) is None
+
+
 def test_choices_are_read_as_they_were_written_beside_those_of_others(tmp_path):
     file = tmp_path / "choices.json"
     one, two = (Choices({"universal": Choice(1e-3, s, {"1": s})}, {"1": "logistic"}) for s in (0.5, 1.5))
-    write_choices(file, "one", one, {"of": "one-1"})
-    write_choices(file, "two", two, {"of": "two-1"})
+    write_choices(file, "one", "one-1", one, ["universal"], [1, None], True, {})
+    write_choices(file, "two", "two-1", two, ["universal"], [1, None], True, {})
     names = ("one", "one-1"), ("two", "two-1"), ("three", "three-1")
     assert [read_choices(file, *name) for name in names] == [one, two, None]
     assert read_choices(file, "one", "one-2") is None  # another zoo
-    write_choices(file, "one", one, {"of": "one-1", "methods": ["solved", "nearest"], "shots": [5, None]})
-    assert read_choices(file, "one", "one-1", ["nearest"], [None]) == one
+    assert read_choices(file, "one", "one-1", ["universal"], [1, None], training=True) == one
     assert read_choices(file, "one", "one-1", ["nearest", "universal"], [None]) is None
-    assert read_choices(file, "one", "one-1", ["nearest"], [1]) is None
-    file.write_text("{}")
+    assert read_choices(file, "one", "one-1", ["universal"], [5]) is None
+    file.write_text('{"runs": {}}')
     with pytest.raises(RecipeError, match="choices"):
         read_choices(file, "one", "one-1")

@@ -144,6 +144,19 @@ def test_another_subject_or_split_joins_and_the_same_one_is_replaced(found, repo
     assert not [r for r in merged["rows"] if (r["bundle"], r["split"], r["method"]) == (*runs[2], "oracle")]
 
 
+def test_other_numbers_of_shots_join_those_of_the_same_subject_and_split(found, report, tmp_path):
+    file = tmp_path / "transfer.json"
+    write_report(file, report)
+    write_report(file, reported({c: m for c, m in found.items() if c.shots == 1}, "base", file))
+    merged = json.loads(file.read_text())
+    assert [r["shots"] for r in merged["runs"]] == [[None], [1]]
+    for part in ("rows", "comparisons"):
+        assert len(merged[part]) == len(report[part])
+    assert len(tables.parts(merged)) == 1
+    write_report(file, reported(found, "base", file))
+    assert len(json.loads(file.read_text())["runs"]) == 1
+
+
 def test_means_are_over_datasets_and_seeds(report):
     (part,) = tables.parts(report)
     start = tables.means(tables.selected(part.rows, "test_accuracy", step=0), part.datasets)
