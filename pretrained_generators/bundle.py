@@ -29,6 +29,7 @@ from pretrained_generators.bundle_files import (
 )
 from pretrained_generators.bundle_tensors import check_header, read_finite, read_header
 from pretrained_generators.generator import Generator, GeneratorConfig
+from zoo_builder.backbones import BackboneSpec
 from zoo_builder.checkpoint import halved_if_exact, write_atomically
 from zoo_builder.errors import BundleError, ModelError, nearest_names
 
@@ -165,6 +166,7 @@ def load_bundle(name_or_path: str | Path, base: nn.Module | None = None, blobs: 
     if elsewhere is not None and base is None:  # raises, after all else was checked without it
         take_base(elsewhere, body.state_dict(), base, config.name)
     generator.load_state_dict(tensors | {BASE + k: v for k, v in taken.items()}, assign=True)
+    _fill_unsaved_buffers(body, config.generator.backbone)
     generator.bundle, generator.folder, generator.statistics = config, path.resolve(), statistics
     generator.revision = None if blobs is None else path.name
     return Bundle(config, generator.requires_grad_(False).eval())
@@ -192,6 +194,17 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
                 f"{path}: {block} is no parameter of {backbone.model}, or there twice. Get the bundle again."
             )
     return body
+
+
+def _fill_unsaved_buffers(body: nn.Module, backbone: BackboneSpec) -> None:
+    """Give those that no file holds, such as the indices of relative positions in timm, what the library gives them."""
+    if any(buffer.is_meta for buffer in body.buffers()):
+        with torch.random.fork_rng(devices=[]):
+            made = dict(backbone.create().named_buffers())
+        for name, buffer in list(body.named_buffers()):
+            if buffer.is_meta:
+                module, _, own = name.rpartition(".")
+                body.get_submodule(module).register_buffer(own, made[name], persistent=False)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from torch import nn
 
 from pretrained_generators.attention import AttentionBlock
 
-NARROWEST = 1e-3  # of a place's widest direction: the least that a coefficient is divided by
+NARROWEST = 1e-3  # of a place's widest direction: the least that a coefficient is divided by, but for
+LEAST = 1e-4  # which half precision can hold
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class WeightVAE(nn.Module):
             self.basis[place, :rank] = vectors[:rank]
             # Where few weights of a place ever change, some directions hold nothing. They turn to the others in
             # training, and what is divided by next to nothing explodes.
-            self.coefficient_std[place, :rank] = std.clamp_min(NARROWEST * (std[0].item() or 1.0))
+            self.coefficient_std[place, :rank] = std.clamp_min(max(NARROWEST * std[0].item(), LEAST))
 
     def encode(self, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, num_chunks, chunk] -> mean and log-variance of the latent, each [B, num_chunks, latent]."""

@@ -47,6 +47,22 @@ def test_reloaded_bundle_has_every_tensor(path):
     assert same(load_bundle(path).generator.state_dict(), random_generator().state_dict())
 
 
+def test_reloaded_base_has_what_no_file_holds(tmp_path):
+    """Indices of relative positions, which timm leaves out of a state; in training mode they are looked up."""
+    original = random_generator("efficientvit_m0")
+    save_random_bundle(tmp_path, generator=original)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    loaded = load_bundle(tmp_path).generator
+    assert torch.equal(torch.get_rng_state(), before)
+    buffers = dict(original.base.named_buffers())
+    assert buffers.keys() - original.base.state_dict().keys()
+    assert same(dict(loaded.base.named_buffers()), buffers)
+    images = torch.randn(4, 3, 64, 64, generator=seeded(0))
+    outputs = [generator.base.train()(images) for generator in (original, loaded)]
+    assert torch.equal(*outputs)
+
+
 def test_reloaded_bundle_is_frozen_and_evaluates(path):
     generator = load_bundle(path).generator
     assert not any(p.requires_grad for p in generator.parameters())
