@@ -22,9 +22,9 @@ def transfer(
     defaults: Annotated[
         bool, typer.Option("--defaults", help="Choose no learning rates and strengths first: a quick look.")
     ] = False,
-    training: Annotated[
-        bool, typer.Option("--training/--no-training", help="Measure along a training, or step 0 alone.")
-    ] = True,
+    trained: Annotated[
+        str, typer.Option(help="Rows to measure along a training too, by commas; empty takes all, 'none' none.")
+    ] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes of one thread each; 0 takes one a core.")] = 0,
     work: Annotated[Path, typer.Option(help="Folder of the finished cells.")] = Path("runs/transfer"),
     out: Annotated[
@@ -43,9 +43,8 @@ def transfer(
     from d2nwg_init.benchmarks.transfer.subject import SubjectSpec
 
     spec = SubjectSpec(zoo, bundle, _names(plans), universal)
-    request = Request(
-        spec, split, data, _names(methods), _names(datasets), _shots(shots), seeds, not defaults, training
-    )
+    along = () if trained == "none" else _names(trained) or None
+    request = Request(spec, split, data, _names(methods), _names(datasets), _shots(shots), seeds, not defaults, along)
     found, report = run_benchmark(request, work, out, workers)
     if json_:
         import json
@@ -55,7 +54,7 @@ def transfer(
     console = Console()
     for count in request.shots:
         console.print(accuracy_table(found, "step/0", count))
-    for at in ("step/30", "epoch/1", "epoch/10") if None in request.shots and training else ():
+    for at in ("step/30", "epoch/1", "epoch/10") if None in request.shots and along != () else ():
         console.print(accuracy_table(found, at))
     typer.echo(f"Results: {out}. Page: {out.with_suffix('.html')}")
 

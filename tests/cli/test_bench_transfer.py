@@ -103,11 +103,11 @@ def test_without_training_only_step_0_is_measured_and_no_rate_is_chosen(whole, m
     monkeypatch.setattr("d2nwg_init.benchmarks.transfer.splits.SPLITS", {"development": ("kmnist", "dtd_part")})
     monkeypatch.setattr("d2nwg_init.benchmarks.transfer.benchmark.SPLITS", {"development": ("kmnist", "dtd_part")})
     more = ("--methods", "solved,universal", "--shots", "all", "--seeds", "1", "--workers", "1")
-    succeed(*arguments(whole, measured_on, tmp_path, *more, "--no-training"))
+    succeed(*arguments(whole, measured_on, tmp_path, *more, "--trained", "none"))
     report = json.loads((tmp_path / "transfer.json").read_text())
     assert {r["step"] for r in report["rows"] if r["metric"] == "test_accuracy"} == {0}
     chosen = json.loads((tmp_path / "transfer_choices.json").read_text())
     name = report["rows"][0]["bundle"]
     assert chosen["choices"][name]["methods"]["universal"]["learning_rate"] is None
     assert chosen["choices"][name]["methods"]["universal"]["strength"] is not None
-    assert chosen["runs"][name]["training"] is False
+    assert chosen["runs"][name]["trained"] == []

@@ -11,7 +11,7 @@ from pathlib import Path
 from d2nwg_init.benchmarks.results import header
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.live import LiveTable
-from d2nwg_init.benchmarks.transfer.methods import METHODS
+from d2nwg_init.benchmarks.transfer.methods import METHODS, Method
 from d2nwg_init.benchmarks.transfer.plan import (
     RATE_DATASETS,
     Choices,
@@ -44,7 +44,19 @@ class Request:
     shots: tuple[int | None, ...]
     seeds: int
     choose: bool  # learning rates and strengths, on the development sets
-    training: bool = True  # False: step 0 alone, for which no learning rate is chosen
+    trained: tuple[str, ...] | None = None  # None takes all that can be; of others step 0 alone is measured
+
+    def rows(self) -> dict[str, Method]:
+        """The methods to measure, each trained or not.
+
+        Raises:
+            RecipeError: unknown, or without the zoo or bundle that it needs.
+        """
+        found = chosen_methods(self.methods, self.subject.zoo is not None, self.subject.bundle is not None)
+        if self.trained is None:
+            return found
+        trained = chosen_methods(self.trained, True, True) if self.trained else {}
+        return {name: replace(m, trained=m.trained and name in trained) for name, m in found.items()}
 
 
 def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> tuple[Found, dict]:
@@ -60,14 +72,14 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     from d2nwg_init.benchmarks.transfer.page import write_page
 
     measured_on = _chosen_datasets(request.datasets, request.split)
-    methods = chosen_methods(request.methods, request.subject.zoo is not None, request.subject.bundle is not None)
+    methods = request.rows()
     folder = work_folder(request.subject, work)
     loaded = {n: _load(n, request.data) for n in measured_on}
     subject = open_subject(request.subject, folder)
     choices = Choices()
     if request.choose:
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
-    planned = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices, request.training)
+    planned = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
     cells = _tied(planned, subject)
     about = header("transfer") | {
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
@@ -105,8 +117,9 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
     """What `file` says of the subject with this base, zoo and bundle; else it is measured for the methods and shots of
     the request, on a seed of its own, and written there. Strengths come first, and learning rates with these."""
     of = "+".join(filter(None, (folder.name, subject.bundle_digest)))
-    methods = chosen_methods(request.methods, subject.library is not None, subject.bundle is not None)
-    found = read_choices(file, subject.name, of, methods, request.shots, request.training)
+    methods = request.rows()
+    trained = [name for name, m in methods.items() if m.trained and None in request.shots]
+    found = read_choices(file, subject.name, of, methods, request.shots, trained)
     if found is not None:
         return found
     datasets = SPLITS["development"]
@@ -117,10 +130,10 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
         return _measure(f"{subject.name}, {title}", request, folder, _tied(cells, subject), datasets, workers)
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, request.shots)))
-    if request.training and None in request.shots:
+    if trained:
         choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
     about = header("transfer")
-    write_choices(file, subject.name, of, choices, list(methods), request.shots, request.training, about)
+    write_choices(file, subject.name, of, choices, list(methods), request.shots, trained, about)
     return choices
 
 

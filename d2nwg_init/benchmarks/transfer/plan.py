@@ -49,17 +49,17 @@ def read_choices(
     of: str,
     methods: Collection[str] = (),
     shots: Collection[int | None] = (),
-    training: bool = False,
+    trained: Collection[str] = (),
 ) -> Choices | None:
     """What was chosen for `subject`; None for nothing yet, or for another base, zoo or bundle than `of` tells, or not
-    for all of these methods and shots, or no rates for `training`."""
+    for all of these methods and shots, or no rates for those that are `trained`."""
     if not file.exists():
         return None
     try:
         written = json.loads(file.read_text())
         chosen, run = written["choices"].get(subject), written["runs"].get(subject, {})
         covered = all(set(methods) <= set(run.get("methods", {}).get(_named(s), ())) for s in shots)
-        covered = covered and (run.get("training", False) or not training or None not in shots)
+        covered = covered and set(trained) <= set(run.get("trained", ()))
         return parse_config(chosen, Choices) if chosen is not None and run.get("of") == of and covered else None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(
@@ -74,16 +74,16 @@ def write_choices(
     choices: Choices,
     methods: Collection[str],
     shots: Collection[int | None],
-    training: bool,
+    trained: Collection[str],
     header: Mapping[str, object],
 ) -> None:
     """Into a file that may hold those of other subjects, and of this one for other numbers of shots."""
     written = json.loads(file.read_text()) if file.exists() else {"runs": {}, "choices": {}}
-    run = {"of": of, "methods": {_named(s): list(methods) for s in shots}, "training": training and None in shots}
+    run = {"of": of, "methods": {_named(s): list(methods) for s in shots}, "trained": list(trained)}
     before = written["runs"].get(subject, {})
     if before.get("of") == of:
         run["methods"] = before["methods"] | run["methods"]
-        run["training"] = run["training"] or (before["training"] and None not in shots)
+        run["trained"] = run["trained"] if None in shots else before["trained"]
         choices = _joined(parse_config(written["choices"][subject], Choices), choices, None in shots)
     runs = {**written["runs"], subject: {**header, **run}}
     kept = {**written["choices"], subject: asdict(choices)}
@@ -130,10 +130,8 @@ def plan_cells(
     shots: Sequence[int | None],
     seeds: Sequence[int],
     choices: Choices,
-    training: bool = True,
 ) -> list[Cell]:
-    """All cells of a run. With few shots only step 0 is measured, of other conditions than the right one too; and of
-    all without `training`."""
+    """All cells of a run. With few shots only step 0 is measured, of other conditions than the right one too."""
     cells = []
     for name, method in methods.items():
         rate = choices.of(name).learning_rate
@@ -143,7 +141,7 @@ def plan_cells(
                     continue
                 for seed in seeds[: method.seeds]:
                     for condition in method.conditions:
-                        trained = training and count is None and condition == "right"
+                        trained = count is None and condition == "right"
                         length = _training(method) if trained else "none"
                         for variant in _variants(name, method):
                             cells.append(

@@ -1,8 +1,12 @@
 """Which cells there are, and what is chosen of what was measured."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from d2nwg_init.benchmarks.transfer.benchmark import Request
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
 from d2nwg_init.benchmarks.transfer.methods import METHODS, PENALTIES, SIGMAS, STRENGTHS
 from d2nwg_init.benchmarks.transfer.plan import (
@@ -19,6 +23,7 @@ from d2nwg_init.benchmarks.transfer.plan import (
     strength_cells,
     write_choices,
 )
+from d2nwg_init.benchmarks.transfer.subject import SubjectSpec
 from zoo_builder.errors import RecipeError
 
 DATASETS = ("kmnist", "dtd_part")
@@ -47,6 +52,17 @@ def test_only_step_0_is_measured_with_few_images_and_wrong_conditions():
     assert {c.training for c in plan() if c.shots == 5 or c.condition != "right"} == {"none"}
     long = {c.method for c in plan() if c.training == "long"}
     assert long == {"scratch", "pretrained", "solved", "initialize"}
+
+
+def test_rows_that_are_not_to_be_trained_are_measured_at_step_0_alone():
+    spec = SubjectSpec("zoo", None, (), "")
+    request = Request(spec, "development", Path(), ("solved", "universal"), (), (None,), 1, True, ("solved",))
+    cells = plan(request.rows())
+    assert {c.method for c in cells} == {"solved", "universal"}
+    assert {c.method for c in cells if c.training != "none"} == {"solved"}
+    assert {c.method for c in rate_cells(request.rows(), DATASETS, Choices())} == {"solved"}
+    with pytest.raises(RecipeError, match="did you mean 'solved'"):
+        replace(request, trained=("solvd",)).rows()
 
 
 def test_the_oracle_is_asked_once():
@@ -117,22 +133,24 @@ def test_a_rate_is_chosen_by_steps_30_and_100_and_the_epoch():
 
 def test_what_is_chosen_for_other_numbers_of_shots_joins(tmp_path):
     file = tmp_path / "choices.json"
-    write_choices(file, "one", "one-1", Choices({"universal": Choice(1e-3, 0.5)}), ["universal"], [None], True, {})
+    write_choices(
+        file, "one", "one-1", Choices({"universal": Choice(1e-3, 0.5)}), ["universal"], [None], ["universal"], {}
+    )
     few = Choices(
         {"universal": Choice(None, None, {"1": 1.5}), "nearest": Choice(None, None, {"1": 1.0})}, {"1": "logistic"}
     )
-    write_choices(file, "one", "one-1", few, ["universal", "nearest"], [1], True, {})
+    write_choices(file, "one", "one-1", few, ["universal", "nearest"], [1], (), {})
     both = Choices(
         {"universal": Choice(1e-3, 0.5, {"1": 1.5}), "nearest": Choice(None, None, {"1": 1.0})}, {"1": "logistic"}
     )
-    assert read_choices(file, "one", "one-1", ["universal"], [1, None], training=True) == both
+    assert read_choices(file, "one", "one-1", ["universal"], [1, None], trained=["universal"]) == both
     assert read_choices(file, "one", "one-1", ["universal", "nearest"], [1]) == both
     assert read_choices(file, "one", "one-1", ["universal", "nearest"], [1, None]) is None
-    write_choices(file, "one", "one-1", Choices({"universal": Choice(None, 1.0)}), ["universal"], [None], False, {})
+    write_choices(file, "one", "one-1", Choices({"universal": Choice(None, 1.0)}), ["universal"], [None], (), {})
     assert (
-        read_choices(file, "one", "one-1", ["universal"], [None], training=True) is None
+        read_choices(file, "one", "one-1", ["universal"], [None], trained=["universal"]) is None
     )  # rates are of other strengths
-    write_choices(file, "one", "one-2", few, ["universal"], [1], True, {})  # of another zoo, which replaces all
+    write_choices(file, "one", "one-2", few, ["universal"], [1], (), {})  # of another zoo, which replaces all
     assert read_choices(file, "one", "one-2", ["universal"], [1]) == few
     assert read_choices(file, "one", "one-2", ["universal"], [None]) is None
 
@@ -140,12 +158,12 @@ def test_what_is_chosen_for_other_numbers_of_shots_joins(tmp_path):
 def test_choices_are_read_as_they_were_written_beside_those_of_others(tmp_path):
     file = tmp_path / "choices.json"
     one, two = (Choices({"universal": Choice(1e-3, s, {"1": s})}, {"1": "logistic"}) for s in (0.5, 1.5))
-    write_choices(file, "one", "one-1", one, ["universal"], [1, None], True, {})
-    write_choices(file, "two", "two-1", two, ["universal"], [1, None], True, {})
+    write_choices(file, "one", "one-1", one, ["universal"], [1, None], ["universal"], {})
+    write_choices(file, "two", "two-1", two, ["universal"], [1, None], ["universal"], {})
     names = ("one", "one-1"), ("two", "two-1"), ("three", "three-1")
     assert [read_choices(file, *name) for name in names] == [one, two, None]
     assert read_choices(file, "one", "one-2") is None  # another zoo
-    assert read_choices(file, "one", "one-1", ["universal"], [1, None], training=True) == one
+    assert read_choices(file, "one", "one-1", ["universal"], [1, None], trained=["universal"]) == one
     assert read_choices(file, "one", "one-1", ["nearest", "universal"], [None]) is None
     assert read_choices(file, "one", "one-1", ["universal"], [5]) is None
     file.write_text('{"runs": {}}')
