@@ -9,6 +9,6 @@ INITIALIZED = 1e-3  # for the rows `initialize`, `refined` and `generated_select
 
 def measured_learning_rate(kind: str, refined: bool, solved_head: bool, whole_body: bool) -> float | None:
     """The rate for what was chosen: None but for a generated or refined body, whole, with a solved head. A solved
-    head on the base as it is did best at a fresh head's rate on two bases, and at a third of it on another."""
+    head on the base as it is did best at a fresh head's rate on one base, and at a third of it on another."""
     measured = solved_head and whole_body and (refined or kind in ("probe", "generated"))
     return INITIALIZED if measured else None
