@@ -19,6 +19,10 @@ def init(
     out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Seconds of initialize() by stage, beside a forward pass and an epoch of fine-tuning; its memory; its import."""
+    import functools
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     from rich.console import Console
     from rich.table import Table
 
@@ -29,8 +33,12 @@ def init(
 
     dataset = load_dataset(data)
     rows = [import_row()]
-    for name in bundles or embedded_bundles(whole=True):
-        rows += run_init_benchmark(name, dataset, num_candidates=candidates, num_support=images)
+    measure = functools.partial(run_init_benchmark, dataset=dataset, num_candidates=candidates, num_support=images)
+    # Each in a process of its own: memory that one has freed would serve the next, and not be counted.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
+        for measured in fresh.map(measure, bundles or embedded_bundles(whole=True)):
+            rows += measured
     if not deliver(results("init", [dataset], rows), out, json_):
         table = Table("bundle", "metric", "of", "value")
         for row in rows:
