@@ -51,6 +51,7 @@ MAX_ARGUMENT = 2**14  # of a backbone: a width, a depth
 MAX_EXPONENT = 100  # of a block's scale; float32 goes little further
 EMBEDDED = Path(__file__).parent / "bundles"
 BASE = "base."
+MAX_UNSAVED_BYTES = 1 << 28  # of buffers that a body has beside its file
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,15 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
 
 
 def _fill_unsaved_buffers(body: nn.Module, backbone: BackboneSpec) -> None:
-    """Give those that no file holds, such as the indices of relative positions in timm, what the library gives them."""
-    if any(buffer.is_meta for buffer in body.buffers()):
+    """Give those that no file holds, such as the indices of relative positions in timm, what the library gives them.
+
+    Raises:
+        BundleError: they are larger than those of any real body, which no file's size accounts for.
+    """
+    size = sum(buffer.nbytes for buffer in body.buffers() if buffer.is_meta)
+    if size > MAX_UNSAVED_BYTES:
+        raise BundleError(f"{backbone.model} as the bundle describes it has buffers of {size:,} bytes. Get it again.")
+    if size:
         with torch.random.fork_rng(devices=[]):
             made = dict(backbone.create().named_buffers())
         for name, buffer in list(body.named_buffers()):

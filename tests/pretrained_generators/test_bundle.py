@@ -63,6 +63,13 @@ def test_reloaded_base_has_what_no_file_holds(tmp_path):
     assert torch.equal(*outputs)
 
 
+def test_a_body_with_huge_buffers_beside_its_file_is_refused(tmp_path, monkeypatch):
+    save_random_bundle(tmp_path, generator=random_generator("efficientvit_m0"))
+    monkeypatch.setattr(bundles, "MAX_UNSAVED_BYTES", 0)
+    with pytest.raises(BundleError, match="buffers of"):
+        load_bundle(tmp_path)
+
+
 def test_reloaded_bundle_is_frozen_and_evaluates(path):
     generator = load_bundle(path).generator
     assert not any(p.requires_grad for p in generator.parameters())
