@@ -4,8 +4,9 @@ as it is."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from zoo_builder.solved_head import solve_head
 from zoo_builder.support_set import SupportSet
 
 FINALISTS = 2  # probes and samples that are judged beside the base
+STRENGTHS = (1.0, 0.5, 2.0, 3.0)  # of generated deltas, in turn
 SAMPLING_STEPS = 6  # the best of eight samples is as good as of 20 steps
 ENOUGH_FOR_STATISTICS = 256  # images; with fewer, nothing is surer than BatchNorm as it is
 SCREENED = 64  # images that the finalists among the samples are found on, at most, but for
@@ -108,9 +110,11 @@ def propose(
     bodies: Iterable[Body],
     solve: bool = True,
     names: Collection[str] | None = None,
+    own_kind: str = "own_body",
 ) -> Iterator[Candidate]:
     """The model as it was passed, its own body and `bodies`, in this order. `model` is used to try them in, and is left
-    with the last. `names`: of the parameters that may change, by default all.
+    with the last. `names`: of the parameters that may change, by default all. `own_kind`: of its own body, "base" where
+    it is the bundle's.
 
     With `solve` each body gets a head solved on the images, else the model's own. All are judged on the same images, in
     one pass, in which BatchNorm has the statistics of the images at hand, as it will have after recalibration: a head
@@ -145,10 +149,10 @@ def propose(
     yield candidate("as_passed", "as_passed", {}, logits)
     if solve and len(support) < ENOUGH_FOR_STATISTICS and batchnorm_layers(model):
         logits = _solved_logits(features, labels, logits.shape[1], judged)
-        yield candidate("own_body", "own_body_as_is", {}, logits, recalibrated=False)
+        yield candidate(own_kind, "own_body_as_is", {}, logits, recalibrated=False)
     own = {name: p.detach() for name, p in model.named_parameters()}
     rescaling = batchnorm_rescaling(model, support.images)
-    yield tried("own_body", "own_body", {k: own[k] + v for k, v in rescaling.items() if names is None or k in names})
+    yield tried(own_kind, "own_body", {k: own[k] + v for k, v in rescaling.items() if names is None or k in names})
     for body in bodies:
         yield tried(body.kind, body.name, body.parameters)
 
@@ -183,26 +187,50 @@ def _solved_logits(features: torch.Tensor, labels: torch.Tensor, num_classes: in
     return solved.left_out_logits if left_out else features @ solved.weight.T + solved.bias
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """A body that is not decoded: decoded, it is as large as the base."""
+
+    kind: str  # "probe" or "generated"
+    name: str
+    latent: torch.Tensor
+    strength: float = 1.0
+
+    def at(self, strength: float) -> _Draft:
+        return self if strength == 1 else replace(self, name=f"{self.name}_x{strength:g}", strength=strength)
+
+    def delta(self, generator: Generator) -> dict[str, torch.Tensor]:
+        return {k: self.strength * v for k, v in generator.decoded(self.latent).items()}
+
+
 def generated_bodies(
     generator: Generator, support: SupportSet, num_candidates: int, seed: int, finalists: int = FINALISTS
 ) -> Iterator[Body]:
     """The generator's base, rescaled; and of its probes, which samples must beat, and `num_candidates` samples for the
-    support set, those `finalists` that do best on a part of the images."""
+    support set, those `finalists` that do best on a part of the images.
+
+    Samples for one dataset are nearly alike: each is tried at a strength of its own, and the best probe at all of them.
+    With one image a class nothing tells bodies apart, and the weakest samples are taken.
+    """
     base = generator.rescaled_base(support.images)
     yield Body("base", "base", base)
     condition = generator.embed(support.images, support.labels, support.num_classes)
-    samples = generator.sample_latents(condition, num_candidates, seed, SAMPLING_STEPS)
-    probes = generator.probes.latents if generator.probes else samples[:0]
-    # Latents: decoded, each is as large as the base.
-    latents = {("probe", f"probe_{i}"): z for i, z in enumerate(probes)}
-    latents |= {("generated", f"generated_{i}"): z for i, z in enumerate(samples)}
-    if len(latents) > finalists:
+    latents = generator.sample_latents(condition, num_candidates, seed, SAMPLING_STEPS)
+    strengths = itertools.cycle(STRENGTHS)
+    samples = [_Draft("generated", f"generated_{i}", z).at(next(strengths)) for i, z in enumerate(latents)]
+    known_latents = generator.probes.latents if generator.probes else ()
+    probes = [_Draft("probe", f"probe_{i}", z) for i, z in enumerate(known_latents)]
+    drafts = [*probes, *samples]
+    if len(drafts) > finalists and not (torch.bincount(support.labels) > 1).any():
+        drafts = sorted(drafts, key=lambda d: (d.kind == "probe", d.strength))[:finalists]
+    elif len(drafts) > finalists:
+        known = generator.probes_worth(condition)
+        untried = [*(probes[int(known.argmin())].at(s) for s in STRENGTHS[1:] if probes), *samples]
         classes = support.num_classes
         tried = spread_evenly(len(support), max(SCREENED, SCREENED_A_CLASS * classes))
-        decoded = map(generator.decoded, samples)
-        worth = generator.worth_of(decoded, support.images, support.labels, classes, tried)[1:, 0]
-        worth = torch.cat([generator.probes_worth(condition), worth])
-        best = worth.argsort(stable=True)[:finalists].sort().values.tolist()
-        latents = dict(list(latents.items())[i] for i in best)
-    for (kind, name), latent in latents.items():
-        yield Body(kind, name, shifted(base, generator.decoded(latent)))
+        deltas = (draft.delta(generator) for draft in untried)
+        worth = generator.worth_of(deltas, support.images, support.labels, classes, tried)[1:, 0]
+        best = torch.cat([known, worth]).argsort(stable=True)[:finalists].sort().values.tolist()
+        drafts = [[*probes, *untried][i] for i in best]
+    for draft in drafts:
+        yield Body(draft.kind, draft.name, shifted(base, draft.delta(generator)))

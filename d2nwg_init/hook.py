@@ -104,7 +104,9 @@ def initialize(
             neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
         with stages("candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
-            candidates = list(_advancing(propose(work, support, bodies, head != "keep", plan.names), bar))
+            own_kind = "base" if plan.own_is_base else "own_body"
+            proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
+            candidates = list(_advancing(proposed, bar))
         steps = refining_steps or 0
         if refining_steps is None and bundle:
             if len(support) >= ENOUGH_TO_REFINE:

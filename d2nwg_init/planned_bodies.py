@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from d2nwg_init.candidates import FINALISTS, Body, generated_bodies
@@ -14,12 +15,13 @@ from pretrained_generators.bundle import Bundle
 from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.support_set import SupportSet
 
+NEARLY = 1e-3  # of the largest weight of a layer: bundles hold half precision
 OTHER_SIZE = 2  # times larger or smaller: the report says so
 
 
 class PlannedBodies:
-    """The bundle's base and the best of its probes and `samples` samples, or all of them unless `screen`, restricted to
-    the parameters of a scope, of which `names` are the body's.
+    """The bundle's base, unless the model has it (`own_is_base`), and the best of its probes and `samples` samples, or
+    all of them unless `screen`; restricted to the parameters of a scope, of which `names` are the body's.
 
     Raises:
         RecipeError: an unknown scope. ModelError: a module in it that is not there.
@@ -36,7 +38,10 @@ class PlannedBodies:
         self._samples = samples
         tried = self._generator.config.probes + samples if self._generator else 0
         self._finalists = min(FINALISTS, tried) if screen else tried
-        self.size = 1 + self._finalists if self._generator else 0
+        self.own_is_base = False
+        if generator and self._match:
+            self.own_is_base = _alike(model, self._match.parameters(generator.base_parameters()))
+        self.size = self._finalists + (not self.own_is_base) if self._generator else 0
         self.notes: list[str] = list(self._match.notes) if self._generator and self._match else []
         if bundle and not self.names:
             self.notes.append("nothing was generated: the scope holds no parameter of the body")
@@ -54,6 +59,8 @@ class PlannedBodies:
             theirs = "x".join(map(str, sides))
             self.notes.append(f"the bundle is for images of {size}x{size} pixels, and these have {theirs}")
         bodies = generated_bodies(self._generator, self.seen(support), self._samples, seed, self._finalists)
+        if self.own_is_base:
+            next(bodies)
         for i in range(self.size):
             if is_past(deadline):
                 self.notes.append(f"the budget ended before {self.size - i} of {self.size} bodies were tried")
@@ -65,3 +72,9 @@ class PlannedBodies:
 
 def is_past(deadline: float | None) -> bool:
     return deadline is not None and time.perf_counter() >= deadline
+
+
+def _alike(model: nn.Module, parameters: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a model has these parameters, but for rounding."""
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    return all(bool((own[k].cpu() - v).abs().max() <= NEARLY * v.abs().max()) for k, v in parameters.items())

@@ -12,7 +12,7 @@ from zoo_builder.errors import ModelError
 
 SURE = 2.0  # standard errors by which the model as it was passed must know the images better than chance
 OWN = ("as_passed", "own_body")  # the user's own weights, the smaller change first
-ORDER = (*OWN, "base", "probe", "generated")
+UNJUDGED = (*OWN, "generated", "base", "probe")
 
 
 def select(candidates: Sequence[Candidate]) -> Candidate:
@@ -53,5 +53,6 @@ def _knows(candidate: Candidate, num_classes: int) -> bool:
 
 
 def _unjudged(usable: Sequence[Candidate]) -> Candidate:
-    """With one image a class nothing tells solved heads apart: the user's own weights, else the bundle's base."""
-    return min(usable, key=lambda c: ORDER.index(c.kind))
+    """With one image a class nothing tells solved heads apart: the user's own weights, or where these are the bundle's
+    base or were never trained, a sample: on the development sets a weak one is better than the base."""
+    return min(usable, key=lambda c: UNJUDGED.index(c.kind))

@@ -40,8 +40,26 @@ def test_of_many_bodies_the_better_ones_reach_the_final():
     generator.decoded = lambda i: deltas[i]
     names = [b.name for b in generated_bodies(generator, support, 6, 0)]
     assert len(names) == 1 + FINALISTS
-    assert names == ["base", "generated_1", "generated_5"]
+    assert names == ["base", "generated_1_x0.5", "generated_5_x0.5"]
     assert len(list(generated_bodies(generator, support, 6, 0, finalists=6))) == 7
+
+
+def test_a_probe_that_does_harm_is_tried_at_other_strengths():
+    generator = random_generator()
+    images, labels = labelled_images(60, 3)
+    support = SupportSet(images + 2 * torch.randn(images.shape, generator=seeded(0)), labels, 3)
+    delta = generator.sample_deltas(None, 1, 0)[0]
+    generator.probes = Probes(1, generator.config.layout.num_chunks, generator.config.vae.latent)
+    generator.probes.latents.fill_(1.0)
+    generator.probes.mean.fill_(1.0)
+    generator.embed = lambda *_: torch.zeros(generator.probes.size)
+    generator.sample_latents = lambda *_: torch.zeros(3, 1)  # which decode to nothing of use
+    generator.decoded = lambda z: delta if z.any() else {k: v / 0 for k, v in delta.items()}
+    base, *bodies = generated_bodies(generator, support, 3, 0, finalists=3)
+    assert [b.name for b in bodies] == ["probe_0_x0.5", "probe_0_x2", "probe_0_x3"]
+    for body, strength in zip(bodies, (0.5, 2.0, 3.0), strict=True):
+        for name, value in body.parameters.items():
+            torch.testing.assert_close(value, base.parameters[name] + strength * delta[name])
 
 
 def test_of_few_images_the_own_body_is_tried_with_batchnorm_as_it_is():

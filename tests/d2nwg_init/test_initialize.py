@@ -68,7 +68,7 @@ def test_every_kind_of_candidate_competes(model, loader, bundle):
     report = initialize(model, loader, generator=bundle, num_candidates=3)
     *names, first, second = (c.name for c in report.candidates)
     assert names == ["as_passed", "own_body_as_is", "own_body", "base"]
-    assert {first, second} < {"generated_0", "generated_1", "generated_2"}  # the best two
+    assert {first, second} < {"generated_0", "generated_1_x0.5", "generated_2_x2"}  # the best two
     assert [c.kind for c in report.candidates][2:] == ["own_body", "base", *["generated"] * 2]
     assert report.bundle == "tiny-random"
     assert report.bundle_sha256 == bundle.config.weights_sha256
@@ -84,13 +84,14 @@ def test_base_and_generated_candidates_have_the_bundles_body(model, loader, bund
     base = bundle.generator.rescaled_base(images)
     for name, value in base.items():
         torch.testing.assert_close(candidates["base"].parameters[name], value, rtol=1e-4, atol=1e-4)
-    one, two = (candidates[f"generated_{i}"].parameters for i in range(2))
+    one, two = (candidates[name].parameters for name in ("generated_0", "generated_1_x0.5"))
     assert not all(torch.equal(one[k], base[k]) for k in base)
     assert not all(torch.equal(one[k], two[k]) for k in base)
     embedding = bundle.generator.embed(images, labels, 3)  # of the same images in another order
-    delta = bundle.generator.sample_deltas(embedding, 2, 0, SAMPLING_STEPS)[0]
-    for name, value in delta.items():
-        torch.testing.assert_close(one[name], base[name] + value, rtol=1e-3, atol=1e-4)
+    whole, half = bundle.generator.sample_deltas(embedding, 2, 0, SAMPLING_STEPS)
+    for name in whole:
+        torch.testing.assert_close(one[name], base[name] + whole[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(two[name], base[name] + 0.5 * half[name], rtol=1e-3, atol=1e-4)
 
 
 def _run(model, loader, bundle, monkeypatch):
@@ -275,7 +276,7 @@ def test_a_convolutional_classifier_is_solved_for(loader):
     assert 100 * (model(images).argmax(1) == labels).float().mean() >= own.accuracy > 60
 
 
-@pytest.mark.parametrize(("trained", "chosen"), [(False, "base"), (True, "own_body_as_is")])
+@pytest.mark.parametrize(("trained", "chosen"), [(False, "generated_0"), (True, "own_body_as_is")])
 def test_one_image_a_class_gives_a_model_with_a_fresh_head_another(trained, chosen, bundle):
     """Left out, an image's class is unknown to every solved head, so that a random one seemed better."""
     images, labels = labelled_images(3, 3)
@@ -286,6 +287,28 @@ def test_one_image_a_class_gives_a_model_with_a_fresh_head_another(trained, chos
     report = initialize(model, [(images, labels)], generator=bundle, num_candidates=1)
     assert report.chosen == chosen
     assert (model.eval()(images).argmax(1) == labels).all()
+
+
+def test_a_model_with_the_bundles_base_has_it_tried_once_and_no_advantage(loader, bundle):
+    model = with_base_of(bundle)
+    report = initialize(model, loader, generator=bundle, num_candidates=3, refining_steps=0)
+    assert [c.kind for c in report.candidates] == ["as_passed", "base", "base", "generated", "generated"]
+    best = min(report.candidates[1:], key=lambda c: c.loss)  # as it was passed it knows nothing
+    assert report.chosen == best.name
+
+
+def test_of_one_image_a_class_a_model_with_the_bundles_base_has_the_weakest_sample(bundle):
+    images, labels = labelled_images(3, 3)
+    report = initialize(with_base_of(bundle), [(images, labels)], generator=bundle)
+    assert report.chosen == "generated_1_x0.5"
+
+
+def with_base_of(bundle):
+    """A model with the base's weights, rounded, and a fresh head."""
+    model = new_model()
+    rounded = {name: value.half().float() for name, value in bundle.generator.base.state_dict().items()}
+    model.load_state_dict(rounded, strict=False)
+    return model
 
 
 def test_a_body_that_was_never_trained_goes_where_there_is_another(model, loader, bundle):
@@ -328,11 +351,11 @@ def exploding_bundle(bundle):
 def test_generated_weights_that_explode_are_discarded(model, loader, bundle):
     report = initialize(model, loader, generator=exploding_bundle(bundle), num_candidates=2)
     scores = {c.name: c for c in report.candidates}
-    assert {"generated_0", "generated_1"} <= scores.keys()
-    assert all(scores[n].loss != scores[n].loss for n in ("generated_0", "generated_1"))
-    assert [n for n in report.notes if "discarded" in n] == [
-        f"generated_{i} was discarded: its predictions are not finite" for i in range(2)
-    ]
+    exploded = {"generated_0", "generated_1_x0.5"}
+    assert exploded <= scores.keys()
+    assert all(scores[n].loss != scores[n].loss for n in exploded)
+    discarded = {f"{name} was discarded: its predictions are not finite" for name in exploded}
+    assert {n for n in report.notes if "discarded" in n} == discarded
     assert report.chosen in ("own_body_as_is", "own_body", "base")
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
 

@@ -37,7 +37,7 @@ def test_scope_says_what_generated_weights_may_replace(head, model, loader, bund
         (["layer2"], lambda k: k.startswith("layer2.")),
     ):
         tried = states(monkeypatch, new_model(), loader, generator=bundle, scope=scope, head=head)
-        for name in ("generated_0", "generated_1"):
+        for name in ("generated_0", "generated_1_x0.5"):
             state = state_of(tried[name], loader, solve=head == "auto")
             differs = changed(own, state) - {"fc.weight", "fc.bias"}
             assert differs
