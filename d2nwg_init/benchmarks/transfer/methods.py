@@ -16,9 +16,9 @@ from d2nwg_init.benchmarks.transfer.arena import NUM_SUPPORT, Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.heads import Head, logistic_head, nearest_class_mean_head
 from d2nwg_init.candidates import Body, become, propose, set_body_and_solve
-from d2nwg_init.hook import REFINING_STEPS, initialize
+from d2nwg_init.hook import ENOUGH_TO_REFINE, REFINING_STEPS, initialize
 from d2nwg_init.refine import refine
-from d2nwg_init.select import select
+from d2nwg_init.select import compete, select
 from zoo_builder.backbones import extract_features, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.delta_library import DeltaLibrary
@@ -171,7 +171,7 @@ def _best_of(arena: Arena, bodies: Iterator[Body]) -> Built:
 
 
 def _zoo_selected(arena: Arena, _: Cell) -> Built:
-    """The hook's selection, whose candidates are what a zoo gives without a generator."""
+    """The hook's selection, whose candidates are what a zoo gives in place of what is generated."""
     library, base = _library(arena), arena.rescaled_base()
     assert arena.subject.universal is not None
 
@@ -185,10 +185,11 @@ def _zoo_selected(arena: Arena, _: Cell) -> Built:
         }
         for name, delta in deltas.items():
             for strength in SELECTED_STRENGTHS:
-                yield Body("zoo", f"{name}_{strength:g}", shifted(base, delta, strength))
+                yield Body("generated", f"{name}_{strength:g}", shifted(base, delta, strength))
 
     model = arena.pretrained()
-    chosen = select(list(propose(arena.pretrained(), arena.support, bodies())))
+    proposed = list(propose(arena.pretrained(), arena.support, bodies(), own_kind="base"))
+    chosen = select(compete(proposed, arena.support.num_classes, own_is_untrained=False))
     become(model, chosen, arena.support)
     return model, {"chosen": chosen.name}
 
@@ -196,7 +197,7 @@ def _zoo_selected(arena: Arena, _: Cell) -> Built:
 def _no_generator(arena: Arena, cell: Cell) -> Built:
     """The whole hook, refining included, without a generator."""
     model, notes = _zoo_selected(arena, cell)
-    if notes["chosen"] != "as_passed":
+    if notes["chosen"] != "as_passed" and len(arena.support) >= ENOUGH_TO_REFINE:
         refine(model, arena.support, REFINING_STEPS, cell.seed)
     return model, notes
 

@@ -85,6 +85,16 @@ def test_few_shots_are_so_many_of_each_class(subject):
     assert not torch.equal(arena.train[0], new_arena(subject, shots=5, seed=1).train[0])
 
 
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.few_shot])
+def test_one_image_a_class_is_enough_for_every_row_of_few(subject, method):
+    arena = new_arena(subject, shots=1)
+    assert all(torch.isfinite(value).all() for value in made(arena, method).values())
+
+
+def test_with_one_image_a_class_what_is_taken_from_the_zoo_is_weak(subject):
+    assert make(new_arena(subject, shots=1), cell_of("zoo_selected")).notes["chosen"] == "universal_0.5"
+
+
 def test_the_pretrained_body_is_the_base(arena, subject):
     state = made(arena, "pretrained")
     assert all(torch.equal(state[k], v) for k, v in subject.base.items())
