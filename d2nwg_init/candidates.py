@@ -199,9 +199,6 @@ class _Draft:
     def at(self, strength: float) -> _Draft:
         return self if strength == 1 else replace(self, name=f"{self.name}_x{strength:g}", strength=strength)
 
-    def delta(self, generator: Generator) -> dict[str, torch.Tensor]:
-        return {k: self.strength * v for k, v in generator.decoded(self.latent).items()}
-
 
 def generated_bodies(
     generator: Generator, support: SupportSet, num_candidates: int, seed: int, finalists: int = FINALISTS
@@ -216,10 +213,11 @@ def generated_bodies(
     yield Body("base", "base", base)
     condition = generator.embed(support.images, support.labels, support.num_classes)
     latents = generator.sample_latents(condition, num_candidates, seed, SAMPLING_STEPS)
-    strengths = itertools.cycle(STRENGTHS)
-    samples = [_Draft("generated", f"generated_{i}", z).at(next(strengths)) for i, z in enumerate(latents)]
-    known_latents = generator.probes.latents if generator.probes else ()
-    probes = [_Draft("probe", f"probe_{i}", z) for i, z in enumerate(known_latents)]
+    in_turn = enumerate(zip(latents, itertools.cycle(STRENGTHS), strict=False))
+    samples = [_Draft("generated", f"generated_{i}", z).at(strength) for i, (z, strength) in in_turn]
+    probes = [
+        _Draft("probe", f"probe_{i}", z) for i, z in enumerate(generator.probes.latents if generator.probes else ())
+    ]
     drafts = [*probes, *samples]
     if len(drafts) > finalists and not (torch.bincount(support.labels) > 1).any():
         drafts = sorted(drafts, key=lambda d: (d.kind == "probe", d.strength))[:finalists]
@@ -228,9 +226,9 @@ def generated_bodies(
         untried = [*(probes[int(known.argmin())].at(s) for s in STRENGTHS[1:] if probes), *samples]
         classes = support.num_classes
         tried = spread_evenly(len(support), max(SCREENED, SCREENED_A_CLASS * classes))
-        deltas = (draft.delta(generator) for draft in untried)
+        deltas = ({k: d.strength * v for k, v in generator.decoded(d.latent).items()} for d in untried)
         worth = generator.worth_of(deltas, support.images, support.labels, classes, tried)[1:, 0]
         best = torch.cat([known, worth]).argsort(stable=True)[:finalists].sort().values.tolist()
         drafts = [[*probes, *untried][i] for i in best]
     for draft in drafts:
-        yield Body(draft.kind, draft.name, shifted(base, draft.delta(generator)))
+        yield Body(draft.kind, draft.name, shifted(base, generator.decoded(draft.latent), draft.strength))
