@@ -18,7 +18,7 @@ from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Candidate, become, propose, set_parameters
 from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
-from d2nwg_init.refine import can_be_refined, refine
+from d2nwg_init.refine import can_be_refined, default_steps, refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import compete, select
 from d2nwg_init.stages import Stages
@@ -34,8 +34,6 @@ from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
 
 Head = Literal["auto", "solve", "generate", "keep", "fresh"]
-REFINING_STEPS = 15  # where a bundle fits, and there are
-ENOUGH_TO_REFINE = 100  # images: with fewer refining is about as often worse as better
 
 
 @decided_by_the_first_rank
@@ -72,8 +70,8 @@ def initialize(
             "keep", the model's own; "fresh", a random one, on the body that a solved head serves best. "generate" is
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
-        refining_steps: of training on the images read, from what was chosen; kept where images held back from it say
-            so. None takes 15 with a bundle and 100 images or more, else none.
+        refining_steps: of training on the images read, from what was chosen. None takes 15 with a bundle, up to 40
+            where there are fewer than 128 images, and without a bundle none.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -107,12 +105,8 @@ def initialize(
             own_kind = "base" if plan.own_is_base else "own_body"
             proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
             candidates = list(_advancing(proposed, bar))
-        steps = refining_steps or 0
-        if refining_steps is None and bundle:
-            if len(support) >= ENOUGH_TO_REFINE:
-                steps = REFINING_STEPS
-            else:
-                plan.notes.append(f"not refined, which takes {ENOUGH_TO_REFINE} images or refining_steps=N")
+        by_default = default_steps(len(support)) if bundle else 0
+        steps = by_default if refining_steps is None else refining_steps
         # With its own head the model stays what it is. BatchNorm as it is suits a head alone: refined bodies do better.
         refinable = steps > 0 and bool(plan.names) and head != "keep" and can_be_refined(support)
         competing = [

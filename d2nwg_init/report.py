@@ -127,8 +127,8 @@ class InitReport:
         if self.refinement is None:
             return ""
         r = self.refinement
-        outcome = "kept" if r.kept else "not kept"
-        return f"{r.steps} refining steps, loss of images held back {r.before:.3f} -> {r.after:.3f}, {outcome}. "
+        outcome = f"{r.before:.3f} -> {r.after:.3f}" if r.kept else "did not fall, not kept"
+        return f"{r.steps} refining steps, left-out loss of the images trained on {outcome}. "
 
     def nearness(self) -> str:
         """How far the images are from the bundle's datasets, a sentence or two; empty where that is not known."""

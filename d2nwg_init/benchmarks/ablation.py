@@ -18,7 +18,8 @@ from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
 from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject
-from d2nwg_init.hook import REFINING_STEPS, initialize
+from d2nwg_init.hook import initialize
+from d2nwg_init.refine import STEPS
 from pretrained_generators.generator import Generator
 from zoo_builder.backbones import extract_features, predict, set_head
 from zoo_builder.datasets import ImageDataset, load_dataset
@@ -99,10 +100,10 @@ CHOICES: Mapping[str, Mapping[str, Callable[[Arena], nn.Module]]] = {
     "initialize": {
         AS_IT_IS: _hook(),
         "no refining": _hook(refining_steps=0),
-        "half of the refining steps": _hook(refining_steps=REFINING_STEPS // 2),
-        "twice the refining steps": _hook(refining_steps=2 * REFINING_STEPS),
-        "four times the refining steps": _hook(refining_steps=4 * REFINING_STEPS),
-        "no bundle": _hook(generator=None, refining_steps=REFINING_STEPS),
+        "half of the refining steps": _hook(refining_steps=STEPS // 2),
+        "twice the refining steps": _hook(refining_steps=2 * STEPS),
+        "four times the refining steps": _hook(refining_steps=4 * STEPS),
+        "no bundle": _hook(generator=None, refining_steps=STEPS),
         "1 candidate": _hook(num_candidates=1),
         "32 candidates": _hook(num_candidates=32),
         "the first sample, not selected": _hook(select=False),

@@ -21,9 +21,9 @@ from d2nwg_init.benchmarks.peak_memory import peak_memory
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import SAMPLING_STEPS, placed, propose
-from d2nwg_init.hook import REFINING_STEPS, initialize
+from d2nwg_init.hook import initialize
 from d2nwg_init.planned_bodies import PlannedBodies
-from d2nwg_init.refine import BATCH, refine
+from d2nwg_init.refine import BATCH, default_steps, refine
 from pretrained_generators.bundle import Bundle, load_bundle
 from zoo_builder.backbones import predict
 from zoo_builder.datasets import ImageDataset
@@ -136,7 +136,8 @@ class _Bench:
         candidates = _timed(lambda: list(propose(work, support, plan.until(None, support, self.seed))))
         seconds["evaluation"] = candidates - seconds["embedding"] - seconds["sampling"]
         work.load_state_dict(model.state_dict())
-        seconds["refining"] = _timed(lambda: refine(work, support, REFINING_STEPS, self.seed, plan.names), repeats=1)
+        steps = default_steps(len(support))
+        seconds["refining"] = _timed(lambda: refine(work, support, steps, self.seed, plan.names), repeats=1)
         seconds["forward"] = _timed(lambda: predict(work, placed(support.images, work)))
         epoch = train_steps(model, self.loader(), FineTuning(), -(-EPOCH_IMAGES // FineTuning.batch_size))
         seconds["epoch"] = _timed(lambda: list(epoch), repeats=1)

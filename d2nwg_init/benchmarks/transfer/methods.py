@@ -16,8 +16,8 @@ from d2nwg_init.benchmarks.transfer.arena import NUM_SUPPORT, Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.heads import Head, logistic_head, nearest_class_mean_head
 from d2nwg_init.candidates import Body, become, propose, set_body_and_solve
-from d2nwg_init.hook import ENOUGH_TO_REFINE, REFINING_STEPS, initialize
-from d2nwg_init.refine import refine
+from d2nwg_init.hook import initialize
+from d2nwg_init.refine import default_steps, refine
 from d2nwg_init.select import compete, select
 from zoo_builder.backbones import extract_features, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
@@ -91,7 +91,7 @@ def _solved_full(arena: Arena, _: Cell) -> Built:
 
 def _refined(arena: Arena, cell: Cell) -> Built:
     model = arena.solved({})
-    refinement = refine(model, arena.support, REFINING_STEPS, cell.seed)
+    refinement = refine(model, arena.support, default_steps(len(arena.support)), cell.seed)
     return model, {"kept": float(refinement is not None and refinement.kept)}
 
 
@@ -197,8 +197,8 @@ def _zoo_selected(arena: Arena, _: Cell) -> Built:
 def _no_generator(arena: Arena, cell: Cell) -> Built:
     """The whole hook, refining included, without a generator."""
     model, notes = _zoo_selected(arena, cell)
-    if notes["chosen"] != "as_passed" and len(arena.support) >= ENOUGH_TO_REFINE:
-        refine(model, arena.support, REFINING_STEPS, cell.seed)
+    if notes["chosen"] != "as_passed":
+        refine(model, arena.support, default_steps(len(arena.support)), cell.seed)
     return model, notes
 
 
