@@ -10,7 +10,10 @@ import typer
 
 def transfer(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
-    split: Annotated[Literal["development", "held_out"], typer.Option(help="Datasets to measure on.")] = "development",
+    split: Annotated[
+        Literal["development", "held_out", "in_distribution"],
+        typer.Option(help="Datasets to measure on; in_distribution: the zoo's own, half of their classes."),
+    ] = "development",
     zoo: Annotated[str | None, typer.Option(help="Zoo of the base to measure: a folder or fsspec URL.")] = None,
     bundle: Annotated[str | None, typer.Option(help="Embedded bundle name, or a bundle's folder.")] = None,
     methods: Annotated[str, typer.Option(help="Rows to measure, by commas; empty takes all that can be.")] = "",

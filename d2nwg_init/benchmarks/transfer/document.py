@@ -1,4 +1,4 @@
-"""Draw the tables and plots of docs/benchmark.md from docs/results/transfer.json:
+"""Draw the tables and plots of docs/benchmark.md and docs/failure-cases.md from docs/results/transfer.json:
 
 python -m d2nwg_init.benchmarks.transfer.document
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2nwg_init.benchmarks.drawn_block import replace_block
-from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, points, targets, write_page
+from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, losses, points, targets, write_page
 from d2nwg_init.benchmarks.transfer.plots import draw_curves, draw_wins
 from d2nwg_init.benchmarks.transfer.tables import Part, images_of, parts
 from pretrained_generators.svg import as_svg
@@ -28,14 +28,7 @@ def block(part: Part) -> str:
         cores = f"{run['machine']['cores']} CPU cores"
         lines += [f"Commit `{run['commit'][:10]}`, {cores}, {run['date'][:10]}: {images_of(run)}.", ""]
     for table in (points(part), datasets(part), few_shot(part), targets(part)):
-        if table["rows"]:
-            lines += [
-                f"**{table['title']}**",
-                "",
-                *_markdown(table),
-                "",
-                *([table["note"], ""] if table["note"] else []),
-            ]
+        lines += _table(table)
     captions = {"curves": "test accuracy along the training", "wins": "who wins where"}
     drawn = [name for name, figure in figures(part).items() if figure is not None]
     lines += [f"![{captions[name]}]({stem}-{name}.svg)\n" for name in drawn]
@@ -44,6 +37,20 @@ def block(part: Part) -> str:
 
 def figures(part: Part) -> dict[str, Figure | None]:
     return {"curves": draw_curves(part), "wins": draw_wins(part, WIN_ROWS)}
+
+
+def failures(part: Part) -> str:
+    """Markdown of the losses of one subject and split."""
+    table = losses(part)
+    lines = _table(table) if table["rows"] else ["None on any dataset, at any step, with any number of images."]
+    return "\n".join([f"### {part.bundle}, {part.split} split", "", *lines])
+
+
+def _table(table: dict) -> list[str]:
+    if not table["rows"]:
+        return []
+    note = [table["note"], ""] if table["note"] else []
+    return [f"**{table['title']}**", "", *_markdown(table), "", *note]
 
 
 def _markdown(table: dict) -> list[str]:
@@ -60,9 +67,10 @@ def draw(docs: Path) -> None:
             if figure is not None:
                 file = docs / f"results/transfer-{part.bundle}-{part.split}-{name}.svg"
                 write_text_atomically(file, as_svg(figure))
-    document = docs / "benchmark.md"
-    text = "\n\n".join(block(part) for part in parts(report))
-    write_text_atomically(document, replace_block(document.read_text(), "transfer", text))
+    for name, drawn in (("benchmark", block), ("failure-cases", failures)):
+        document = docs / f"{name}.md"
+        text = "\n\n".join(drawn(part) for part in parts(report))
+        write_text_atomically(document, replace_block(document.read_text(), "transfer", text))
 
 
 if __name__ == "__main__":

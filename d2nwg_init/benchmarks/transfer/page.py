@@ -46,7 +46,7 @@ def section(part: Part) -> dict:
         "bundle": part.bundle,
         "split": part.split,
         "runs": [{**run, "images": images_of(run)} for run in part.runs],
-        "tables": [table for table in (points(part), datasets(part), few_shot(part), targets(part)) if table["rows"]],
+        "tables": [t for t in (f(part) for f in (points, datasets, few_shot, targets, losses)) if t["rows"]],
         "plots": [Markup(as_svg(figure)) for figure in figures if figure is not None],
     }
 
@@ -110,6 +110,29 @@ def targets(part: Part) -> dict:
         "head": ["", *(t.replace("_", " ") for t in TARGETS)],
         "rows": [[name, *(_reached(found[t].get(name)) for t in TARGETS)] for name in names],
         "note": "The target is the accuracy of pretrained, or of solved, after one epoch. Looked at every 5 steps.",
+    }
+
+
+def losses(part: Part) -> dict:
+    """Where `initialize` is worse than a rival on one dataset."""
+    lost = [c for c in part.comparisons if c["method"] == "initialize" and c["verdict"] == "loss"]
+    lost.sort(key=lambda c: c["difference"])
+    return {
+        "title": "Where initialize loses",
+        "head": ["", "images of a class", "at", "rival", "difference", "interval"],
+        "rows": [
+            [
+                c["dataset"],
+                "all" if c["shots"] is None else str(c["shots"]),
+                c["at"].replace("/", " "),
+                c["rival"],
+                f"{c['difference']:.1f}",
+                f"{c['low']:.1f} to {c['high']:.1f}",
+            ]
+            for c in lost
+        ],
+        "note": "Points of test accuracy below a rival, paired bootstrap over images and seeds, Holm over datasets, "
+        "one-sided 95 %.",
     }
 
 

@@ -19,6 +19,7 @@ from d2nwg_init.benchmarks.fine_tuning import FineTuning, train_steps
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, write_cell
 from d2nwg_init.benchmarks.transfer.methods import make
+from d2nwg_init.benchmarks.transfer.splits import measured_on
 from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, open_subject
 from zoo_builder.backbones import predict
 from zoo_builder.datasets import load_dataset
@@ -93,9 +94,12 @@ class Group:
     def __call__(self) -> None:
         subject = _subject(self.subject, self.folder)
         first = self.cells[0]
-        load = functools.partial(load_dataset, data_dir=self.data, size=subject.size, max_images=None)
-        other = Arena(subject, load(self.other), first.seed, first.shots) if self.other else None
-        arena = Arena(subject, load(first.dataset), first.seed, first.shots, other)
+
+        def arena_of(name: str, other: Arena | None = None) -> Arena:
+            dataset = load_dataset(name, self.data, size=subject.size, max_images=None)
+            return Arena(subject, measured_on(dataset, first.seed), first.seed, first.shots, other)
+
+        arena = arena_of(first.dataset, arena_of(self.other) if self.other else None)
         for cell in self.cells:
             measured = run_cell(arena, cell)
             if any(not np.isfinite(v) for _, _, v in measured.curve):

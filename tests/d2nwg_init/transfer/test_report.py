@@ -8,8 +8,8 @@ import pytest
 
 from d2nwg_init.benchmarks.transfer import tables
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
-from d2nwg_init.benchmarks.transfer.document import draw
-from d2nwg_init.benchmarks.transfer.page import write_page
+from d2nwg_init.benchmarks.transfer.document import draw, failures
+from d2nwg_init.benchmarks.transfer.page import losses, write_page
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.report import compare, merge_report, rows_of, write_report
 
@@ -221,7 +221,8 @@ def test_the_page_is_the_same_for_the_same_results(report, tmp_path):
 def test_the_document_holds_every_method_of_every_part(report, tmp_path):
     (tmp_path / "results").mkdir()
     write_report(tmp_path / "results/transfer.json", report)
-    (tmp_path / "benchmark.md").write_text("read\n<!-- transfer:start -->\nold\n<!-- transfer:end -->\nme\n")
+    for name in ("benchmark", "failure-cases"):
+        (tmp_path / f"{name}.md").write_text("read\n<!-- transfer:start -->\nold\n<!-- transfer:end -->\nme\n")
     draw(tmp_path)
     text = (tmp_path / "benchmark.md").read_text()
     assert "old" not in text
@@ -234,3 +235,17 @@ def test_the_document_holds_every_method_of_every_part(report, tmp_path):
     for name in ("curves", "wins"):
         assert (tmp_path / f"results/transfer-base-development-{name}.svg").read_text().startswith("<svg")
     assert (tmp_path / "results/transfer.html").exists()
+
+
+def test_every_loss_of_initialize_is_listed_and_no_win(found, tmp_path):
+    """Below `solved` on one dataset and above it on the other, by far."""
+    start = {"kmnist": 40, "dtd_part": 80}
+    cells = found | {cell_of("initialize", d, s): measured(v, s) for d, v in start.items() for s in (0, 1)}
+    (part,) = tables.parts(reported(cells, file=tmp_path / "absent"))
+    listed = losses(part)["rows"]
+    assert {(row[0], row[1], row[3]) for row in listed} == {("kmnist", "all", "solved")}
+    assert {row[2] for row in listed} == {"step 0", "step 10", "step 30", "step 100", "epoch 1"}
+    assert all(float(row[4]) < -10 for row in listed)
+    assert "| `kmnist` | all | step 0 | solved |" in failures(part)
+    (part,) = tables.parts(reported(found, file=tmp_path / "absent"))
+    assert "None on any dataset" in failures(part)
