@@ -7,6 +7,7 @@ on: no head has to be learnt first, and none is spoilt by features that move.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.backbones import caught_features, extract_features, set_head
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
-from zoo_builder.solved_head import SolvedHead, left_out_loss, ridge_head, solve_head
+from zoo_builder.solved_head import SolvedHead, left_out_loss, solve_head
 from zoo_builder.support_set import SupportSet
 
 MAX_NORM = 5.0  # of the gradient
@@ -73,14 +74,15 @@ def refine(
     share = SHARE if len(labels) >= BATCH else SHARE_OF_FEW
     _set(parameters, [torch.lerp(a, b, share) for a, b in zip(start, end, strict=True)])
     after = _solved(model, images, labels)
-    kept = after is not None and after.loss < before.loss
+    loss = [F.cross_entropy(h.left_out_logits, labels).item() if h else math.inf for h in (before, after)]
+    kept = loss[1] < loss[0]
+    head = after if after and kept else before
     if not kept:
         model.load_state_dict(as_it_was)
-    # A head solved on images that the body was trained on is too sure of itself.
-    features = after.features if after and kept else before.features
-    ridge, scale = before.head.ridge, before.head.scale
-    set_head(model, *ridge_head(features, labels, find_classifier(model).num_classes, ridge, scale), images)
-    return Refinement(steps, before.loss, after.loss if after and kept else before.loss, kept)
+    # Solved on images that the body was trained on, a head is too sure of itself: its logits keep the scale.
+    scale = (before.scale / head.scale).float()
+    set_head(model, scale * head.weight, scale * head.bias, images)
+    return Refinement(steps, loss[0], loss[kept], kept)
 
 
 def default_steps(num_images: int) -> int:
@@ -92,22 +94,14 @@ def can_be_refined(support: SupportSet) -> bool:
     return bool(torch.bincount(support.labels).max() >= 2)
 
 
-@dataclass(frozen=True)
-class _Solved:
-    features: torch.Tensor  # [N, d]
-    head: SolvedHead
-    loss: float  # of the images, each left out of the head
-
-
-def _solved(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> _Solved | None:
-    """Recalibrate BatchNorm in place, and solve a head, which the model does not get. None: not finite."""
+def _solved(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> SolvedHead | None:
+    """Recalibrate BatchNorm in place, and solve a head, which the model does not get. None: features are not finite."""
     with caught_features(model) as caught:
         layers = recalibrate_batchnorm(model, images)  # a pass, of which the features serve
     features = (torch.cat(caught) if layers else extract_features(model, images)).cpu()
     if not torch.isfinite(features).all():
         return None
-    head = solve_head(features, labels, find_classifier(model).num_classes)
-    return _Solved(features, head, F.cross_entropy(head.left_out_logits, labels).item())
+    return solve_head(features, labels, find_classifier(model).num_classes)
 
 
 def _fit(

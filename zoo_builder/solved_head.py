@@ -69,20 +69,6 @@ def solve_head(
     )
 
 
-def ridge_head(
-    features: torch.Tensor, labels: torch.Tensor, num_classes: int, ridge: torch.Tensor, scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [K, d] and bias [K] of `solve_head` for features [N, d], with a ridge and a scale that are known."""
-    p = _centred(features, labels, num_classes, None)
-    wide = features.shape[0] <= features.shape[1]
-    gram = p.x @ p.x.mT if wide else p.x.mT @ p.x
-    unit = gram.trace().clamp_min(1e-12) / p.total[0, 0]
-    factor = torch.linalg.cholesky(gram + ridge * unit * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    solved = p.x.mT @ torch.cholesky_solve(p.y, factor) if wide else torch.cholesky_solve(p.x.mT @ p.y, factor)
-    weight = scale * solved.mT
-    return weight.float(), (scale * p.mean_y[0] - (weight @ p.mean_x.mT)[:, 0]).float()
-
-
 def left_out_loss(
     features: torch.Tensor,
     labels: torch.Tensor,
