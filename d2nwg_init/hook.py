@@ -18,7 +18,7 @@ from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Candidate, become, propose, set_parameters
 from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
-from d2nwg_init.refine import can_be_refined, default_steps, refine
+from d2nwg_init.refine import BATCH, can_be_refined, default_steps, refine
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import compete, select
 from d2nwg_init.stages import Stages
@@ -107,6 +107,8 @@ def initialize(
             candidates = list(_advancing(proposed, bar))
         by_default = default_steps(len(support)) if bundle else 0
         steps = by_default if refining_steps is None else refining_steps
+        if steps and not can_be_refined(support):
+            plan.notes.append(f"not refined, which takes two images of a class in {BATCH}, in the mean")
         # With its own head the model stays what it is. BatchNorm as it is suits a head alone: refined bodies do better.
         refinable = steps > 0 and bool(plan.names) and head != "keep" and can_be_refined(support)
         competing = [

@@ -7,7 +7,7 @@ import torch
 
 from d2nwg_init import candidates, hook, initialize
 from d2nwg_init.candidates import set_body_and_solve, solve_in_place
-from d2nwg_init.refine import default_steps, refine
+from d2nwg_init.refine import can_be_refined, default_steps, refine
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same
 from zoo_builder.backbones import predict
@@ -124,6 +124,14 @@ def test_one_image_of_each_class_is_not_trained_on(support):
     before = copied(model.state_dict())
     assert refine(model, small, 5, 0) is None
     assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "images", "can"), [(64, 3, True), (65, 3, False), (10, 2, True), (2, 1, False)]
+)
+def test_a_batch_must_hold_two_images_of_a_class(num_classes, images, can):
+    labels = torch.arange(num_classes).repeat(images)
+    assert can_be_refined(SupportSet(torch.zeros(len(labels), 3, 1, 1), labels, num_classes)) == can
 
 
 def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle, monkeypatch):

@@ -145,7 +145,7 @@ def _differences(found: Found, first: Key, second: Key, at: str) -> dict[str, tu
         common = sorted(a.keys() & b.keys())
         if common:
             seeds[dataset] = len(common)
-            differences[dataset] = paired_bootstrap(np.stack([a[s] for s in common]), np.stack([b[s] for s in common]))
+            differences[dataset] = paired_bootstrap([a[s] for s in common], [b[s] for s in common])
     return {name: (seeds[name], d) for name, d in with_verdicts(differences).items()}
 
 

@@ -24,16 +24,18 @@ class Difference:
     verdict: str = "tie"  # "win" or "loss" where that holds after Holm's correction over the datasets
 
 
-def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
-    """Of correctness bool [S, n], of the same S seeds and n test images: both are drawn anew, independently of one
-    another, so that the interval holds for other images and other seeds (Efron and Tibshirani 1993)."""
-    if first.shape != second.shape or first.ndim != 2:
-        raise ValueError(f"expected two arrays [seeds, images] of one shape, got {first.shape} and {second.shape}")
-    difference = 100 * (first.astype(np.float32) - second.astype(np.float32))
-    by_seed, by_image = (_draws(count, seed) for count in difference.shape)
-    means = ((by_image @ difference.T) * by_seed).sum(1)
+def paired_bootstrap(first: Sequence[np.ndarray], second: Sequence[np.ndarray], seed: int = 0) -> Difference:
+    """Of correctness bool [S][n], of the same S seeds and test images: both are drawn anew, independently of one
+    another, so that the interval holds for other images and other seeds (Efron and Tibshirani 1993). Seeds of as many
+    images have the same ones."""
+    shapes = [[part.shape for part in parts] for parts in (first, second)]
+    if shapes[0] != shapes[1] or any(len(shape) != 1 for shape in shapes[0]):
+        raise ValueError(f"expected arrays [images] of the same seeds, got those of {shapes[0]} and {shapes[1]}")
+    differences = [100 * (a.astype(np.float32) - b.astype(np.float32)) for a, b in zip(first, second, strict=True)]
+    by_seed = np.stack([_draws(len(d), seed) @ d for d in differences], axis=1)
+    means = (by_seed * _draws(len(differences), seed)).sum(1)
     return Difference(
-        mean=float(difference.mean()),
+        mean=float(np.mean([d.mean() for d in differences])),
         low=float(np.quantile(means, LEVEL)),
         high=float(np.quantile(means, 1 - LEVEL)),
         p_win=float((1 + (means <= 0).sum()) / (1 + RESAMPLES)),

@@ -57,8 +57,18 @@ def test_the_same_answers_differ_by_nothing():
     assert min(found.p_win, found.p_loss) == 1
 
 
+def test_seeds_may_have_other_numbers_of_images():
+    """Every seed counts alike."""
+    first, second = draws(np.random.default_rng(4), 2, 400, 10)
+    whole = paired_bootstrap(first, second)
+    parts = paired_bootstrap([first[0], first[1][:100]], [second[0], second[1][:100]])
+    means = [100 * (a.mean() - b.mean()) for a, b in ((first[0], second[0]), (first[1][:100], second[1][:100]))]
+    assert parts.mean == pytest.approx(np.mean(means), abs=1e-4)
+    assert parts.high - parts.low > whole.high - whole.low
+
+
 def test_arrays_of_other_shapes_are_refused():
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="of the same seeds"):
         paired_bootstrap(np.zeros((2, 5), bool), np.zeros((2, 6), bool))
 
 
