@@ -67,7 +67,7 @@ datasets.
 ## How it does on data that it never saw
 
 Test accuracy (%) after fine-tuning steps, mean over {{ results.seeds }} seeds. Commit `{{ results.commit[:10] }}`,
-{{ results.machine }}; all rows, and the command, in [results.json](results.json).
+{{ results.machine }}; all rows but those of seconds and memory, and the command, in [results.json](results.json).
 
 {% for set in results.datasets %}
 | {{ set.dataset }} |{% for step in set.steps %} step {{ step }} |{% endfor %}

@@ -21,6 +21,7 @@ from zoo_builder.errors import BundleError
 
 MAX_BYTES = 2**24  # of a JSON file that the card tells from
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # of any JSON
+KEPT = ("test_accuracy", "steps_to_target")  # of every method; of initialize what it costs too
 HEADER = ("schema", "name", "command", "commit", "date", "machine", "versions")
 METHODS = {  # the rivals first
     "scratch": "random initialisation",
@@ -89,6 +90,7 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
         names = {r["dataset"] for r in rows}
         kept = {k: report[k] for k in HEADER}
         kept["data"] = [d for d in report["data"] if d["name"] in names]
+        rows = [r for r in rows if r["metric"] in KEPT or r["method"] == "initialize"]
         kept["rows"] = [{k: v for k, v in r.items() if v is not None} for r in rows]
         measured = _parse(kept).measured
     except UNREADABLE as e:
@@ -98,7 +100,7 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
             f"These results have no row of `initialize` with the bundle {config.name!r} on a dataset that it was not "
             "trained on. Measure it: d2nwg-init demo, or bench transfer."
         )
-    write_text_atomically(folder / RESULTS, json.dumps(kept, indent=1) + "\n")
+    write_text_atomically(folder / RESULTS, json.dumps(kept) + "\n")
 
 
 def read_results(folder: Path) -> BundleResults | None:
