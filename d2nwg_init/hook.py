@@ -107,10 +107,11 @@ def initialize(
             candidates = list(_advancing(proposed, bar))
         by_default = default_steps(len(support)) if bundle else 0
         steps = by_default if refining_steps is None else refining_steps
-        if steps and not can_be_refined(support):
+        enough = can_be_refined(support)
+        if steps and not enough:
             plan.notes.append(f"not refined, which takes two images of a class in {BATCH}, in the mean")
         # With its own head the model stays what it is. BatchNorm as it is suits a head alone: refined bodies do better.
-        refinable = steps > 0 and bool(plan.names) and head != "keep" and can_be_refined(support)
+        refinable = steps > 0 and bool(plan.names) and head != "keep" and enough
         competing = [
             c
             for c in candidates

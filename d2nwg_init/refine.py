@@ -26,7 +26,7 @@ from zoo_builder.support_set import SupportSet
 
 MAX_NORM = 5.0  # of the gradient
 BATCH = 128  # images
-STEPS, MOST_STEPS = 15, 40  # by default, and of less than a batch, in the same time
+STEPS, MOST_STEPS = 15, 40  # by default; at most, of less than a batch
 LEARNING_RATE, WITHOUT_BATCHNORM = 8e-3, 1e-3  # weights before a BatchNorm have no scale, and bear more
 SHARE, SHARE_OF_FEW = 0.5, 0.35  # of the way from the weights as they were to those trained; of less than a batch
 AS_THEY_ARE = 2  # times that an image is shown so; from then on it is jittered, which costs points before
@@ -86,6 +86,7 @@ def refine(
 
 
 def default_steps(num_images: int) -> int:
+    """For so many images read: fewer than a batch are shown more often, in the same time."""
     return min(MOST_STEPS, STEPS * BATCH // min(num_images, BATCH))
 
 

@@ -41,8 +41,7 @@ def figures(part: Part) -> dict[str, Figure | None]:
 
 def failures(part: Part) -> str:
     """Markdown of the losses of one subject and split."""
-    table = losses(part)
-    lines = _table(table) if table["rows"] else ["None on any dataset, at any step, with any number of images."]
+    lines = _table(losses(part)) or ["None on any dataset, at any step, with any number of images."]
     return "\n".join([f"### {part.bundle}, {part.split} split", "", *lines])
 
 
