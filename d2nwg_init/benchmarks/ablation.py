@@ -6,7 +6,6 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
 from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject
@@ -27,15 +26,6 @@ from zoo_builder.errors import DataError
 from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
 from zoo_builder.solved_head import solve_head
-
-AS_IT_IS = "as it is"
-
-
-@dataclass(frozen=True)
-class AblationRow(Row):
-    """A row of ablate.json: what this benchmark adds to the common keys."""
-
-    choice: str = AS_IT_IS
 
 
 def _hook(**options: Any) -> Callable[[Arena], nn.Module]:
@@ -126,7 +116,7 @@ CHOICES: Mapping[str, Mapping[str, Callable[[Arena], nn.Module]]] = {
 
 def run_ablation(
     bundle: str, names: Sequence[str], data: Path | None, seeds: int, work: Path
-) -> tuple[list[ImageDataset], list[AblationRow]]:
+) -> tuple[list[ImageDataset], list[ChoiceRow]]:
     """Test accuracy at step 0, and seconds, of every choice on every dataset. What is measured is kept in `work`.
 
     Raises:
@@ -138,7 +128,7 @@ def run_ablation(
         if not len(dataset.x_test):
             raise DataError(f"Dataset {dataset.name!r} has no test images to measure on. Give it a test part.")
     choices = [(of, choice) for of, group in CHOICES.items() for choice in group]
-    rows: list[AblationRow] = []
+    rows: list[ChoiceRow] = []
     with progress_bar(f"ablating {subject.name} -> {work}", total=len(choices) * len(datasets) * seeds) as bar:
         for dataset, seed in itertools.product(datasets, range(seeds)):
             arena = Arena(subject, dataset, seed, None)
@@ -147,7 +137,7 @@ def run_ablation(
                 if missing(work, [cell]):
                     write_cell(work, cell, _measure(arena, CHOICES[of][choice]))
                 found = read_cell(work, cell)
-                row = functools.partial(AblationRow, subject.name, dataset.name, of, seed, choice=choice, step=0)
+                row = functools.partial(ChoiceRow, subject.name, dataset.name, of, seed, choice=choice, step=0)
                 rows.append(row(metric="test_accuracy", value=round(found.accuracy("step/0"), 3), unit="%"))
                 rows.append(row(metric="seconds", value=round(found.seconds["initialise"], 3), unit="s"))
                 bar.advance()
@@ -164,6 +154,6 @@ def _measure(arena: Arena, build: Callable[[Arena], nn.Module]) -> Measured:
     return Measured({"step/0": correct}, seconds={"initialise": seconds})
 
 
-def mean_of(rows: Sequence[AblationRow], of: str, choice: str, metric: str) -> float:
+def mean_of(rows: Sequence[ChoiceRow], of: str, choice: str, metric: str) -> float:
     """Over datasets and seeds."""
     return mean(r.value for r in rows if (r.method, r.choice, r.metric) == (of, choice, metric))

@@ -18,6 +18,8 @@ import torch
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset
 
+AS_IT_IS = "as it is"  # no choice is made otherwise
+
 
 @dataclass(frozen=True)
 class Row:
@@ -37,6 +39,13 @@ class Row:
     shots: int | None = None
     sample: int | None = None
     device: str | None = None  # "cpu" or "cuda", where it matters
+
+
+@dataclass(frozen=True)
+class ChoiceRow(Row):
+    """A value measured with one choice made otherwise."""
+
+    choice: str = AS_IT_IS
 
 
 def results(name: str, datasets: Iterable[ImageDataset], rows: Sequence[Row]) -> dict[str, object]:

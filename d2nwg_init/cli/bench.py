@@ -13,6 +13,7 @@ from d2nwg_init.cli.bench_generator import generator
 from d2nwg_init.cli.bench_hub import hub
 from d2nwg_init.cli.bench_init import init
 from d2nwg_init.cli.bench_never_worse import never_worse
+from d2nwg_init.cli.bench_sensitivity import sensitivity
 from d2nwg_init.cli.bench_torch_versions import torch_versions
 from d2nwg_init.cli.bench_transfer import transfer
 
@@ -157,3 +158,6 @@ app.command("generator", epilog="Example: d2nwg-init bench generator --zoo runs/
 app.command(
     "ablate", epilog="Example: d2nwg-init bench ablate --bundle NAME --data DIR --out docs/results/ablate.json"
 )(ablate)
+app.command("sensitivity", epilog="Example: d2nwg-init bench sensitivity --zoo runs/zoo --recipe benchmark --data DIR")(
+    sensitivity
+)

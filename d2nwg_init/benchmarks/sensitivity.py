@@ -1,0 +1,172 @@
+"""What a generator is worth before any training, where one number of its recipe is another, or its zoo has fewer
+datasets: it is trained anew for each choice, and measured on the development sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow
+from d2nwg_init.benchmarks.transfer.cells import read_cell
+from d2nwg_init.benchmarks.transfer.methods import METHODS, Method
+from d2nwg_init.benchmarks.transfer.plan import Choices, plan_cells
+from d2nwg_init.benchmarks.transfer.run import run_cells
+from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject, work_folder
+from pretrained_generators.training.recipe import GeneratorRecipe
+from pretrained_generators.training.train import train_generator
+from zoo_builder.build import begin_zoo, build
+from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
+from zoo_builder.errors import RecipeError, ZooError, nearest_names
+from zoo_builder.executors.processes import process_executor
+from zoo_builder.store import Zoo
+from zoo_builder.tasks import ZooRecipe, choose_datasets
+
+ROWS = ("no_generator", "generated_mean", "initialize")
+HYPER_PARAMETERS = (  # part of the recipe, number, factor
+    ("vae", "latent", 0.5),
+    ("vae", "latent", 2),
+    ("vae", "width", 0.5),
+    ("diffusion", "width", 0.5),
+    ("diffusion", "depth", 0.5),
+    ("functional_training", "steps", 0.5),
+    ("functional_training", "steps", 2),
+    ("functional_training", "learning_rate", 0.3),
+    ("functional_training", "learning_rate", 3),
+)
+ZOO_DATASETS = "zoo_datasets"  # metric: how many the zoo was trained on
+
+
+@dataclass(frozen=True)
+class MeasuredOn:
+    """What is measured, beside the generators."""
+
+    datasets: tuple[str, ...]
+    seeds: int
+    plans: tuple[str, ...]  # of the zoo, whose entries no_generator combines
+    universal: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    label: str
+    zoo: Path
+    recipe: GeneratorRecipe
+
+
+@dataclass(frozen=True)
+class SmallerZoos:
+    """Zoos of the first datasets of one order, those first that a plan asks for by name."""
+
+    recipe: ZooRecipe
+    sizes: tuple[int, ...]  # datasets
+
+    def recipe_of(self, size: int, data: Path) -> ZooRecipe:
+        """Raises: RecipeError, there are no more datasets than that, or a plan asks for more."""
+        names = choose_datasets(self.recipe, dataset_names(data))
+        named = [n for n in names if any(n in plan.datasets for plan in self.recipe.plans)]
+        if not len(named) < size < len(names):
+            raise RecipeError(
+                f"A smaller zoo has more than {len(named)} and fewer than {len(names)} datasets, got {size}."
+            )
+        others = np.random.default_rng(self.recipe.seed).permutation([n for n in names if n not in named])
+        return replace(self.recipe, datasets=tuple(sorted([*named, *others[: size - len(named)].tolist()])))
+
+
+def choices(zoo: Path, recipe: GeneratorRecipe, sizes: Sequence[int], work: Path) -> list[Choice]:
+    """The recipe on the zoo, and everything that differs from it by one thing."""
+    found = [Choice(AS_IT_IS, zoo, recipe)]
+    for part, number, factor in HYPER_PARAMETERS:
+        stage = getattr(recipe, part)
+        was = getattr(stage, number)
+        if was:  # a stage of no steps stays out
+            value = type(was)(was * factor)
+            changed = replace(recipe, **{part: replace(stage, **{number: value})})
+            found.append(Choice(f"{part}.{number} = {value:g}", zoo, changed))
+    return found + [Choice(f"{size} datasets", work / f"zoo-{size}", recipe) for size in sizes]
+
+
+def run_sensitivity(
+    zoo: Path,
+    recipe: GeneratorRecipe,
+    smaller: SmallerZoos,
+    measured_on: MeasuredOn,
+    data: Path,
+    only: Sequence[str],
+    work: Path,
+    workers: int = 0,
+) -> tuple[list[ImageDataset], list[ChoiceRow]]:
+    """Build the smaller zoos, train the generators and measure them; what is in `work` already is kept. `only` are
+    labels of choices; empty takes all.
+
+    Raises:
+        RecipeError: an unknown choice, or a zoo cannot have so many datasets. ZooError: a zoo cannot be read or built.
+        DataError: a dataset is not in `data`, or has no test images.
+    """
+    datasets = [load_dataset(name, data) for name in measured_on.datasets]
+    workers = workers or os.cpu_count() or 1
+    recipes = {work / f"zoo-{size}": smaller.recipe_of(size, data) for size in smaller.sizes}
+    rows: list[ChoiceRow] = []
+    for choice in _chosen(choices(zoo, recipe, smaller.sizes, work), only):
+        if choice.zoo in recipes:
+            _build(choice.zoo, Zoo.open(zoo), recipes[choice.zoo], data, workers)
+        bundle = work / choice.label.replace(" ", "")
+        train_generator(Zoo.open(choice.zoo), choice.recipe, bundle, data)
+        rows += _measured(choice, bundle, measured_on, data, work, workers)
+    return datasets, rows
+
+
+def _chosen(planned: Sequence[Choice], only: Sequence[str]) -> list[Choice]:
+    labels = [c.label for c in planned]
+    for label in only:
+        if label not in labels:
+            raise RecipeError(f"unknown choice {label!r}; {nearest_names(label, labels)}")
+    return [c for c in planned if not only or c.label in only]
+
+
+def _build(out: Path, like: Zoo, recipe: ZooRecipe, data: Path, workers: int) -> None:
+    zoo, tasks, sources = begin_zoo(out, like.backbone, Path(like.path) / "base.safetensors", recipe, data)
+    failed = build(zoo, tasks, sources, data, process_executor(workers))
+    if failed:
+        raise ZooError(f"{len(failed)} of {len(tasks)} tasks of {out} failed, the first: {next(iter(failed.values()))}")
+
+
+def _measured(
+    choice: Choice, bundle: Path, measured_on: MeasuredOn, data: Path, work: Path, workers: int
+) -> list[ChoiceRow]:
+    spec = SubjectSpec(str(choice.zoo), str(bundle), measured_on.plans, measured_on.universal)
+    folder = work_folder(spec, work)
+    subject = open_subject(spec, folder)
+    assert subject.bundle is not None
+    config = subject.bundle.config
+    values = {ZOO_DATASETS: float(len(config.trained_on)), **config.measured}
+    rows = [ChoiceRow(subject.name, "zoo", "generator", 0, k, v, "", choice=choice.label) for k, v in values.items()]
+    cells = [
+        replace(c, bundle=subject.bundle_digest if METHODS[c.method].depends_on_bundle else None)
+        for c in plan_cells(_untrained(), measured_on.datasets, (None,), range(measured_on.seeds), Choices())
+    ]
+    run_cells(cells, spec, folder, data, {}, process_executor(workers))
+    accuracies = {c: round(read_cell(folder / "cells", c).accuracy("step/0"), 3) for c in cells}
+    return rows + [
+        ChoiceRow(
+            subject.name,
+            c.dataset,
+            c.method,
+            c.seed,
+            "test_accuracy",
+            value,
+            "%",
+            step=0,
+            sample=c.sample,
+            choice=choice.label,
+        )
+        for c, value in accuracies.items()
+    ]
+
+
+def _untrained() -> dict[str, Method]:
+    """ROWS at step 0 and under their right condition alone."""
+    return {name: replace(METHODS[name], trained=False, conditions=("right",)) for name in ROWS}

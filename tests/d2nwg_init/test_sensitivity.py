@@ -1,0 +1,123 @@
+"""bench sensitivity: choices differ by one thing, zoos are nested, and all that is named is trained and measured."""
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import pytest
+
+from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow
+from d2nwg_init.benchmarks.sensitivity import HYPER_PARAMETERS, ROWS, SmallerZoos, choices
+from d2nwg_init.benchmarks.sensitivity_page import accuracy, block, by_zoo
+from d2nwg_init.benchmarks.transfer import regressor
+from pretrained_generators.training.recipe import GeneratorRecipe
+from tests.cli.conftest import fail, succeed
+from tests.zoo_builder.synthetic import striped_dataset, write_npz
+from tests.zoo_builder.tiny_zoo import RECIPE, SHORT, build_zoo, write_data
+from zoo_builder.errors import RecipeError
+from zoo_builder.recipe import read_recipe
+from zoo_builder.tasks import Plan, ZooRecipe
+
+NAMES = ("stripes", "bands", "dots", "secret")
+ZOO_RECIPE = """
+size = 32
+support = 24
+held_out = ["secret", "kmnist"]
+leakage = "off"
+[[plans]]
+name = "universal"
+kind = "episodic"
+over = "all"
+training = {steps = 2, batch_size = 16}
+[[plans]]
+name = "branch"
+kind = "episodic"
+start = "universal"
+domains = ["plain", "invert", "rotate", "blur"]
+training = {steps = 2, batch_size = 16}
+"""
+GENERATOR = """
+name = "by-hand"
+chunk = 16384
+held_back = 1
+vae = {latent = 4, width = 16, depth = 1}
+vae_training = {steps = 2, batch_size = 2}
+encoder = {width = 16, embedding = 8}
+encoder_training = {steps = 2, batch_size = 4}
+diffusion = {width = 16, depth = 1}
+diffusion_training = {steps = 2, batch_size = 4}
+"""
+
+
+def flat(value):
+    return {
+        f"{name}.{key}": v
+        for name, part in dataclasses.asdict(value).items()
+        for key, v in (part.items() if isinstance(part, dict) else [("", part)])
+    }
+
+
+def test_each_choice_differs_from_the_recipe_by_one_number(tmp_path):
+    recipe = read_recipe("benchmark", GeneratorRecipe, "pretrained_generators")
+    first, *others = choices(tmp_path / "zoo", recipe, (4, 8), tmp_path)
+    assert first.label == AS_IT_IS
+    assert first.recipe == recipe
+    numbers = [c for c in others if c.zoo == first.zoo]
+    assert len(numbers) == len(HYPER_PARAMETERS)
+    for choice in numbers:
+        changed = {k: v for k, v in flat(choice.recipe).items() if v != flat(recipe)[k]}
+        assert [f"{k} = {v:g}" for k, v in changed.items()] == [choice.label]
+    assert [c.zoo.name for c in others if c.recipe == recipe] == ["zoo-4", "zoo-8"]
+
+
+def test_a_stage_that_is_left_out_is_not_varied(tmp_path):
+    recipe = read_recipe("benchmark", GeneratorRecipe, "pretrained_generators")
+    recipe = replace(recipe, functional_training=replace(recipe.functional_training, steps=0))
+    assert not any("functional_training.steps" in c.label for c in choices(tmp_path, recipe, (), tmp_path))
+
+
+def test_smaller_zoos_are_nested_and_hold_what_a_plan_names(tmp_path):
+    data = write_data(tmp_path / "data", (*(f"set{i}" for i in range(7)), "named", "secret"))
+    plans = (*RECIPE.plans, Plan("source", "episodic", SHORT, datasets=("named",)))
+    smaller = SmallerZoos(replace(RECIPE, plans=plans), (2, 4, 6))
+    sizes = [set(smaller.recipe_of(size, data).datasets) for size in smaller.sizes]
+    assert [len(names) for names in sizes] == [2, 4, 6]
+    assert {"named"} < sizes[0] < sizes[1] < sizes[2]
+    assert not any("secret" in names for names in sizes)
+    for size in (1, 8):
+        with pytest.raises(RecipeError, match="more than 1 and fewer than 8"):
+            smaller.recipe_of(size, data)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setattr(regressor, "STAGE", replace(regressor.STAGE, steps=2))
+    data = write_data(tmp_path / "data", NAMES)
+    write_npz(data / "kmnist.npz", striped_dataset("kmnist", seed=7))
+    (tmp_path / "zoo.toml").write_text(ZOO_RECIPE)
+    (tmp_path / "generator.toml").write_text(GENERATOR)
+    return tmp_path
+
+
+def arguments(files, *more):
+    command = ["bench", "sensitivity", "--zoo", files / "zoo", "--zoo-recipe", files / "zoo.toml", "--sizes", "2"]
+    command += ["--recipe", files / "generator.toml", "--data", files / "data", "--datasets", "kmnist"]
+    return [*command, "--work", files / "work", "--out", files / "sensitivity.json", "--workers", "1", *more]
+
+
+def test_generators_are_trained_measured_and_drawn_and_the_next_run_takes_up_what_is_there(files):
+    recipe = read_recipe(files / "zoo.toml", ZooRecipe, "zoo_builder")
+    build_zoo(files / "data", files / "zoo", recipe)
+    few = ("--choices", "as it is, 2 datasets")
+    assert "2 datasets" in succeed(*arguments(files, *few))
+    report = json.loads((files / "sensitivity.json").read_text())
+    rows = [ChoiceRow(**r) for r in report["rows"]]
+    assert {(r.choice, r.method) for r in rows if r.metric == "test_accuracy"} == {
+        (choice, method) for choice in (AS_IT_IS, "2 datasets") for method in ROWS
+    }
+    assert by_zoo(rows) == {2: "2 datasets", 3: AS_IT_IS}
+    assert all(0 <= accuracy(rows, c, m) <= 100 for c in (AS_IT_IS, "2 datasets") for m in ROWS)
+    assert "| 2 datasets | " in block(report)
+    again = json.loads(succeed(*arguments(files, *few, "--json")))
+    assert again["rows"] == report["rows"]
+    assert "did you mean 'vae.latent = " in fail(*arguments(files, "--choices", "vae.latent = 3"))
