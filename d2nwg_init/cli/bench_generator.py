@@ -39,13 +39,14 @@ def generator(
     from d2nwg_init.benchmarks.generator.benchmark import merged, run_generator_benchmark
     from d2nwg_init.benchmarks.generator.plot import draw_compression
     from d2nwg_init.benchmarks.transfer.report import write_report
-    from pretrained_generators.bundle import load_bundle
     from pretrained_generators.svg import as_svg
     from pretrained_generators.training.gates import GATES
+    from pretrained_generators.training.zoo_data import load_bundle_beside
     from zoo_builder.checkpoint import write_text_atomically
     from zoo_builder.store import Zoo
 
-    loaded, opened = load_bundle(bundle), Zoo.open(zoo)
+    opened = Zoo.open(zoo)
+    loaded = load_bundle_beside(opened, bundle)
     rows = run_generator_benchmark(loaded, opened, data, transfer)
     report = merged(out, loaded, opened, rows)
     write_report(out, report)

@@ -69,13 +69,14 @@ def audit(
     from rich.console import Console
 
     from pretrained_generators.audit import judge
-    from pretrained_generators.bundle import load_bundle
     from pretrained_generators.card import write_card
     from pretrained_generators.training.audit_zoo import audit_zoo, write_audit
+    from pretrained_generators.training.zoo_data import load_bundle_beside
     from zoo_builder.store import Zoo
 
-    loaded = load_bundle(bundle)
-    found = audit_zoo(loaded, Zoo.open(zoo), samples)
+    opened = Zoo.open(zoo)
+    loaded = load_bundle_beside(opened, bundle)
+    found = audit_zoo(loaded, opened, samples)
     report = write_audit(found, bundle)
     write_card(loaded.config, bundle)
     if json_:

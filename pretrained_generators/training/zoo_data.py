@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from pretrained_generators.bundle import Bundle, load_bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.processes import is_first, wait_for_all
-from zoo_builder.backbones import image_statistics
+from zoo_builder.backbones import image_statistics, load_body
 from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ZooError
@@ -29,6 +30,13 @@ class ZooData:
         """With all but the labels on a device."""
         features = [f.to(device) for f in self.features]
         return replace(self, chunks=self.chunks.to(device), features=features, probed=self.probed.to(device))
+
+
+def load_bundle_beside(zoo: Zoo, name_or_path: str | Path) -> Bundle:
+    """`load_bundle`, where a bundle that leaves its base out finds it in the zoo. Raises as that does."""
+    body = zoo.backbone.create()
+    load_body(body, zoo.base(), str(zoo.path / "base.safetensors"))
+    return load_bundle(name_or_path, body)
 
 
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:

@@ -8,8 +8,9 @@ from d2nwg_init.bundles import find_bundle
 from pretrained_generators import bundle as bundles
 from pretrained_generators.base_elsewhere import body_sha256
 from pretrained_generators.bundle import load_bundle
+from pretrained_generators.training.zoo_data import load_bundle_beside
 from tests.d2nwg_init.conftest import loader, new_model  # noqa: F401
-from tests.pretrained_generators.small import random_generator, same, save_random_bundle, seeded
+from tests.pretrained_generators.small import random_generator, same, save_random_bundle, seeded, small_zoo
 from zoo_builder.backbones import body_state
 from zoo_builder.errors import BundleError
 
@@ -50,6 +51,18 @@ def test_the_base_is_not_in_the_file(path, generator, tmp_path):
     save_random_bundle(tmp_path, generator=generator)
     whole = (tmp_path / "generator.safetensors").stat().st_size
     assert (path / "generator.safetensors").stat().st_size < whole - base
+
+
+def test_a_zoo_has_the_base_of_its_bundles(tmp_path):
+    zoo, generator = small_zoo(tmp_path), random_generator()
+    generator.base.load_state_dict(
+        {k: v.half().to(v.dtype) if v.is_floating_point() else v for k, v in zoo.base().items()}
+    )  # as training leaves it
+    save_random_bundle(tmp_path / "bundle", generator=generator, base_source=SOURCE)
+    loaded = load_bundle_beside(zoo, tmp_path / "bundle")
+    assert body_sha256(loaded.generator.base.state_dict()) == body_sha256(zoo.base())
+    with pytest.raises(BundleError, match="does not hold the base"):
+        load_bundle(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -14,7 +14,8 @@ from torch import nn
 
 from d2nwg_init.benchmarks.transfer.regressor import NetworkRegressor
 from d2nwg_init.benchmarks.transfer.splits import SPLITS
-from pretrained_generators.bundle import Bundle, load_bundle
+from pretrained_generators.bundle import Bundle, load_bundle, load_config
+from pretrained_generators.training.zoo_data import load_bundle_beside
 from zoo_builder.backbones import BackboneSpec, load_body
 from zoo_builder.clusters import embed_dataset
 from zoo_builder.datasets.same_dataset import is_among
@@ -84,7 +85,7 @@ def work_folder(spec: SubjectSpec, root: Path) -> Path:
         parts |= {"base": zoo.base_sha256, "entries": [e.sha256 for e in zoo.entries()]}
     else:
         name = _names(spec)[0]
-        parts |= {"base": load_bundle(str(spec.bundle)).config.base_sha256}
+        parts |= {"base": load_config(str(spec.bundle)).base_sha256}
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
     return root / f"{name}-{digest}"
 
@@ -95,19 +96,18 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
     Raises:
         ZooError: neither a zoo nor a bundle, not of one base, or a zoo that knows datasets of the splits.
     """
-    bundle = load_bundle(spec.bundle) if spec.bundle is not None else None
     name, backbone, size = _names(spec)
     if spec.zoo is None:
-        if bundle is None:
-            raise ZooError("There is nothing to measure: give a --zoo, a --bundle, or both.")
-        return Subject(name, backbone, size, bundle.generator.base.state_dict(), None, None, None, bundle)
+        alone = load_bundle(str(spec.bundle))
+        return Subject(name, backbone, size, alone.generator.base.state_dict(), None, None, None, alone)
     zoo = Zoo.open(spec.zoo)
-    if bundle is not None and bundle.config.base_sha256 != zoo.base_sha256:
+    if spec.bundle is not None and load_config(spec.bundle).base_sha256 != zoo.base_sha256:
         raise ZooError(f"{spec.bundle} was trained on deltas to another base than {spec.zoo} has. Give its zoo.")
     measured = [*SPLITS["development"], *SPLITS["held_out"]]
     seen = sorted({d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related) if is_among(d, measured)})
     if seen:
         raise ZooError(f"{spec.zoo} was trained on {seen}, which the benchmark measures on. Build it without them.")
+    bundle = load_bundle_beside(zoo, spec.bundle) if spec.bundle is not None else None
     library = DeltaLibrary.of(zoo, spec.plans, folder / "deltas.f16")
     universal = next((e for e in zoo.entries([spec.universal])), None)
     if universal is None:
@@ -120,7 +120,7 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
 
 def _names(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
     if spec.bundle is not None:
-        config = load_bundle(spec.bundle).config
+        config = load_config(spec.bundle)
         return config.name, config.generator.backbone, config.generator.size
     if spec.zoo is None:
         raise ZooError("There is nothing to measure: give a --zoo, a --bundle, or both.")
