@@ -18,7 +18,7 @@ from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Candidate, become, propose, set_parameters
 from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
-from d2nwg_init.refine import BATCH, can_be_refined, default_steps, refine
+from d2nwg_init.refine import BATCH, can_be_refined, default_steps, refine, trainings
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import compete, select
 from d2nwg_init.stages import Stages
@@ -70,8 +70,9 @@ def initialize(
             "keep", the model's own; "fresh", a random one, on the body that a solved head serves best. "generate" is
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
-        refining_steps: of training on the images read, from what was chosen. None takes 15 with a bundle, up to 40
-            where there are fewer than 128 images, and without a bundle none.
+        refining_steps: of training on the images read, from what was chosen. None takes 15 with a bundle and without
+            one none. Of fewer than 128 images it takes up to 40, and there are three such trainings, whose weights are
+            averaged.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -128,7 +129,7 @@ def initialize(
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
         elif refining:
-            with stages("refining"), progress_bar("refining", steps, show=progress) as bar:
+            with stages("refining"), progress_bar("refining", steps * trainings(len(support)), show=progress) as bar:
                 set_parameters(work, chosen.parameters)
                 refinement = refine(work, support, steps, seed, plan.names, bar.advance)
         if refinement is None:

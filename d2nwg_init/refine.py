@@ -21,16 +21,20 @@ from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.backbones import caught_features, extract_features, set_head
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
-from zoo_builder.solved_head import SolvedHead, left_out_loss, solve_head
+from zoo_builder.solved_head import RIDGES, SolvedHead, left_out_loss, solve_head
 from zoo_builder.support_set import SupportSet
 
 MAX_NORM = 5.0  # of the gradient
 BATCH = 128  # images
 STEPS, MOST_STEPS = 15, 40  # by default; at most, of less than a batch
 LEARNING_RATE, WITHOUT_BATCHNORM = 8e-3, 1e-3  # weights before a BatchNorm have no scale, and bear more
-SHARE, SHARE_OF_FEW = 0.5, 0.35  # of the way from the weights as they were to those trained; of less than a batch
+TRAININGS_OF_FEW = 3  # from the same start, of less than a batch: half of where one goes is the order of its images
+SHARE = 0.5  # of the way from the weights as they were to those trained
 AS_THEY_ARE = 2  # times that an image is shown so; from then on it is jittered, which costs points before
 ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the size, of half of the size, radians
+# Of the head of a refined body. Its left-out loss flatters, and would have smaller ones, whose weights are so large
+# that the first steps of a training, which move the body, cost several points.
+RIDGES_AFTER = tuple(r for r in RIDGES if r >= 0.01)
 AVERAGED = 3  # the last of so many parts of the steps
 
 
@@ -51,11 +55,11 @@ def refine(
     advance: Callable[[], None] = lambda: None,
 ) -> Refinement | None:
     """Train the body of `model`, or of its parameters those in `names`, on the support images and solve its head again,
-    in place; `advance` is called after each step.
+    in place; `advance` is called after each step of each of its trainings.
 
-    A part of the way to the trained weights is gone. None is held back to judge them: on the development sets a fifth
-    of the images, held back, refused what was right more often than what was wrong, and was missed in training. Where
-    the loss has not fallen even on the images trained on, the body stays as it was. Either way BatchNorm is
+    Half of the way to the trained weights is gone. None is held back to judge them: on the development sets a fifth of
+    the images, held back, refused what was right more often than what was wrong, and was missed in training. Where the
+    loss has not fallen even on the images trained on, the body stays as it was. Either way BatchNorm is
     recalibrated and the head solved on all images. None where there are too few images of a class, or features are not
     finite: the head is not solved then.
     """
@@ -70,10 +74,13 @@ def refine(
         return None
     as_it_was = copied_state(model)
     start = [as_it_was[name] for name in trained]
-    end = _fit(model, parameters, images, labels, steps, seed, advance)
-    share = SHARE if len(labels) >= BATCH else SHARE_OF_FEW
-    _set(parameters, [torch.lerp(a, b, share) for a, b in zip(start, end, strict=True)])
-    after = _solved(model, images, labels)
+    generator, ends = torch.Generator().manual_seed(seed), []
+    for _ in range(trainings(len(labels))):
+        _set(parameters, start)
+        ends.append(_fit(model, parameters, images, labels, steps, generator, advance))
+    way = [sum(parts) / len(parts) - begun for begun, *parts in zip(start, *ends, strict=True)]
+    _set(parameters, [begun + SHARE * w for begun, w in zip(start, way, strict=True)])
+    after = _solved(model, images, labels, RIDGES_AFTER)
     loss = [F.cross_entropy(h.left_out_logits, labels).item() if h else math.inf for h in (before, after)]
     kept = loss[1] < loss[0]
     head = after if after and kept else before
@@ -90,20 +97,27 @@ def default_steps(num_images: int) -> int:
     return min(MOST_STEPS, STEPS * BATCH // min(num_images, BATCH))
 
 
+def trainings(num_images: int) -> int:
+    """From the same start on so many images read, whose weights are averaged."""
+    return TRAININGS_OF_FEW if num_images < BATCH else 1
+
+
 def can_be_refined(support: SupportSet) -> bool:
     """Whether a batch holds two images of a class in the mean. One that is alone in it is left out of a head that knows
     nothing of its class: of a hundred classes of what the base was pretrained on, refined bodies were worse."""
     return min(len(support), BATCH) >= 2 * support.classes_seen
 
 
-def _solved(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> SolvedHead | None:
+def _solved(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, ridges: Sequence[float] = RIDGES
+) -> SolvedHead | None:
     """Recalibrate BatchNorm in place, and solve a head, which the model does not get. None: features are not finite."""
     with caught_features(model) as caught:
         layers = recalibrate_batchnorm(model, images)  # a pass, of which the features serve
     features = (torch.cat(caught) if layers else extract_features(model, images)).cpu()
     if not torch.isfinite(features).all():
         return None
-    return solve_head(features, labels, find_classifier(model).num_classes)
+    return solve_head(features, labels, find_classifier(model).num_classes, ridges=ridges)
 
 
 def _fit(
@@ -112,7 +126,7 @@ def _fit(
     images: torch.Tensor,
     labels: torch.Tensor,
     steps: int,
-    seed: int,
+    generator: torch.Generator,
     advance: Callable[[], None],
 ) -> list[torch.Tensor]:
     """The mean of the weights over the last steps of AdamW at a constant rate (stochastic weight averaging, Izmailov et
@@ -120,7 +134,6 @@ def _fit(
     rate = LEARNING_RATE if batchnorm_layers(model) else WITHOUT_BATCHNORM
     optimizer = torch.optim.AdamW(list(parameters), lr=rate)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 6, total_iters=steps // 6)
-    generator = torch.Generator().manual_seed(seed)
     batches = _batches(len(labels), generator)
     last = -(-steps // AVERAGED)
     mean = [torch.zeros_like(p) for p in parameters]

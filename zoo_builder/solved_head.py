@@ -6,6 +6,7 @@ differentiated through the solve, is what a body is trained on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,14 +31,15 @@ def solve_head(
     labels: torch.Tensor,
     num_classes: int | torch.Tensor,
     present: torch.Tensor | None = None,
+    ridges: Sequence[float] = RIDGES,
 ) -> SolvedHead:
     """Ridge regression from features [..., N, d] to one-hot labels [..., N], with intercept.
 
     Leading dimensions are heads of their own, which may each have its `num_classes` [...]: K is the largest, and the
     logits of classes that a head lacks are -inf. Where `present` [..., N] is zero, an image counts for nothing.
 
-    The ridge and the scale of the logits minimise the cross-entropy of leave-one-out predictions, which for a
-    linear smoother with hat matrix H are exactly y - (y - H y) / (1 - diag H) (Allen's PRESS, 1974).
+    The ridge, one of `ridges`, and the scale of the logits minimise the cross-entropy of leave-one-out predictions,
+    which for a linear smoother with hat matrix H are exactly y - (y - H y) / (1 - diag H) (Allen's PRESS, 1974).
     """
     p = _centred(features, labels, num_classes, present)
     values, vectors = _left_singular(p.x)  # [..., r], [..., N, r]
@@ -51,7 +53,7 @@ def solve_head(
         fitted = (vectors @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:]).movedim(-2, 0)
         return _without_each(p, p.y - fitted, (squares @ shrink).movedim(-1, 0)[..., None])
 
-    grid = torch.tensor(RIDGES, dtype=unit.dtype, device=unit.device)
+    grid = torch.tensor(ridges, dtype=unit.dtype, device=unit.device)
     logits = left_out(grid * unit)
     losses = torch.stack([_loss(p, scale * logits, labels) for scale in SCALES], dim=1).flatten(0, 1)
     best = losses.nan_to_num(nan=torch.inf).argmin(0)

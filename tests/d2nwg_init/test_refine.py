@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from d2nwg_init import candidates, hook, initialize
+from d2nwg_init import refine as refine_module
 from d2nwg_init.candidates import set_body_and_solve, solve_in_place
-from d2nwg_init.refine import can_be_refined, default_steps, refine
+from d2nwg_init.refine import _fit, can_be_refined, default_steps, refine, trainings
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same
 from zoo_builder.backbones import predict
@@ -84,7 +85,39 @@ def test_the_head_is_no_surer_of_itself_than_before():
     surer = copy.deepcopy(refined)
     solve_in_place(surer, few.images, few.labels)
     loss = [torch.nn.functional.cross_entropy(predict(m, images), labels) for m in (start, refined, surer)]
-    assert loss[1] < loss[0] < 0.8 * loss[2]
+    assert loss[1] < 0.9 * min(loss[0], loss[2])
+
+
+def test_the_head_of_a_refined_body_has_ridges_of_its_own(support, monkeypatch):
+    tried, solve = [], refine_module.solve_head
+    monkeypatch.setattr(refine_module, "RIDGES_AFTER", (7.0,))
+    monkeypatch.setattr(refine_module, "solve_head", lambda *a, **k: tried.append(solve(*a, **k)) or tried[-1])
+    model = solved(support)
+    assert refine(model, support, 6, 0).kept
+    before, after = tried
+    assert before.ridge != 7
+    assert after.ridge == 7
+    torch.testing.assert_close(model.fc.weight, (before.scale / after.scale).float() * after.weight)
+
+
+def test_few_images_are_trained_on_anew_from_the_same_start(monkeypatch):
+    few, starts, ends = SupportSet(*noisy_images(60, 0), 3), [], []
+
+    def fit(model, parameters, *rest):
+        starts.append(copied(dict(enumerate(parameters))))
+        ends.append(_fit(model, parameters, *rest))
+        return ends[-1]
+
+    monkeypatch.setattr("d2nwg_init.refine._fit", fit)
+    model, steps = solved(few), []
+    assert refine(model, few, 20, 0, advance=lambda: steps.append(1)).kept
+    assert len(ends) == trainings(60) == 3
+    assert len(steps) == 3 * 20
+    assert all(same(starts[0], start) for start in starts)
+    assert not torch.equal(ends[0][0], ends[1][0])
+    trained = [p for name, p in model.named_parameters() if not name.startswith("fc.")]
+    for p, start, *ended in zip(trained, starts[0].values(), *ends, strict=True):
+        torch.testing.assert_close(p, start / 2 + sum(ended) / 6)
 
 
 def test_fewer_images_are_shown_more_often_in_the_same_time():

@@ -66,6 +66,16 @@ def test_ridge_and_scale_have_the_smallest_left_out_loss_of_the_grid(spread):
     assert F.cross_entropy(head.left_out_logits, labels).item() == pytest.approx(min(losses.values()), abs=1e-5)
 
 
+def test_only_the_ridges_that_are_asked_for_are_tried():
+    features, labels = clouds(40, 12)
+    features = features + 30 * F.one_hot(labels, 12)  # which wants a small one
+    assert solve_head(features, labels, 3).ridge < 0.5
+    few = solve_head(features, labels, 3, ridges=(0.5, 2.0))
+    assert few.ridge == 0.5
+    expected = few.scale * left_out(features, labels, penalty(features, few.ridge))
+    torch.testing.assert_close(few.left_out_logits.double(), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_units_and_origin_of_the_features_do_not_matter():
     features, labels = clouds()
     plain, moved = solve_head(features, labels, 3), solve_head(100 * features - 7, labels, 3)
