@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # AdamW's at the peak of one cycle, batches of 64, of 3e-4, 1e-3, 3e-3 and 1e-2 the best on the development sets:
 FRESH_HEAD = 3e-3  # for the row `pretrained`
-INITIALIZED = 1e-3  # for the rows `initialize`, `refined` and `generated_selected`
+INITIALIZED = 1e-3  # for the rows `initialize`, `refined` and `generated_mean`
 
 
 def measured_learning_rate(kind: str, refined: bool, solved_head: bool, whole_body: bool) -> float | None:

@@ -15,7 +15,7 @@ from d2nwg_init.benchmarks.transfer.cells import read_cell
 from d2nwg_init.benchmarks.transfer.methods import METHODS, Method
 from d2nwg_init.benchmarks.transfer.plan import Choices, plan_cells
 from d2nwg_init.benchmarks.transfer.run import run_cells
-from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject, work_folder
+from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject, work_folder, zoo_name
 from pretrained_generators.training.recipe import GeneratorRecipe
 from pretrained_generators.training.train import train_generator
 from zoo_builder.build import begin_zoo, build
@@ -141,9 +141,9 @@ def _measured(
     folder = work_folder(spec, work)
     subject = open_subject(spec, folder)
     assert subject.bundle is not None
-    config = subject.bundle.config
+    config, name = subject.bundle.config, zoo_name(Zoo.open(choice.zoo))
     values = {ZOO_DATASETS: float(len(config.trained_on)), **config.measured}
-    rows = [ChoiceRow(subject.name, "zoo", "generator", 0, k, v, "", choice=choice.label) for k, v in values.items()]
+    rows = [ChoiceRow(name, "zoo", "generator", 0, k, v, "", choice=choice.label) for k, v in values.items()]
     cells = [
         replace(c, bundle=subject.bundle_digest if METHODS[c.method].depends_on_bundle else None)
         for c in plan_cells(_untrained(), measured_on.datasets, (None,), range(measured_on.seeds), Choices())
@@ -152,7 +152,7 @@ def _measured(
     accuracies = {c: round(read_cell(folder / "cells", c).accuracy("step/0"), 3) for c in cells}
     return rows + [
         ChoiceRow(
-            subject.name,
+            name,
             c.dataset,
             c.method,
             c.seed,

@@ -17,7 +17,7 @@ def test_it_is_what_the_development_sets_chose():
         row: choice["learning_rate"]
         for row, choice in json.loads(CHOICES.read_text())["choices"]["mobilenetv3_small_050-64"]["methods"].items()
     }
-    assert rates["initialize"] == rates["refined"] == rates["generated_selected"] == INITIALIZED
+    assert rates["initialize"] == rates["refined"] == rates["generated_mean"] == INITIALIZED
     assert rates["pretrained"] == FRESH_HEAD == 3 * INITIALIZED
 
 

@@ -81,7 +81,7 @@ def work_folder(spec: SubjectSpec, root: Path) -> Path:
     parts: dict[str, object] = {"protocol": PROTOCOL, "plans": spec.plans, "universal": spec.universal}
     if spec.zoo is not None:
         zoo = Zoo.open(spec.zoo)
-        name = _zoo_name(zoo)
+        name = zoo_name(zoo)
         parts |= {"base": zoo.base_sha256, "entries": [e.sha256 for e in zoo.entries()]}
     else:
         name = _names(spec)[0]
@@ -125,8 +125,8 @@ def _names(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
     if spec.zoo is None:
         raise ZooError("There is nothing to measure: give a --zoo, a --bundle, or both.")
     zoo = Zoo.open(spec.zoo)
-    return _zoo_name(zoo), zoo.backbone, zoo.size
+    return zoo_name(zoo), zoo.backbone, zoo.size
 
 
-def _zoo_name(zoo: Zoo) -> str:
+def zoo_name(zoo: Zoo) -> str:
     return f"{zoo.model.rpartition(':')[2]}-{zoo.size}"
