@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.lists import listed
+
 
 def ablate(
     bundle: Annotated[str, typer.Option(help="Embedded bundle name, or a bundle's folder.")],
@@ -27,7 +29,7 @@ def ablate(
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
 
-    names = [name.strip() for name in datasets.split(",") if name.strip()] or SPLITS["development"]
+    names = listed(datasets) or SPLITS["development"]
     read, rows = run_ablation(bundle, names, data, seeds, work)
     if deliver(results("ablate", read, rows), out, json_):
         return

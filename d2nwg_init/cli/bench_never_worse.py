@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.lists import listed
+
 
 def never_worse(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
@@ -31,8 +33,8 @@ def never_worse(
     from zoo_builder.datasets import load_dataset
     from zoo_builder.executors.processes import process_executor
 
-    names = [n.strip() for n in datasets.split(",") if n.strip()] or list(SPLITS["development"])
-    sources = [n.strip() for n in bundles.split(",") if n.strip()] or embedded_bundles(whole=True)
+    names = listed(datasets) or SPLITS["development"]
+    sources = listed(bundles) or embedded_bundles(whole=True)
     todo = list(study.draws(draws, names, sources))
     study.run_draws(todo, data, work, process_executor(workers))
     rows = study.rows_of(todo, work)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.lists import listed
+
 
 def sensitivity(
     zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
@@ -43,8 +45,8 @@ def sensitivity(
 
     smaller = SmallerZoos(read_recipe(zoo_recipe, ZooRecipe, "zoo_builder"), _numbers(sizes))
     parsed = read_recipe(recipe, GeneratorRecipe, "pretrained_generators")
-    measured_on = MeasuredOn(_names(datasets) or SPLITS["development"], seeds, _names(plans), universal)
-    read, rows = run_sensitivity(zoo, parsed, smaller, measured_on, data, _names(choices), work, workers)
+    measured_on = MeasuredOn(listed(datasets) or SPLITS["development"], seeds, listed(plans), universal)
+    read, rows = run_sensitivity(zoo, parsed, smaller, measured_on, data, listed(choices), work, workers)
     if deliver(results("sensitivity", read, rows), out, json_):
         return
     table = Table(HEAD[0], title=f"{rows[0].bundle}: mean over {len(read)} datasets, before any training")
@@ -55,12 +57,8 @@ def sensitivity(
     Console().print(table)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(number) for number in text.split(",") if number.strip())
+        return tuple(int(number) for number in listed(text))
     except ValueError:
         raise typer.BadParameter(f"expected numbers by commas, got {text!r}", param_hint="--sizes") from None

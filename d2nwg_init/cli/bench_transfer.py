@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from d2nwg_init.cli.lists import listed
+
 
 def transfer(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
@@ -45,9 +47,9 @@ def transfer(
     from d2nwg_init.benchmarks.transfer.live import accuracy_table
     from d2nwg_init.benchmarks.transfer.subject import SubjectSpec
 
-    spec = SubjectSpec(zoo, bundle, _names(plans), universal)
-    along = () if trained == "none" else _names(trained) or None
-    request = Request(spec, split, data, _names(methods), _names(datasets), _shots(shots), seeds, not defaults, along)
+    spec = SubjectSpec(zoo, bundle, listed(plans), universal)
+    along = () if trained == "none" else listed(trained) or None
+    request = Request(spec, split, data, listed(methods), listed(datasets), _shots(shots), seeds, not defaults, along)
     found, report = run_benchmark(request, work, out, workers)
     if json_:
         import json
@@ -62,13 +64,9 @@ def transfer(
     typer.echo(f"Results: {out}. Page: {out.with_suffix('.html')}")
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _shots(text: str) -> tuple[int | None, ...]:
     try:
-        shots = tuple(None if name == "all" else int(name) for name in _names(text))
+        shots = tuple(None if name == "all" else int(name) for name in listed(text))
     except ValueError:
         shots = ()
     if not shots or any(count is not None and count < 1 for count in shots):
