@@ -40,7 +40,7 @@ AVERAGED = 3  # the last of so many parts of the steps
 
 @dataclass(frozen=True)
 class Refinement:
-    steps: int
+    steps: int  # of each training
     before: float  # cross-entropy of the images, each under a head solved without it
     after: float  # the same of what the model is now; it flatters, for the body was trained on them
     kept: bool  # False: training went astray, and the model is as it was
@@ -57,11 +57,11 @@ def refine(
     """Train the body of `model`, or of its parameters those in `names`, on the support images and solve its head again,
     in place; `advance` is called after each step of each of its trainings.
 
-    Half of the way to the trained weights is gone. None is held back to judge them: on the development sets a fifth of
-    the images, held back, refused what was right more often than what was wrong, and was missed in training. Where the
-    loss has not fallen even on the images trained on, the body stays as it was. Either way BatchNorm is
-    recalibrated and the head solved on all images. None where there are too few images of a class, or features are not
-    finite: the head is not solved then.
+    Half of the way to the mean of the trained weights is gone. No image is held back to judge them: on the development
+    sets a fifth of the images, held back, refused what was right more often than what was wrong, and was missed in
+    training. Where the loss has not fallen even on the images trained on, the body stays as it was. Either way
+    BatchNorm is recalibrated and the head solved on all images. None where there are too few images of a class, or
+    features are not finite: the head is not solved then.
     """
     if not can_be_refined(support):
         return None
@@ -93,7 +93,7 @@ def refine(
 
 
 def default_steps(num_images: int) -> int:
-    """For so many images read: fewer than a batch are shown more often, in the same time."""
+    """For so many images read: fewer than a batch are shown more often, each training in the same time."""
     return min(MOST_STEPS, STEPS * BATCH // min(num_images, BATCH))
 
 
