@@ -78,8 +78,8 @@ def refine(
     for _ in range(trainings(len(labels))):
         _set(parameters, start)
         ends.append(_fit(model, parameters, images, labels, steps, generator, advance))
-    way = [sum(parts) / len(parts) - begun for begun, *parts in zip(start, *ends, strict=True)]
-    _set(parameters, [begun + SHARE * w for begun, w in zip(start, way, strict=True)])
+    end = [torch.stack(parts).mean(0) for parts in zip(*ends, strict=True)]
+    _set(parameters, [torch.lerp(a, b, SHARE) for a, b in zip(start, end, strict=True)])
     after = _solved(model, images, labels, RIDGES_AFTER)
     loss = [F.cross_entropy(h.left_out_logits, labels).item() if h else math.inf for h in (before, after)]
     kept = loss[1] < loss[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow
+from d2nwg_init.benchmarks.transfer.benchmark import tied
 from d2nwg_init.benchmarks.transfer.cells import read_cell
 from d2nwg_init.benchmarks.transfer.methods import METHODS, Method
 from d2nwg_init.benchmarks.transfer.plan import Choices, plan_cells
@@ -144,10 +145,8 @@ def _measured(
     config, name = subject.bundle.config, zoo_name(Zoo.open(choice.zoo))
     values = {ZOO_DATASETS: float(len(config.trained_on)), **config.measured}
     rows = [ChoiceRow(name, "zoo", "generator", 0, k, v, "", choice=choice.label) for k, v in values.items()]
-    cells = [
-        replace(c, bundle=subject.bundle_digest if METHODS[c.method].depends_on_bundle else None)
-        for c in plan_cells(_untrained(), measured_on.datasets, (None,), range(measured_on.seeds), Choices())
-    ]
+    planned = plan_cells(_untrained(), measured_on.datasets, (None,), range(measured_on.seeds), Choices())
+    cells = tied(planned, subject)
     run_cells(cells, spec, folder, data, {}, process_executor(workers))
     accuracies = {c: round(read_cell(folder / "cells", c).accuracy("step/0"), 3) for c in cells}
     return rows + [

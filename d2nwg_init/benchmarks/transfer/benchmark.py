@@ -80,7 +80,7 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     if request.choose:
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
     planned = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
-    cells = _tied(planned, subject)
+    cells = tied(planned, subject)
     about = header("transfer") | {
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
         "weights_sha256": subject.bundle.config.weights_sha256 if subject.bundle else None,
@@ -95,7 +95,7 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     return found, report
 
 
-def _tied(cells: Sequence[Cell], subject: Subject) -> list[Cell]:
+def tied(cells: Sequence[Cell], subject: Subject) -> list[Cell]:
     """Cells that a bundle has an influence on are this bundle's."""
     return [replace(c, bundle=subject.bundle_digest) if METHODS[c.method].depends_on_bundle else c for c in cells]
 
@@ -127,7 +127,7 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
         _load(name, request.data)
 
     def measure(title: str, cells: list[Cell]) -> Found:
-        return _measure(f"{subject.name}, {title}", request, folder, _tied(cells, subject), datasets, workers)
+        return _measure(f"{subject.name}, {title}", request, folder, tied(cells, subject), datasets, workers)
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, request.shots)))
     if trained:
