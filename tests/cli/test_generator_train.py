@@ -2,19 +2,7 @@ import pytest
 
 from pretrained_generators.bundle import load_bundle
 from tests.cli.conftest import fail, succeed
-from tests.pretrained_generators.small import small_zoo
-
-RECIPE = """
-name = "by-hand"
-chunk = 16384
-held_back = 2
-vae = {latent = 3, width = 16, depth = 1}
-vae_training = {steps = 2, batch_size = 2}
-encoder = {width = 16, embedding = 8}
-encoder_training = {steps = 2, batch_size = 4}
-diffusion = {width = 16, depth = 1}
-diffusion_training = {steps = 2, batch_size = 4}
-"""
+from tests.pretrained_generators.small import RECIPE_TOML, small_zoo
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +13,7 @@ def zoo(tmp_path_factory):
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
+    path.write_text(RECIPE_TOML)
     return path
 
 

@@ -12,6 +12,7 @@ from d2nwg_init.benchmarks.sensitivity_page import accuracy, block, by_zoo
 from d2nwg_init.benchmarks.transfer import regressor
 from pretrained_generators.training.recipe import GeneratorRecipe
 from tests.cli.conftest import fail, succeed
+from tests.pretrained_generators.small import RECIPE_TOML
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from tests.zoo_builder.tiny_zoo import RECIPE, SHORT, build_zoo, write_data
 from zoo_builder.errors import RecipeError
@@ -35,17 +36,6 @@ kind = "episodic"
 start = "universal"
 domains = ["plain", "invert", "rotate", "blur"]
 training = {steps = 2, batch_size = 16}
-"""
-GENERATOR = """
-name = "by-hand"
-chunk = 16384
-held_back = 1
-vae = {latent = 4, width = 16, depth = 1}
-vae_training = {steps = 2, batch_size = 2}
-encoder = {width = 16, embedding = 8}
-encoder_training = {steps = 2, batch_size = 4}
-diffusion = {width = 16, depth = 1}
-diffusion_training = {steps = 2, batch_size = 4}
 """
 
 
@@ -95,7 +85,7 @@ def files(tmp_path, monkeypatch):
     data = write_data(tmp_path / "data", NAMES)
     write_npz(data / "kmnist.npz", striped_dataset("kmnist", seed=7))
     (tmp_path / "zoo.toml").write_text(ZOO_RECIPE)
-    (tmp_path / "generator.toml").write_text(GENERATOR)
+    (tmp_path / "generator.toml").write_text(RECIPE_TOML)
     return tmp_path
 
 

@@ -29,6 +29,18 @@ MODEL, SIZE, CHUNK = "test_resnet", 32, 16384
 VAE = VAEConfig(latent=4, width=16, depth=1, heads=2)
 ENCODER = EncoderConfig(width=16, inducing=4, heads=2, embedding=8)
 DIFFUSION = DiffusionConfig(width=16, depth=1, heads=2)
+RECIPE_TOML = """
+name = "by-hand"
+chunk = 16384
+held_back = 2
+vae = {latent = 3, width = 16, depth = 1}
+vae_training = {steps = 2, batch_size = 2}
+encoder = {width = 16, embedding = 8}
+encoder_training = {steps = 2, batch_size = 4}
+diffusion = {width = 16, depth = 1}
+diffusion_training = {steps = 2, batch_size = 4}
+"""
+
 RECIPE = GeneratorRecipe(
     name="tiny",
     vae_training=VAEStage(steps=6, batch_size=4),
