@@ -114,14 +114,17 @@ def _measure(
 
 
 def _choose(request: Request, subject: Subject, folder: Path, file: Path, workers: int) -> Choices:
-    """What `file` says of the subject with this base, zoo and bundle; else it is measured for the methods and shots of
-    the request, on a seed of its own, and written there. Strengths come first, and learning rates with these."""
+    """What `file` says of the subject with this base, zoo and bundle. What it lacks for the methods and shots of the
+    request is measured, on a seed of its own, and written there. Strengths come first, and learning rates with these.
+    """
     of = "+".join(filter(None, (folder.name, subject.bundle_digest)))
-    methods = request.rows()
-    trained = [name for name, m in methods.items() if m.trained and None in request.shots]
-    found = read_choices(file, subject.name, of, methods, request.shots, trained)
-    if found is not None:
-        return found
+    methods, shots = request.rows(), request.shots
+    trained = [name for name, m in methods.items() if m.trained and None in shots]
+    written, lacking = read_choices(file, subject.name, of, methods, shots, trained)
+    if not lacking:
+        return written
+    methods = {name: methods[name] for name in lacking}
+    trained = [name for name in trained if name in methods]
     datasets = SPLITS["development"]
     for name in datasets:
         _load(name, request.data)
@@ -129,12 +132,11 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
     def measure(title: str, cells: list[Cell]) -> Found:
         return _measure(f"{subject.name}, {title}", request, folder, tied(cells, subject), datasets, workers)
 
-    choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, request.shots)))
+    choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
     if trained:
         choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
-    about = header("transfer")
-    write_choices(file, subject.name, of, choices, list(methods), request.shots, trained, about)
-    return choices
+    write_choices(file, subject.name, of, choices, lacking, shots, trained, header("transfer"))
+    return read_choices(file, subject.name, of, (), shots)[0]
 
 
 def _chosen_datasets(names: Sequence[str], split: Split) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from zoo_builder.recipe import parse_config
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # the grid of learning rates, for every row
 RATE_DATASETS = ("kmnist", "natural_images")  # development sets that rates are chosen on: of glyphs and of photos
+HEADS = ("solved", "nearest_class_mean", "logistic")  # of which the best is `best_closed_form`
 SHOTS = (1, 5, 16, None)  # train images of a class; None is all
 CHOOSING_SEED = 1000  # no reported seed
 
@@ -47,20 +48,25 @@ def read_choices(
     file: Path,
     subject: str,
     of: str,
-    methods: Collection[str] = (),
-    shots: Collection[int | None] = (),
+    methods: Collection[str],
+    shots: Collection[int | None],
     trained: Collection[str] = (),
-) -> Choices | None:
-    """What was chosen for `subject`; None for nothing yet, or for another base, zoo or bundle than `of` tells, or not
-    for all of these methods and shots, or no rates for those that are `trained`."""
+) -> tuple[Choices, list[str]]:
+    """What was chosen for `subject`, which is nothing for another base, zoo or bundle than `of` tells; and those of
+    `methods` that it lacks something of, for one of these shots, or a rate if they are `trained`. Heads that compete
+    lack it together."""
     if not file.exists():
-        return None
+        return Choices(), list(methods)
     try:
         written = json.loads(file.read_text())
-        chosen, run = written["choices"].get(subject), written["runs"].get(subject, {})
-        covered = all(set(methods) <= set(run.get("methods", {}).get(_named(s), ())) for s in shots)
-        covered = covered and set(trained) <= set(run.get("trained", ()))
-        return parse_config(chosen, Choices) if chosen is not None and run.get("of") == of and covered else None
+        run = written["runs"].get(subject, {})
+        if run.get("of") != of:
+            return Choices(), list(methods)
+        rated = set(run["trained"]) | (set(methods) - set(trained))
+        covered = rated.intersection(*(run["methods"].get(_named(s), ()) for s in shots))
+        if not covered.issuperset(set(HEADS) & set(methods)):
+            covered -= set(HEADS)
+        return parse_config(written["choices"][subject], Choices), [m for m in methods if m not in covered]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(
             f"{file} does not hold the choices of a benchmark ({e!r}). Remove it, and they are made again."
@@ -77,14 +83,17 @@ def write_choices(
     trained: Collection[str],
     header: Mapping[str, object],
 ) -> None:
-    """Into a file that may hold those of other subjects, and of this one for other numbers of shots."""
+    """Into a file that may hold those of other subjects, and of this one for other methods and numbers of shots."""
     written = json.loads(file.read_text()) if file.exists() else {"runs": {}, "choices": {}}
-    run = {"of": of, "methods": {_named(s): list(methods) for s in shots}, "trained": list(trained)}
     before = written["runs"].get(subject, {})
-    if before.get("of") == of:
-        run["methods"] = before["methods"] | run["methods"]
-        run["trained"] = run["trained"] if None in shots else before["trained"]
+    if before.get("of") != of:
+        before = {"methods": {}, "trained": []}
+    else:
         choices = _joined(parse_config(written["choices"][subject], Choices), choices, None in shots)
+    by_shots = {_named(s): list(dict.fromkeys([*before["methods"].get(_named(s), ()), *methods])) for s in shots}
+    # A rate is of the strength that it was chosen with.
+    rated = [m for m in before["trained"] if None not in shots or m not in methods]
+    run = {"of": of, "methods": before["methods"] | by_shots, "trained": [*rated, *trained]}
     runs = {**written["runs"], subject: {**header, **run}}
     kept = {**written["choices"], subject: asdict(choices)}
     write_text_atomically(file, json.dumps({"schema": 1, "runs": runs, "choices": kept}, indent=1) + "\n")
@@ -191,7 +200,7 @@ def _strengths(name: str, method: Method, shots: int | None) -> tuple[float | No
         return PENALTIES
     if method.strength:
         return STRENGTHS
-    return (None,) if shots is not None and name in ("solved", "nearest_class_mean") else ()
+    return (None,) if shots is not None and name in HEADS else ()
 
 
 def rate_cells(methods: Mapping[str, Method], datasets: Sequence[str], choices: Choices) -> list[Cell]:
@@ -228,11 +237,10 @@ def choose_strengths(measured: Mapping[Cell, Measured]) -> Choices:
         )
         for name, _ in best
     }
-    heads = ("solved", "nearest_class_mean", "logistic")
     closed_form = {
-        str(s): max((h for h in heads if (h, s) in best), key=lambda h: best[h, s][0])
+        str(s): max(HEADS, key=lambda h: best[h, s][0])
         for s in dict.fromkeys(s for _, s in best if s is not None)
-        if any((h, s) in best for h in heads)
+        if all((h, s) in best for h in HEADS)
     }
     return Choices(methods, closed_form)
 

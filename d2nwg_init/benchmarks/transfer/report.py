@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,27 +167,58 @@ def merge_report(
     file: Path, header: Mapping[str, object], rows: Sequence[TransferRow], comparisons: Sequence[Comparison]
 ) -> dict:
     """The object of transfer.json: that of `file`, in which the rows of this subject and split are replaced that have
-    the same numbers of shots. Each run keeps a header of its own."""
+    the same method and number of shots; of another bundle of its name those of all methods. A comparison goes where
+    either side was measured otherwise. Each run keeps a header of its own."""
     subject, split = rows[0].bundle, rows[0].split
-    shots = list(dict.fromkeys(r.shots for r in rows))
+    shots, methods = (list(dict.fromkeys(getattr(r, name) for r in rows)) for name in ("shots", "method"))
+    measured = [_without_empty(asdict(r)) for r in rows]
     before = json.loads(file.read_text()) if file.exists() else {}
 
-    def others(items: list[dict]) -> list[dict]:
-        return [i for i in items if (i["bundle"], i["split"]) != (subject, split) or i["shots"] not in shots]
-
-    runs = []
+    mine = [r for r in before.get("rows", []) if (r["bundle"], r["split"]) == (subject, split)]
+    there = {(r["shots"], r["method"]) for r in mine}
+    runs, gone = [], set(itertools.product(shots, methods))
     for run in before.get("runs", []):
-        same = (run["bundle"], run["split"]) == (subject, split)
-        left = [s for s in run["shots"] if not same or s not in shots]
-        runs += [{**run, "shots": left}] if left else []
-    runs.append({"bundle": subject, "split": split, "shots": shots, **header})
+        if (run["bundle"], run["split"]) != (subject, split):
+            runs.append(run)
+            continue
+        if run.get("weights_sha256") != header.get("weights_sha256"):
+            gone |= {(s, m) for s in shots if s in run["shots"] for m in run["methods"]}
+        for some in ([s for s in run["shots"] if (s in shots) is again] for again in (False, True)):
+            left = [m for m in run["methods"] if any((s, m) in there - gone for s in some)]
+            runs += [{**run, "shots": some, "methods": left}] if left else []
+    runs.append({"bundle": subject, "split": split, "shots": shots, "methods": methods, **header})
+
+    def others(items: list[dict], role: str, without: Container[tuple[int | None, str]]) -> list[dict]:
+        key = (subject, split)
+        return [i for i in items if (i["bundle"], i["split"]) != key or (i["shots"], i[role]) not in without]
+
+    then, now = _accuracies(mine), _accuracies(measured)
+    changed = {key for key in gone if then.get(key) != now.get(key)}
+    compared = others(others(before.get("comparisons", []), "method", changed), "rival", changed)
+    both = {_sides(c): c for c in (*compared, *map(asdict, comparisons))}
     return {
         **{k: v for k, v in header.items() if k != "data"},
         "data": list({d["name"]: d for run in runs for d in run["data"]}.values()),
         "runs": runs,
-        "comparisons": others(before.get("comparisons", [])) + [asdict(c) for c in comparisons],
-        "rows": others(before.get("rows", [])) + [_without_empty(asdict(r)) for r in rows],
+        "comparisons": list(both.values()),
+        "rows": others(before.get("rows", []), "method", gone) + measured,
     }
+
+
+def _sides(comparison: dict) -> tuple:
+    """What is compared with what, and where."""
+    keys = ("bundle", "split", "dataset", "method", "rival", "at", "shots", "condition", "sigma")
+    return tuple(comparison[k] for k in keys)
+
+
+def _accuracies(rows: Sequence[dict]) -> dict[tuple[int | None, str], set]:
+    """By number of shots and method, all that was measured."""
+    keys = ("dataset", "seed", "step", "epoch", "condition", "sample", "sigma", "value")
+    found: dict[tuple[int | None, str], set] = {}
+    for r in rows:
+        if r["metric"] == "test_accuracy":
+            found.setdefault((r["shots"], r["method"]), set()).add(tuple(r.get(k) for k in keys))
+    return found
 
 
 SPARSE = ("sample", "device", "target", "sigma", "strength", "learning_rate")  # left out of a row where they are None

@@ -38,9 +38,11 @@ def parts(report: dict) -> list[Part]:
     return [Part(*key, *(of(key, report[name]) for name in ("runs", "rows", "comparisons"))) for key in keys]
 
 
-def images_of(run: dict) -> str:
-    """Which numbers of images a run measured."""
-    return ", ".join("all train images" if s is None else f"{s} a class" for s in run["shots"])
+def measured_by(run: dict, runs: Sequence[dict]) -> str:
+    """Which numbers of images a run measured; and of which rows, where other `runs` measured other rows of them."""
+    images = ", ".join("all train images" if s is None else f"{s} a class" for s in run["shots"])
+    alone = all(other is run or set(run["shots"]).isdisjoint(other["shots"]) for other in runs)
+    return images if alone else f"{images} ({', '.join(run['methods'])})"
 
 
 def label(row: dict) -> str:

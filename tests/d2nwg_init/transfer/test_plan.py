@@ -143,16 +143,30 @@ def test_what_is_chosen_for_other_numbers_of_shots_joins(tmp_path):
     both = Choices(
         {"universal": Choice(1e-3, 0.5, {"1": 1.5}), "nearest": Choice(None, None, {"1": 1.0})}, {"1": "logistic"}
     )
-    assert read_choices(file, "one", "one-1", ["universal"], [1, None], trained=["universal"]) == both
-    assert read_choices(file, "one", "one-1", ["universal", "nearest"], [1]) == both
-    assert read_choices(file, "one", "one-1", ["universal", "nearest"], [1, None]) is None
+
+    def lacking(methods, shots, trained=(), of="one-1"):
+        return read_choices(file, "one", of, methods, shots, trained)
+
+    assert lacking(["universal"], [1, None], ["universal"]) == (both, [])
+    assert lacking(["universal", "nearest"], [1]) == (both, [])
+    assert lacking(["universal", "nearest"], [1, None]) == (both, ["nearest"])
+    write_choices(file, "one", "one-1", Choices({"nearest": Choice(None, 2.0)}), ["nearest"], [None], (), {})
+    assert lacking(["universal", "nearest"], [1, None], ["universal", "nearest"])[1] == ["nearest"]
+    assert lacking([], [])[0].of("nearest") == Choice(None, 2.0, {"1": 1.0})
+    assert lacking([], [])[0].of("universal") == both.of("universal")
     write_choices(file, "one", "one-1", Choices({"universal": Choice(None, 1.0)}), ["universal"], [None], (), {})
-    assert (
-        read_choices(file, "one", "one-1", ["universal"], [None], trained=["universal"]) is None
-    )  # rates are of other strengths
+    assert lacking(["universal"], [None], ["universal"])[1] == ["universal"]  # its rate was of another strength
     write_choices(file, "one", "one-2", few, ["universal"], [1], (), {})  # of another zoo, which replaces all
-    assert read_choices(file, "one", "one-2", ["universal"], [1]) == few
-    assert read_choices(file, "one", "one-2", ["universal"], [None]) is None
+    assert lacking(["universal"], [1], of="one-2") == (few, [])
+    assert lacking(["universal"], [None], of="one-2") == (few, ["universal"])
+
+
+def test_heads_that_compete_are_chosen_together(tmp_path):
+    file = tmp_path / "choices.json"
+    write_choices(file, "one", "one-1", Choices(closed_form={"1": "solved"}), ["solved", "universal"], [1], (), {})
+    names = ["universal", "solved", "logistic"]
+    assert read_choices(file, "one", "one-1", names, [1])[1] == ["solved", "logistic"]
+    assert read_choices(file, "one", "one-1", ["solved"], [1])[1] == []
 
 
 def test_choices_are_read_as_they_were_written_beside_those_of_others(tmp_path):
@@ -160,12 +174,13 @@ def test_choices_are_read_as_they_were_written_beside_those_of_others(tmp_path):
     one, two = (Choices({"universal": Choice(1e-3, s, {"1": s})}, {"1": "logistic"}) for s in (0.5, 1.5))
     write_choices(file, "one", "one-1", one, ["universal"], [1, None], ["universal"], {})
     write_choices(file, "two", "two-1", two, ["universal"], [1, None], ["universal"], {})
-    names = ("one", "one-1"), ("two", "two-1"), ("three", "three-1")
-    assert [read_choices(file, *name) for name in names] == [one, two, None]
-    assert read_choices(file, "one", "one-2") is None  # another zoo
-    assert read_choices(file, "one", "one-1", ["universal"], [1, None], trained=["universal"]) == one
-    assert read_choices(file, "one", "one-1", ["nearest", "universal"], [None]) is None
-    assert read_choices(file, "one", "one-1", ["universal"], [5]) is None
-    file.write_text('{"runs": {}}')
+    for name, of, found in (("one", "one-1", one), ("two", "two-1", two)):
+        assert read_choices(file, name, of, ["universal"], [1, None], ["universal"]) == (found, [])
+    nothing = (Choices(), ["universal"])
+    assert read_choices(file, "three", "three-1", ["universal"], [1]) == nothing
+    assert read_choices(file, "one", "one-2", ["universal"], [1]) == nothing  # another zoo
+    assert read_choices(file, "one", "one-1", ["nearest", "universal"], [None]) == (one, ["nearest"])
+    assert read_choices(file, "one", "one-1", ["universal"], [5]) == (one, ["universal"])
+    file.write_text('{"choices": {}}')
     with pytest.raises(RecipeError, match="choices"):
-        read_choices(file, "one", "one-1")
+        read_choices(file, "one", "one-1", (), ())

@@ -127,21 +127,48 @@ def test_comparisons_are_paired_and_called(report):
     assert ("universal", "best_closed_form") in few
 
 
-def test_another_subject_or_split_joins_and_the_same_one_is_replaced(found, report, tmp_path):
+def test_another_subject_or_split_joins_and_the_same_methods_are_replaced(found, report, tmp_path):
     file = tmp_path / "transfer.json"
     write_report(file, report)
     assert json.loads(file.read_text()) == report
     write_report(file, reported(found, "other", file))
     write_report(file, reported(found, "base", file, "held_out"))
-    fewer = {c: m for c, m in found.items() if c.method != "oracle"}
-    write_report(file, reported(fewer, "base", file))
+    write_report(file, reported(found, "base", file))
     merged = json.loads(file.read_text())
     runs = [(r["bundle"], r["split"]) for r in merged["runs"]]
     assert runs == [("other", "development"), ("base", "held_out"), ("base", "development")]
     counts = {key: sum((r["bundle"], r["split"]) == key for r in merged["rows"]) for key in runs}
-    assert counts[runs[0]] == counts[runs[1]] == len(report["rows"])
-    assert counts[runs[2]] < len(report["rows"])
-    assert not [r for r in merged["rows"] if (r["bundle"], r["split"], r["method"]) == (*runs[2], "oracle")]
+    assert set(counts.values()) == {len(report["rows"])}
+
+
+def test_rows_of_some_methods_join_those_of_the_others(found, report, tmp_path):
+    """A comparison stays while both of its sides are what they were, and goes where one is not."""
+    file = tmp_path / "transfer.json"
+    write_report(file, report)
+    some = {c: m for c, m in found.items() if c.method in ("universal", "solved")}
+    again = reported(some, "base", file)
+    others = ["scratch", "pretrained", "oracle", "nearest_class_mean", "best_closed_form"]
+    assert [r["methods"] for r in again["runs"]] == [others, ["solved", "universal"]]
+    assert all(c in again["comparisons"] for c in report["comparisons"])
+    assert len(again["comparisons"]) == len(report["comparisons"])
+    accuracies = [[r for r in of["rows"] if r["metric"] == "test_accuracy"] for of in (again, report)]
+    assert sorted(map(str, accuracies[0])) == sorted(map(str, accuracies[1]))
+    better = {c: measured(90, c.seed) for c in some if c.method == "solved" and c.shots is None}
+    write_report(file, reported(better, "base", file))
+    left = json.loads(file.read_text())["comparisons"]
+    assert {(c["method"], c["shots"]) for c in left if c["rival"] == "solved"} == {
+        ("nearest_class_mean", 1), ("best_closed_form", 1), ("universal", 1),
+    }  # fmt: skip
+
+
+def test_rows_of_another_bundle_of_the_same_name_go(found, report, tmp_path):
+    file = tmp_path / "transfer.json"
+    write_report(file, {**report, "runs": [{**r, "weights_sha256": "0"} for r in report["runs"]]})
+    some = {c: m for c, m in found.items() if c.method == "solved" and c.shots is None}
+    again = reported(some, "base", file)
+    assert {r["method"] for r in again["rows"] if r["shots"] is None} == {"solved"}
+    assert len([r for r in again["rows"] if r["shots"] == 1]) == len([r for r in report["rows"] if r["shots"] == 1])
+    assert [(r["shots"], r["methods"] == ["solved"]) for r in again["runs"]] == [([1], False), ([None], True)]
 
 
 def test_other_numbers_of_shots_join_those_of_the_same_subject_and_split(found, report, tmp_path):
@@ -149,7 +176,10 @@ def test_other_numbers_of_shots_join_those_of_the_same_subject_and_split(found, 
     write_report(file, report)
     write_report(file, reported({c: m for c, m in found.items() if c.shots == 1}, "base", file))
     merged = json.loads(file.read_text())
-    assert [r["shots"] for r in merged["runs"]] == [[None], [1]]
+    assert [(r["shots"], r["methods"]) for r in merged["runs"]] == [
+        ([None], ["scratch", "pretrained", "solved", "universal", "oracle"]),
+        ([1], ["solved", "nearest_class_mean", "universal", "best_closed_form"]),
+    ]
     for part in ("rows", "comparisons"):
         assert len(merged[part]) == len(report[part])
     assert len(tables.parts(merged)) == 1
