@@ -135,8 +135,7 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
     if trained:
         choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
-    write_choices(file, subject.name, of, choices, lacking, shots, trained, header("transfer"))
-    return read_choices(file, subject.name, of, (), shots)[0]
+    return write_choices(file, subject.name, of, choices, lacking, shots, trained, header("transfer"))
 
 
 def _chosen_datasets(names: Sequence[str], split: Split) -> tuple[str, ...]:

@@ -82,8 +82,9 @@ def write_choices(
     shots: Collection[int | None],
     trained: Collection[str],
     header: Mapping[str, object],
-) -> None:
-    """Into a file that may hold those of other subjects, and of this one for other methods and numbers of shots."""
+) -> Choices:
+    """Into a file that may hold those of other subjects, and of this one for other methods and numbers of shots;
+    returns all that is chosen for it now."""
     written = json.loads(file.read_text()) if file.exists() else {"runs": {}, "choices": {}}
     before = written["runs"].get(subject, {})
     if before.get("of") != of:
@@ -97,6 +98,7 @@ def write_choices(
     runs = {**written["runs"], subject: {**header, **run}}
     kept = {**written["choices"], subject: asdict(choices)}
     write_text_atomically(file, json.dumps({"schema": 1, "runs": runs, "choices": kept}, indent=1) + "\n")
+    return choices
 
 
 def _joined(before: Choices, now: Choices, all_images: bool) -> Choices:
