@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, train_steps
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, train_steps
 from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.benchmarks.transfer.statistics import LEVEL, paired_bootstrap
 from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import initialize
 from pretrained_generators.bundle import Bundle, load_bundle
-from zoo_builder.backbones import extract_features, load_body, prepare_images, set_head
+from zoo_builder.backbones import extract_features, load_body, predict, prepare_images, set_head
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets import ImageDataset, load_dataset
@@ -46,7 +47,9 @@ TRAIN_IMAGES = 2000  # at most
 TEST_IMAGES = 1000
 NUM_SUPPORT = 1024
 
-Result = dict[str, dict[str, Any]]  # "names": what was chosen; the others: test accuracy (%) by method
+# "names": what was chosen; by AT, test accuracy (%) by method; by "clearly worse, AT", whether a judged method would be
+# below the best simple choice of other test images too.
+Result = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def draws(count: int, datasets: Sequence[str], bundles: Sequence[str], seed: int
 
 
 def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> Result:
-    """Test accuracy (%) of every method, before training and after an epoch on the same batches."""
+    """Test accuracy (%) of every method, before training and after an epoch on the same batches; and which of those
+    judged are below the best simple choice by more than the test images leave to chance."""
     backbone, size = bundle.config.generator.backbone, bundle.config.generator.size
 
     def passed() -> nn.Module:
@@ -114,15 +118,25 @@ def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> Result:
         "chosen": lambda: initialized("chosen", 0),
         "initialize": lambda: initialized("initialize", None),
     }
-    result: Result = {"names": names, "step_0": {}, "epoch_1": {}}
+    correct: dict[str, dict[str, np.ndarray]] = {at: {} for at in AT}
     for method, make in made.items():
         model = make()
-        result["step_0"][method] = accuracy(model, *test)
+        correct["step_0"][method] = _correct(model, *test)
         torch.manual_seed(draw.number)
         for _ in train_steps(model, [b for b in batches if len(b[1]) > 1], FineTuning(), len(batches)):
             pass
-        result["epoch_1"][method] = accuracy(model, *test)
+        correct["epoch_1"][method] = _correct(model, *test)
+    result: Result = {"names": names}
+    for at, by_method in correct.items():
+        best = by_method[max(SIMPLE, key=lambda m: by_method[m].mean())]
+        result[at] = {method: 100 * float(c.mean()) for method, c in by_method.items()}
+        result[f"clearly worse, {at}"] = {m: paired_bootstrap([by_method[m]], [best]).p_loss <= LEVEL for m in JUDGED}
     return result
+
+
+def _correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """bool [N]"""
+    return (predict(model, images).argmax(1) == labels).numpy()
 
 
 def _solved_as_is(model: nn.Module, support: SupportSet) -> nn.Module:
@@ -158,10 +172,11 @@ def _bundle(name: str) -> Bundle:
 
 def rows_of(todo: Sequence[Draw], folder: Path) -> list[Row]:
     """Of the draws that are measured: `test_accuracy` (%) of each method. Of all together, and by the images of a
-    class: `worse_share` (%), and `over_best` (points), by how much they are better in the mean than the best simple
-    choice in hindsight."""
+    class, beside the best simple choice in hindsight: `worse_share` (%), of draws that are worse by more than MARGIN;
+    `clearly_worse_share` (%), of those in which chance in the test images is no explanation; `over_best` (points), the
+    mean difference."""
     rows: list[Row] = []
-    over: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    over: defaultdict[tuple[str, str, str], list[tuple[float, bool]]] = defaultdict(list)
     for draw in todo:
         path = folder / f"{draw.id}.json"
         if not path.exists():
@@ -174,10 +189,13 @@ def rows_of(todo: Sequence[Draw], folder: Path) -> list[Row]:
             if method in JUDGED:
                 points = result[at][method] - max(result[at][m] for m in SIMPLE)
                 for which in ("all draws", f"{draw.shots or 'all'} of a class"):
-                    over[method, at, which].append(points)
-    for (method, at, which), differences in over.items():
+                    over[method, at, which].append((points, result[f"clearly worse, {at}"][method]))
+    for (method, at, which), found in over.items():
         step, epoch = AT[at]
-        share = 100 * mean(d < -MARGIN for d in differences)
-        for metric, value, unit in (("worse_share", share, "%"), ("over_best", mean(differences), "points")):
+        for metric, value, unit in (
+            ("worse_share", 100 * mean(points < -MARGIN for points, _ in found), "%"),
+            ("clearly_worse_share", 100 * mean(points < -MARGIN and clearly for points, clearly in found), "%"),
+            ("over_best", mean(points for points, _ in found), "points"),
+        ):
             rows.append(Row("all", "all", method, 0, metric, value, unit, step=step, epoch=epoch, condition=which))
     return rows

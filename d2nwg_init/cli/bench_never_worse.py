@@ -39,13 +39,15 @@ def never_worse(
     study.run_draws(todo, data, work, process_executor(workers))
     rows = study.rows_of(todo, work)
     if not deliver(results("never_worse", (load_dataset(n, data) for n in names), rows), out, json_):
+        metrics = ("over_best", "worse_share", "clearly_worse_share")
         found = {(r.method, r.epoch, r.condition, r.metric): r.value for r in rows if r.dataset == "all"}
         for at, epoch in (("before training", None), ("after an epoch", 1)):
             table = Table("images", title=f"{at}, beside the best simple choice in hindsight")
             for method in study.JUDGED:
                 table.add_column(f"{method}: over it, points", justify="right")
                 table.add_column(f"worse by over {study.MARGIN:g}, %", justify="right")
+                table.add_column("beyond chance, %", justify="right")
             for which in dict.fromkeys(condition for _, _, condition, _ in found):
-                cells = ((m, metric) for m in study.JUDGED for metric in ("over_best", "worse_share"))
+                cells = ((m, metric) for m in study.JUDGED for metric in metrics)
                 table.add_row(which, *(f"{found[m, epoch, which, metric]:.1f}" for m, metric in cells))
             Console().print(table)
