@@ -49,7 +49,7 @@ def test_refined_weights_are_better_on_images_that_were_not_read(support):
 
 @pytest.mark.parametrize("rate", [1e5, 1e30])
 def test_training_that_does_harm_leaves_the_body_as_it_was_with_a_solved_head(support, rate, monkeypatch):
-    monkeypatch.setattr("d2nwg_init.refine.LEARNING_RATE", rate)
+    monkeypatch.setattr("d2nwg_init.refine.RATES", (rate, rate))
     expected, model = solved(support), new_model()
     done = refine(model, support, 6, 0)
     assert not done.kept
@@ -79,7 +79,7 @@ def test_the_weights_go_half_of_the_way(support, monkeypatch):
 
 def test_the_head_is_no_surer_of_itself_than_before():
     """The images that the body was trained on would have it so."""
-    few, (images, labels) = SupportSet(*noisy_images(30, 0, noise=8), 3), noisy_images(300, 1, noise=8)
+    few, (images, labels) = SupportSet(*noisy_images(30, 0, noise=12), 3), noisy_images(300, 1, noise=12)
     start, refined = solved(few), solved(few)
     refine(refined, few, 40, 0)
     surer = copy.deepcopy(refined)
