@@ -3,12 +3,14 @@
 import copy
 
 import pytest
+import timm
 import torch
+from timm.optim import Muon
 
 from d2nwg_init import candidates, hook, initialize
 from d2nwg_init import refine as refine_module
 from d2nwg_init.candidates import set_body_and_solve, solve_in_place
-from d2nwg_init.refine import _fit, can_be_refined, default_steps, refine, trainings
+from d2nwg_init.refine import _fit, _is_matrix, can_be_refined, default_steps, refine, trainings
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same
 from zoo_builder.backbones import predict
@@ -57,6 +59,17 @@ def test_training_that_does_harm_leaves_the_body_as_it_was_with_a_solved_head(su
     torch.testing.assert_close(body(model), body(expected), rtol=1e-4, atol=1e-4)  # in another memory format
     losses = [torch.nn.functional.cross_entropy(predict(m, support.images), support.labels) for m in (model, expected)]
     torch.testing.assert_close(*losses, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "efficientvit_m0", "convnext_atto", "vit_tiny_patch16_224"])
+def test_what_is_called_a_matrix_is_one_to_muon(name):
+    """It would train others by Adam, at a rate that is too high for that."""
+    parameters = list(timm.create_model(name, num_classes=5).parameters())
+    optimizer = Muon(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert [_is_matrix(p) for p in parameters] == ["momentum_buffer" in optimizer.state[p] for p in parameters]
 
 
 def test_features_that_are_not_finite_are_not_trained_on(support):
