@@ -138,11 +138,11 @@ def initialize(
         state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
         if head == "fresh":
             state.update(_fresh_head(network, seed))
-        refined, solved_head = refinement is not None and refinement.kept, head in ("auto", "solve")
+        solved_head = head in ("auto", "solve")
         report = InitReport(
             chosen=chosen.name,
             refinement=refinement,
-            learning_rate=measured_learning_rate(chosen.kind, refined, solved_head, scope in ("auto", "body")),
+            learning_rate=measured_learning_rate(chosen.kind, solved_head, scope in ("auto", "body")),
             candidates=scores,
             bundle=bundle.config.name if bundle else None,
             bundle_revision=bundle.generator.revision if bundle else None,

@@ -17,7 +17,7 @@ def test_it_is_what_the_development_sets_chose():
         row: choice["learning_rate"]
         for row, choice in json.loads(CHOICES.read_text())["choices"]["mobilenetv3_small_050-64"]["methods"].items()
     }
-    assert rates["initialize"] == rates["refined"] == rates["generated_mean"] == INITIALIZED
+    assert rates["initialize"] == rates["generated_mean"] == INITIALIZED
     assert rates["pretrained"] == FRESH_HEAD == 3 * INITIALIZED
 
 
@@ -27,11 +27,9 @@ def test_generated_weights_come_with_it(options, model, loader, bundle):
     assert report.learning_rate == INITIALIZED
 
 
-def test_refined_weights_come_with_it_whatever_they_were_refined_from():
-    for kind in ("own_body", "base", "generated"):
-        assert measured_learning_rate(kind, refined=True, solved_head=True, whole_body=True) == INITIALIZED
-        assert measured_learning_rate(kind, refined=True, solved_head=False, whole_body=True) is None
-    assert measured_learning_rate("base", refined=False, solved_head=True, whole_body=True) is None
+def test_other_bodies_come_without():
+    for kind in ("own_body", "base", "as_passed"):
+        assert measured_learning_rate(kind, solved_head=True, whole_body=True) is None
 
 
 @pytest.mark.parametrize("options", [{"head": "fresh"}, {"head": "keep"}, {"scope": "norm"}, {"scope": ["layer2"]}])
