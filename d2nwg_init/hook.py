@@ -28,6 +28,7 @@ from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.nearest_datasets import nearest_datasets
 from zoo_builder.backbones import evaluating
+from zoo_builder.batchnorm import batchnorm_layers
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
 from zoo_builder.progress import Bar, progress_bar
@@ -142,7 +143,9 @@ def initialize(
         report = InitReport(
             chosen=chosen.name,
             refinement=refinement,
-            learning_rate=measured_learning_rate(chosen.kind, solved_head, scope in ("auto", "body")),
+            learning_rate=measured_learning_rate(
+                chosen.kind, solved_head, scope in ("auto", "body"), bool(batchnorm_layers(network))
+            ),
             candidates=scores,
             bundle=bundle.config.name if bundle else None,
             bundle_revision=bundle.generator.revision if bundle else None,
