@@ -23,6 +23,7 @@ from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import compete, select
 from d2nwg_init.stages import Stages
 from d2nwg_init.undo import set_state, unchanged_on_error
+from d2nwg_init.unit_features import bring_features_to_unit_size
 from d2nwg_init.untrained import is_untrained
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
@@ -136,10 +137,12 @@ def initialize(
         if refinement is None:
             with stages("solving"):
                 become(work, chosen, support, head != "keep")
+        solved_head = head in ("auto", "solve")
+        if solved_head and chosen.kind != "as_passed":
+            bring_features_to_unit_size(work, support.images, plan.names)
         state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
         if head == "fresh":
             state.update(_fresh_head(network, seed))
-        solved_head = head in ("auto", "solve")
         report = InitReport(
             chosen=chosen.name,
             refinement=refinement,
