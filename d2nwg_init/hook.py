@@ -23,11 +23,13 @@ from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import compete, select
 from d2nwg_init.stages import Stages
 from d2nwg_init.undo import set_state, unchanged_on_error
+from d2nwg_init.unit_features import bring_features_to_unit_size
 from d2nwg_init.untrained import is_untrained
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.nearest_datasets import nearest_datasets
 from zoo_builder.backbones import evaluating
+from zoo_builder.batchnorm import batchnorm_layers
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
 from zoo_builder.progress import Bar, progress_bar
@@ -135,14 +137,18 @@ def initialize(
         if refinement is None:
             with stages("solving"):
                 become(work, chosen, support, head != "keep")
+        solved_head = head in ("auto", "solve")
+        if solved_head and chosen.kind != "as_passed":
+            bring_features_to_unit_size(work, support.images, plan.names)
         state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
         if head == "fresh":
             state.update(_fresh_head(network, seed))
-        solved_head = head in ("auto", "solve")
         report = InitReport(
             chosen=chosen.name,
             refinement=refinement,
-            learning_rate=measured_learning_rate(chosen.kind, solved_head, scope in ("auto", "body")),
+            learning_rate=measured_learning_rate(
+                chosen.kind, solved_head, scope in ("auto", "body"), bool(batchnorm_layers(network))
+            ),
             candidates=scores,
             bundle=bundle.config.name if bundle else None,
             bundle_revision=bundle.generator.revision if bundle else None,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 # AdamW's at the peak of one cycle, batches of 64, of 3e-4, 1e-3, 3e-3 and 1e-2 the best on the development sets:
 FRESH_HEAD = 3e-3  # for the row `pretrained`
-INITIALIZED = 1e-3  # for the rows `initialize` and `generated_mean`
+INITIALIZED, WITHOUT_BATCHNORM = 1e-3, 3e-4  # for the rows `initialize` and `generated_mean`
 
 
-def measured_learning_rate(kind: str, solved_head: bool, whole_body: bool) -> float | None:
+def measured_learning_rate(kind: str, solved_head: bool, whole_body: bool, has_batchnorm: bool) -> float | None:
     """The rate for what was chosen: None but for a generated body, whole, with a solved head. On the base as it is, and
     refined, a solved head did best at one rate on one base, and at a third of it on another."""
-    return INITIALIZED if solved_head and whole_body and kind in ("probe", "generated") else None
+    if not (solved_head and whole_body and kind in ("probe", "generated")):
+        return None
+    return INITIALIZED if has_batchnorm else WITHOUT_BATCHNORM

@@ -6,19 +6,27 @@ from pathlib import Path
 import pytest
 
 from d2nwg_init import initialize
-from d2nwg_init.learning_rate import FRESH_HEAD, INITIALIZED, measured_learning_rate
+from d2nwg_init.learning_rate import FRESH_HEAD, INITIALIZED, WITHOUT_BATCHNORM, measured_learning_rate
 
 CHOICES = Path(__file__).parents[2] / "docs/results/transfer_choices.json"
 
 
-def test_it_is_what_the_development_sets_chose():
-    """Of the one base that has all of these rows."""
-    rates = {
-        row: choice["learning_rate"]
-        for row, choice in json.loads(CHOICES.read_text())["choices"]["mobilenetv3_small_050-64"]["methods"].items()
-    }
-    assert rates["initialize"] == rates["generated_mean"] == INITIALIZED
-    assert rates["pretrained"] == FRESH_HEAD == 3 * INITIALIZED
+@pytest.mark.parametrize(
+    ("bundle", "rate"),
+    [
+        ("mobilenetv3_small_050-64", INITIALIZED),
+        ("efficientvit_m0-64", INITIALIZED),
+        ("squeezenet1_1-64", WITHOUT_BATCHNORM),
+    ],
+)
+def test_it_is_what_the_development_sets_chose(bundle, rate):
+    rows = json.loads(CHOICES.read_text())["choices"][bundle]["methods"]
+    assert rows["initialize"]["learning_rate"] == rows["generated_mean"]["learning_rate"] == rate
+
+
+def test_fresh_heads_have_what_the_development_sets_chose():
+    rows = json.loads(CHOICES.read_text())["choices"]["mobilenetv3_small_050-64"]["methods"]
+    assert rows["pretrained"]["learning_rate"] == FRESH_HEAD == 3 * INITIALIZED
 
 
 @pytest.mark.parametrize("options", [{}, {"scope": "body", "head": "solve", "refining_steps": 0}])
@@ -29,7 +37,7 @@ def test_generated_weights_come_with_it(options, model, loader, bundle):
 
 def test_other_bodies_come_without():
     for kind in ("own_body", "base", "as_passed"):
-        assert measured_learning_rate(kind, solved_head=True, whole_body=True) is None
+        assert measured_learning_rate(kind, solved_head=True, whole_body=True, has_batchnorm=True) is None
 
 
 @pytest.mark.parametrize("options", [{"head": "fresh"}, {"head": "keep"}, {"scope": "norm"}, {"scope": ["layer2"]}])

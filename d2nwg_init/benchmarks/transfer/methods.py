@@ -19,6 +19,7 @@ from d2nwg_init.candidates import Body, become, propose, set_body_and_solve
 from d2nwg_init.hook import initialize
 from d2nwg_init.refine import default_steps, refine
 from d2nwg_init.select import compete, select
+from d2nwg_init.unit_features import bring_features_to_unit_size
 from zoo_builder.backbones import extract_features, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.delta_library import DeltaLibrary
@@ -92,6 +93,7 @@ def _solved_full(arena: Arena, _: Cell) -> Built:
 def _refined(arena: Arena, cell: Cell) -> Built:
     model = arena.solved({})
     refinement = refine(model, arena.support, default_steps(len(arena.support)), cell.seed)
+    bring_features_to_unit_size(model, arena.support.images)
     return model, {"kept": float(refinement is not None and refinement.kept)}
 
 
@@ -199,6 +201,7 @@ def _no_generator(arena: Arena, cell: Cell) -> Built:
     model, notes = _zoo_selected(arena, cell)
     if notes["chosen"] != "as_passed":
         refine(model, arena.support, default_steps(len(arena.support)), cell.seed)
+        bring_features_to_unit_size(model, arena.support.images)
     return model, notes
 
 
