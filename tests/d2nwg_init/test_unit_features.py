@@ -31,6 +31,13 @@ class Plain(nn.Module):
 
 class Residual(Plain):
     def forward(self, x):
+        h = F.max_pool2d(self.stem(x).relu(), 2)
+        h = F.adaptive_avg_pool2d(h.repeat(1, 2, 1, 1)[:, :12, 2:] + self.conv(h).relu().mean((2, 3), True), 2)
+        return self.fc(self.hidden(h.flatten(1)).relu())
+
+
+class Bent(Plain):
+    def forward(self, x):
         h = self.conv(self.stem(x).relu()).relu().mean((2, 3))
         return self.fc(self.hidden((h[:, :, None] + h[:, :, None].sin()).expand(-1, -1, 4).flatten(1)))
 
@@ -96,6 +103,7 @@ def test_a_step_of_training_moves_a_solved_heads_logits_less(make, factor, image
     "make",
     [
         Residual,
+        Bent,
         Twice,
         lambda: timm.create_model("test_resnet", num_classes=3),
         lambda: timm.create_model("test_convnext", num_classes=3),

@@ -17,7 +17,7 @@ from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.heads import Head, logistic_head, nearest_class_mean_head
 from d2nwg_init.candidates import Body, become, propose, set_body_and_solve
 from d2nwg_init.hook import initialize
-from d2nwg_init.refine import default_steps, refine
+from d2nwg_init.refine import Refinement, default_steps, refine
 from d2nwg_init.select import compete, select
 from d2nwg_init.unit_features import bring_features_to_unit_size
 from zoo_builder.backbones import extract_features, set_head
@@ -92,9 +92,15 @@ def _solved_full(arena: Arena, _: Cell) -> Built:
 
 def _refined(arena: Arena, cell: Cell) -> Built:
     model = arena.solved({})
+    refinement = _refine(model, arena, cell)
+    return model, {"kept": float(refinement is not None and refinement.kept)}
+
+
+def _refine(model: nn.Module, arena: Arena, cell: Cell) -> Refinement | None:
+    """What the hook does to a body that was chosen."""
     refinement = refine(model, arena.support, default_steps(len(arena.support)), cell.seed)
     bring_features_to_unit_size(model, arena.support.images)
-    return model, {"kept": float(refinement is not None and refinement.kept)}
+    return refinement
 
 
 def _sgd_equal_time(arena: Arena, cell: Cell) -> Built:
@@ -200,8 +206,7 @@ def _no_generator(arena: Arena, cell: Cell) -> Built:
     """The whole hook, refining included, without a generator."""
     model, notes = _zoo_selected(arena, cell)
     if notes["chosen"] != "as_passed":
-        refine(model, arena.support, default_steps(len(arena.support)), cell.seed)
-        bring_features_to_unit_size(model, arena.support.images)
+        _refine(model, arena, cell)
     return model, notes
 
 
