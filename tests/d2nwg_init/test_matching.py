@@ -233,6 +233,7 @@ def test_images_of_other_channels_get_generated_weights(channels, bundle):
 def test_images_of_another_size_are_noted(bundle):
     for size, noted in ((SIZE, False), (48, False), (64, True), (16, True)):
         model = timm.create_model("test_resnet", num_classes=3)
-        report = initialize(model, [labelled_images(24, 3, size=size)], generator=bundle, num_candidates=1)
+        images = labelled_images(24, 3, size=size)
+        report = initialize(model, [images], generator=bundle, num_candidates=1, refining_steps=0)
         words = f"the bundle is for images of 32x32 pixels, and these have {size}x{size}"
         assert (words in report.notes) == noted
