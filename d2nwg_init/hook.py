@@ -72,7 +72,7 @@ def initialize(
             "keep", the model's own; "fresh", a random one, on the body that a solved head serves best. "generate" is
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
-        refining_steps: of training on the images read, from what was chosen. None takes 15 with a bundle and without
+        refining_steps: of training on the images read, from what was chosen. None takes 18 with a bundle and without
             one none. Of fewer than 128 images it takes up to 40, and there are three such trainings, whose weights are
             averaged.
         seed: of the generated weights; the same seed and images give the same weights.

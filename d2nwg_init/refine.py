@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,10 @@ from zoo_builder.support_set import SupportSet
 
 MAX_NORM = 5.0  # of the gradient
 BATCH = 128  # images
-STEPS, MOST_STEPS = 15, 40  # by default; at most, of less than a batch
+STEPS, MOST_STEPS = 18, 40  # by default; at most, of less than a batch
+# Of the weights, those of the first layers, which stay as they are: few, at the largest resolution, and a good part of
+# the time, in which more steps of the others do more.
+FIRST = 0.01
 # Of matrices, and of all else; and the same without BatchNorm: weights before one have no scale, and bear more.
 RATES, RATES_WITHOUT_BATCHNORM = (0.03, 8e-3), (0.01, 1e-3)
 TRAININGS_OF_FEW = 3  # from the same start, of less than a batch: much of where one goes is the order of its images
@@ -56,8 +60,8 @@ def refine(
     names: Collection[str] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Refinement | None:
-    """Train the body of `model`, or of its parameters those in `names`, on the support images and solve its head again,
-    in place; `advance` is called after each step of each of its trainings.
+    """Train the body of `model`, or of its parameters those in `names`, but for the first layers, on the support images
+    and solve its head again, in place; `advance` is called after each step of each of its trainings.
 
     Half of the way to the mean of the trained weights is gone. No image is held back to judge them: on the development
     sets a fifth of the images, held back, refused what was right more often than what was wrong, and was missed in
@@ -69,7 +73,7 @@ def refine(
         return None
     images, labels = placed(support.images, model), support.labels
     names = parameters_in_scope(model, "body") if names is None else names
-    trained = {name: p.requires_grad_() for name, p in model.named_parameters() if name in names}
+    trained = _but_first_layers({name: p for name, p in model.named_parameters() if name in names})
     parameters = list(trained.values())
     before = _solved(model, images, labels)  # which sets BatchNorm
     if before is None:
@@ -77,9 +81,10 @@ def refine(
     as_it_was = copied_state(model)
     start = [as_it_was[name] for name in trained]
     generator, ends = torch.Generator().manual_seed(seed), []
-    for _ in range(trainings(len(labels))):
-        _set(parameters, start)
-        ends.append(_fit(model, parameters, images, labels, steps, generator, advance))
+    with _gradients_of(model, parameters):
+        for _ in range(trainings(len(labels))):
+            _set(parameters, start)
+            ends.append(_fit(model, parameters, images, labels, steps, generator, advance))
     end = [torch.stack(parts).mean(0) for parts in zip(*ends, strict=True)]
     _set(parameters, [torch.lerp(a, b, SHARE) for a, b in zip(start, end, strict=True)])
     after = _solved(model, images, labels, RIDGES_AFTER)
@@ -108,6 +113,26 @@ def can_be_refined(support: SupportSet) -> bool:
     """Whether a batch holds two images of a class in the mean. One that is alone in it is left out of a head that knows
     nothing of its class: of a hundred classes of what the base was pretrained on, refined bodies were worse."""
     return min(len(support), BATCH) >= 2 * support.classes_seen
+
+
+def _but_first_layers(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Without the first, in the order of the model, that hold `FIRST` of the weights."""
+    upto = list(itertools.accumulate(p.numel() for p in parameters.values()))
+    return {name: p for (name, p), n in zip(parameters.items(), upto, strict=True) if n > FIRST * upto[-1]}
+
+
+@contextmanager
+def _gradients_of(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, of these alone: the way back through the model ends at the first of them."""
+    before = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    try:
+        yield
+    finally:
+        for parameter, required in zip(model.parameters(), before, strict=True):
+            parameter.requires_grad_(required)
 
 
 def _solved(
