@@ -1,11 +1,12 @@
-"""For every test: one thread, so that figures do not depend on the machine's cores and tests can run side by side; and
-a small zoo, for those that read one."""
+"""For every test: one thread, so that figures do not depend on the machine's cores and tests can run side by side; a
+small zoo, for those that read one; and little refining, for those of what is around it."""
 
 import shutil
 
 import pytest
 import torch
 
+from d2nwg_init import refine
 from tests.zoo_builder.tiny_zoo import build_zoo, write_data
 from zoo_builder.store import Zoo
 
@@ -22,6 +23,12 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     """The zoo, to be read."""
     return build_zoo(data, tmp_path_factory.mktemp("whole") / "zoo")
+
+
+@pytest.fixture
+def short_refining(monkeypatch):
+    monkeypatch.setattr(refine, "MOST_STEPS", 2)
+    monkeypatch.setattr(refine, "TRAININGS_OF_FEW", 1)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from d2nwg_init.benchmarks import fine_tuning
 from d2nwg_init.cli import app
 from tests.pretrained_generators.small import labelled_images, save_random_bundle
 
@@ -37,6 +40,16 @@ def write_image_folder(path, classes=("ant", "bee", "cat"), count=45):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(image)).save(folder / f"{i}.png")
     return path
+
+
+@dataclass(frozen=True)
+class ShortFineTuning(fine_tuning.FineTuning):
+    steps: tuple[int, ...] = (0, 1, 2)
+
+
+@pytest.fixture
+def short_fine_tuning(monkeypatch):
+    monkeypatch.setattr(fine_tuning, "FineTuning", ShortFineTuning)
 
 
 @pytest.fixture(scope="session")

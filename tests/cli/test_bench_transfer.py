@@ -35,7 +35,7 @@ def arguments(zoo, data, work, *more, datasets="kmnist,dtd_part"):
     return [*command, "--work", work / "cells", "--out", work / "transfer.json", "--datasets", datasets, *more]
 
 
-FEW = ("--defaults", "--methods", "solved,no_generator", "--shots", "2,all", "--seeds", "1", "--workers", "2")
+FEW = ("--defaults", "--methods", "solved,no_generator", "--shots", "2,all", "--seeds", "1", "--workers", "1")
 
 
 def test_a_run_ends_in_results_and_a_page_and_the_next_one_takes_up_what_is_there(whole, measured_on, work):

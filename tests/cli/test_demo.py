@@ -1,23 +1,12 @@
 import json
-from dataclasses import dataclass
 
 import pytest
 
-from d2nwg_init.benchmarks import fine_tuning
 from d2nwg_init.benchmarks.demo import METHODS
-from tests.cli.conftest import succeed, write_image_folder
+from tests.cli.conftest import ShortFineTuning, succeed, write_image_folder
 
-STEPS = (0, 1, 2)
-
-
-@dataclass(frozen=True)
-class ShortFineTuning(fine_tuning.FineTuning):
-    steps: tuple[int, ...] = STEPS
-
-
-@pytest.fixture(autouse=True)
-def short_fine_tuning(monkeypatch):
-    monkeypatch.setattr(fine_tuning, "FineTuning", ShortFineTuning)
+STEPS = ShortFineTuning.steps
+pytestmark = pytest.mark.usefixtures("short_refining", "short_fine_tuning")
 
 
 def demo(images, bundle_path, tmp_path, *more):
