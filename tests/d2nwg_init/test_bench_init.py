@@ -59,26 +59,33 @@ def test_the_share_counts_draws_that_are_more_than_a_point_below_the_best(tmp_pa
     for draw, chosen in zip(todo[:3], (80.0, 79.5, 78.5), strict=True):  # the fourth is not measured
         before = dict.fromkeys(SIMPLE, 50.0) | {"base": 80.0, "chosen": chosen, "initialize": 85.0}
         after = dict.fromkeys((*SIMPLE, "chosen"), 90.0) | {"initialize": 85.0}
-        clearly = {"chosen": chosen < 79, "initialize": False}
+        clearly = dict.fromkeys((*SIMPLE, "initialize"), False) | {"chosen": chosen < 79, "own_body": True}
         result = {"names": {"chosen": "own_body"}, "step_0": before, "epoch_1": after}
         result |= {"clearly worse, step_0": clearly, "clearly worse, epoch_1": clearly}
         (tmp_path / f"{draw.id}.json").write_text(json.dumps({"result": result}))
     rows = rows_of(todo, tmp_path)
     whole = [r for r in rows if r.condition == "all draws"]
-    assert {(r.method, r.step, r.epoch): r.value for r in whole if r.metric == "worse_share"} == {
-        ("chosen", 0, None): pytest.approx(100 / 3),
-        ("chosen", None, 1): 0.0,
-        ("initialize", 0, None): 0.0,
-        ("initialize", None, 1): 100.0,
+    share, clear, over = (
+        {(r.method, r.step): r.value for r in whole if r.metric == metric}
+        for metric in ("worse_share", "clearly_worse_share", "over_best")
+    )
+    assert share == {
+        **{(m, 0): 100.0 for m in SIMPLE},
+        **{(m, None): 0.0 for m in SIMPLE},
+        ("base", 0): 0.0,
+        ("chosen", 0): pytest.approx(100 / 3),
+        ("chosen", None): 0.0,
+        ("initialize", 0): 0.0,
+        ("initialize", None): 100.0,
     }
-    assert {(r.method, r.step, r.epoch): r.value for r in whole if r.metric == "clearly_worse_share"} == {
-        ("chosen", 0, None): pytest.approx(100 / 3),
-        ("chosen", None, 1): 0.0,  # by less than a point
-        ("initialize", 0, None): 0.0,
-        ("initialize", None, 1): 0.0,  # within chance
+    assert {key: value for key, value in clear.items() if value} == {
+        ("own_body", 0): 100.0,  # after an epoch it is not below by a point
+        ("chosen", 0): pytest.approx(100 / 3),
     }
-    over = {(r.method, r.step): r.value for r in whole if r.metric == "over_best"}
     assert over == {
+        **{(m, 0): -30.0 for m in SIMPLE},
+        **{(m, None): 0.0 for m in SIMPLE},
+        ("base", 0): 0.0,
         ("chosen", 0): pytest.approx(-2 / 3),
         ("chosen", None): 0.0,
         ("initialize", 0): 5.0,
@@ -87,5 +94,5 @@ def test_the_share_counts_draws_that_are_more_than_a_point_below_the_best(tmp_pa
     groups = {f"{d.shots or 'all'} of a class" for d in todo[:3]} | {"all draws"}
     summary = [r for r in rows if r.dataset == "all"]
     assert {r.condition for r in summary} == groups
-    assert len(summary) == 2 * 2 * 3 * len(groups)
+    assert len(summary) == 2 * (len(JUDGED) + len(SIMPLE)) * 3 * len(groups)
     assert len(rows) - len(summary) == 3 * 2 * (len(JUDGED) + len(SIMPLE))
