@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.optim import Muon
 from torch import nn
 
 from d2nwg_init.candidates import placed
+from d2nwg_init.muon import Muon
 from d2nwg_init.undo import copied_state
 from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.backbones import caught_features, extract_features, set_head
@@ -164,7 +164,7 @@ def _fit(
     others = [p for p in parameters if not _is_matrix(p)]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(Muon(matrices, lr=rates[0], momentum=0.9, nesterov=True))
+        optimizers.append(Muon(matrices, lr=rates[0]))
     if others:
         optimizers.append(torch.optim.AdamW(others, lr=rates[1]))
     warmups = [torch.optim.lr_scheduler.LinearLR(o, 1 / 6, total_iters=steps // 6) for o in optimizers]

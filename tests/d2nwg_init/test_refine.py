@@ -91,15 +91,21 @@ def test_the_weights_go_half_of_the_way(support, monkeypatch):
 
 
 def test_the_head_is_no_surer_of_itself_than_before(monkeypatch):
-    """The images that the body was trained on would have it so."""
+    """The images that the body was trained on would have it so; of one draw of so few not always, in the mean of four
+    by far."""
     monkeypatch.setattr(refine_module, "FIRST", 0)  # the most that a body can be fitted to them
-    few, (images, labels) = SupportSet(*noisy_images(30, 0, noise=12), 3), noisy_images(300, 1, noise=12)
-    start, refined = solved(few), solved(few)
-    refine(refined, few, 40, 0)
-    surer = copy.deepcopy(refined)
-    solve_in_place(surer, few.images, few.labels)
-    loss = [torch.nn.functional.cross_entropy(predict(m, images), labels) for m in (start, refined, surer)]
-    assert loss[1] < 0.9 * min(loss[0], loss[2])
+    losses = []
+    for draw in range(4):
+        few = SupportSet(*noisy_images(30, draw, noise=16), 3)
+        images, labels = noisy_images(300, 100 + draw, noise=16)
+        start, refined = solved(few), solved(few)
+        refine(refined, few, 40, 0)
+        surer = copy.deepcopy(refined)
+        solve_in_place(surer, few.images, few.labels)
+        predicted = [predict(m, images) for m in (start, refined, surer)]
+        losses.append([torch.nn.functional.cross_entropy(logits, labels) for logits in predicted])
+    before, after, sure = torch.tensor(losses).mean(0)
+    assert after < 0.9 * min(before, sure)
 
 
 def test_the_head_of_a_refined_body_has_ridges_of_its_own(support, monkeypatch):
