@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024), in float32.
+"""Muon (Jordan et al. 2024), in the precision of the weights.
 
-timm's and torch's orthogonalise in bfloat16, whatever the weights are. A CPU without instructions for it, as most are,
+timm's and torch's orthogonalise in bfloat16, whatever that is. A CPU without instructions for it, as most are,
 takes several times as long for that as for all else of a training step.
 """
 
@@ -34,7 +34,9 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
-                mean = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)).lerp_(p.grad, 1 - MOMENTUM)
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                mean = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
                 update = p.grad.lerp(mean, MOMENTUM).flatten(1)
                 direction = zeropower_via_newtonschulz(update, len(POLYNOMIALS), POLYNOMIALS, dtype=update.dtype)
                 p.sub_(direction.view_as(p), alpha=group["lr"] * get_lr_scale(direction.shape))
