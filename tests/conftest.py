@@ -1,5 +1,5 @@
 """For every test: one thread, so that figures do not depend on the machine's cores and tests can run side by side; a
-small zoo, for those that read one; and little refining, for those of what is around it."""
+small zoo, for those that read one; and little refining, but for those of refining."""
 
 import shutil
 
@@ -25,8 +25,9 @@ def whole(data, tmp_path_factory):
     return build_zoo(data, tmp_path_factory.mktemp("whole") / "zoo")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def short_refining(monkeypatch):
+    """A module whose tests are about what refining gives has a fixture of this name that does nothing."""
     monkeypatch.setattr(refine, "MOST_STEPS", 2)
     monkeypatch.setattr(refine, "TRAININGS_OF_FEW", 1)
 

@@ -60,7 +60,7 @@ def test_everything_is_recorded_and_without_results_there_is_no_card(folder):
 
 
 def test_the_commands_that_are_named_measure_it_and_write_its_card(
-    folder, images, tmp_path, monkeypatch, short_refining, short_fine_tuning
+    folder, images, tmp_path, monkeypatch, short_fine_tuning
 ):
     monkeypatch.chdir(tmp_path)
     succeed("demo", "--bundle", folder, "--out", "results.json", "--data", images, "--seeds", 1)

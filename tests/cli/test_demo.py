@@ -6,7 +6,7 @@ from d2nwg_init.benchmarks.demo import METHODS
 from tests.cli.conftest import ShortFineTuning, succeed, write_image_folder
 
 STEPS = ShortFineTuning.steps
-pytestmark = pytest.mark.usefixtures("short_refining", "short_fine_tuning")
+pytestmark = pytest.mark.usefixtures("short_fine_tuning")
 
 
 def demo(images, bundle_path, tmp_path, *more):

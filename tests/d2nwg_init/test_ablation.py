@@ -12,8 +12,6 @@ from tests.pretrained_generators.small import random_generator, save_random_bund
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from zoo_builder.errors import DataError
 
-pytestmark = pytest.mark.usefixtures("short_refining")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -10,7 +10,7 @@ from d2nwg_init.benchmarks.never_worse import JUDGED, SIMPLE, draws, rows_of, ru
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 
 
-def test_ratios_are_those_of_the_seconds(bundle_path, monkeypatch, short_refining):
+def test_ratios_are_those_of_the_seconds(bundle_path, monkeypatch):
     monkeypatch.setattr(init, "EPOCH_IMAGES", 64)
     monkeypatch.setattr(init, "REPEATS", 1)
     dataset = striped_dataset("stripes", train=48, test=8)

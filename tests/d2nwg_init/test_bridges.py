@@ -18,8 +18,6 @@ from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same
 from zoo_builder.errors import DataError, ModelError
 
-pytestmark = pytest.mark.usefixtures("short_refining")
-
 
 class WithClasses(TensorDataset):
     classes = ("ant", "bee", "cat")

@@ -18,8 +18,6 @@ from zoo_builder.errors import BundleError, ModelError
 from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.support_set import read_support_set
 
-pytestmark = pytest.mark.usefixtures("short_refining")
-
 
 def random_states():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()

@@ -16,8 +16,6 @@ from tests.d2nwg_init.test_initialize import exploding_bundle, keep_candidates, 
 from tests.pretrained_generators.small import copied, random_generator, same
 from zoo_builder.errors import BundleError, ModelError, RecipeError
 
-pytestmark = pytest.mark.usefixtures("short_refining")
-
 
 def changed(before, after):
     """Names of what differs, BatchNorm statistics aside."""

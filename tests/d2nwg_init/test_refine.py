@@ -17,6 +17,11 @@ from zoo_builder.backbones import predict
 from zoo_builder.support_set import SupportSet
 
 
+@pytest.fixture(autouse=True)
+def short_refining():
+    """Not here."""
+
+
 def noisy_images(count, seed, noise=2):
     images, labels = labelled_images(count, 3, seed=seed)
     return images + noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)), labels

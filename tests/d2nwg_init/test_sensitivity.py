@@ -80,7 +80,7 @@ def test_smaller_zoos_are_nested_and_hold_what_a_plan_names(tmp_path):
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch, short_refining):
+def files(tmp_path, monkeypatch):
     monkeypatch.setattr(regressor, "STAGE", replace(regressor.STAGE, steps=2))
     data = write_data(tmp_path / "data", NAMES)
     write_npz(data / "kmnist.npz", striped_dataset("kmnist", seed=7))
