@@ -16,7 +16,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def process_executor(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    # Torch's threads do not survive a fork. Where there is one, a server that only imports is forked instead: each
+    # worker begins at once, and shares the memory of what was imported.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context.set_forkserver_preload(["timm", __name__])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
 
 
