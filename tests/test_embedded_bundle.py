@@ -18,7 +18,7 @@ BUNDLE = "test_resnet-64"
 
 @pytest.fixture(autouse=True)
 def short_refining():
-    """Not here."""
+    """All of it here."""
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from zoo_builder.support_set import SupportSet
 
 @pytest.fixture(autouse=True)
 def short_refining():
-    """Not here."""
+    """All of it here."""
 
 
 def noisy_images(count, seed, noise=2):

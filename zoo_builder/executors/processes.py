@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
@@ -16,10 +17,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def process_executor(workers: int) -> ProcessPoolExecutor:
-    # Torch's threads do not survive a fork. Where there is one, a server that only imports is forked instead: each
-    # worker begins at once, and shares the memory of what was imported.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    # Torch's threads do not survive a fork. A server that only imports has none, and each worker forked from it begins
+    # at once and shares the memory of what was imported. On macOS forks may crash in the system's libraries.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload(["timm", __name__])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
 
