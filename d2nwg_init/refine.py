@@ -41,6 +41,7 @@ ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the siz
 # Of the head of a refined body. Its left-out loss flatters, and would have smaller ones, whose weights are so large
 # that the first steps of a training, which move the body, cost several points.
 RIDGES_AFTER = tuple(r for r in RIDGES if r >= 0.01)
+SOFTER = 0.5  # times the logits of a refined body: the same classes, from which a training gets further
 AVERAGED = 3  # the last of so many parts of the steps
 
 
@@ -93,8 +94,8 @@ def refine(
     head = after if after and kept else before
     if not kept:
         model.load_state_dict(as_it_was)
-    # Solved on images that the body was trained on, a head is too sure of itself: its logits keep the scale.
-    scale = (before.scale / head.scale).float()
+    # Solved on images that the body was trained on, a head is too sure of itself: its logits keep the scale of before.
+    scale = (SOFTER if kept else 1) * (before.scale / head.scale).float()
     set_head(model, scale * head.weight, scale * head.bias, images)
     return Refinement(steps, loss[0], loss[kept], kept)
 
