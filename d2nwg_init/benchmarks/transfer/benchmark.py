@@ -13,7 +13,6 @@ from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.live import LiveTable
 from d2nwg_init.benchmarks.transfer.methods import METHODS, Method
 from d2nwg_init.benchmarks.transfer.plan import (
-    RATE_DATASETS,
     Choices,
     choose_rates,
     choose_strengths,
@@ -134,7 +133,7 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
     if trained:
-        choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, RATE_DATASETS, choices)))
+        choices = choose_rates(choices, measure("choosing learning rates", rate_cells(methods, datasets, choices)))
     return write_choices(file, subject.name, of, choices, lacking, shots, trained, header("transfer"))
 
 

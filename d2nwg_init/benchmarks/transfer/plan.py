@@ -14,7 +14,6 @@ from zoo_builder.errors import RecipeError, nearest_names
 from zoo_builder.recipe import parse_config
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # the grid of learning rates, for every row
-RATE_DATASETS = ("kmnist", "natural_images")  # development sets that rates are chosen on: of glyphs and of photos
 HEADS = ("solved", "nearest_class_mean", "logistic")  # of which the best is `best_closed_form`
 SHOTS = (1, 5, 16, None)  # train images of a class; None is all
 CHOOSING_SEED = 1000  # no reported seed
