@@ -1,6 +1,6 @@
 """What competes: the model as it was passed; its own body, the bundle's base and generated bodies, each with BatchNorm
-rescaled and recalibrated and a head solved on the support images, or the model's own head; of few images, its own body
-as it is."""
+rescaled and recalibrated and a head solved on the support images, or the model's own head; and its own body as it is,
+which the statistics of the images change nothing of."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d2nwg_init.absorbed_statistics import absorb_statistics, can_absorb
 from pretrained_generators.generator import Generator
 from zoo_builder.backbones import caught_features, evaluating, extract_features, set_head
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, equal_batches, recalibrate_batchnorm
@@ -25,7 +26,7 @@ from zoo_builder.support_set import SupportSet
 FINALISTS = 2  # probes and samples that are judged beside the base
 STRENGTHS = (1.0, 0.5, 2.0, 3.0)  # of generated deltas, in turn
 SAMPLING_STEPS = 6  # the best of eight samples is as good as of 20 steps
-ENOUGH_FOR_STATISTICS = 256  # images; with fewer, nothing is surer than BatchNorm as it is
+ENOUGH_FOR_STATISTICS = 256  # images; with fewer, a head may be solved on statistics that training will replace
 SCREENED = 64  # images that the finalists among the samples are found on, at most, but for
 SCREENED_A_CLASS = 2  # so many for each class
 JUDGES = 256  # images that all candidates are judged on, at most, but for
@@ -48,7 +49,7 @@ class Candidate:
     parameters: Mapping[str, torch.Tensor]  # of the body, in place of the model's own
     losses: torch.Tensor  # [M], cross-entropy of each judging image that can be left out, its head solved without it
     accuracy: float  # in percent, over the same predictions
-    recalibrated: bool = True  # False: BatchNorm as it was passed
+    batchnorm: str = "recalibrated"  # or "absorbed": as it was passed, with the images' statistics; or "as passed"
     judged: bool = True  # False: no image can be left out, and these are the predictions of the model as it is
 
     @property
@@ -94,14 +95,19 @@ def become(model: nn.Module, candidate: Candidate, support: SupportSet, solve: b
     on all support images."""
     if candidate.kind == "as_passed":
         return
+    set_body(model, candidate, support)
     images = placed(support.images, model)
-    if not candidate.recalibrated:
-        solve_in_place(model, images, support.labels)
-    elif solve:
-        set_body_and_solve(model, candidate.parameters, images, support.labels)
-    else:
-        set_parameters(model, candidate.parameters)
+    if candidate.batchnorm == "recalibrated":
         recalibrate_batchnorm(model, images)
+    if solve:
+        solve_in_place(model, images, support.labels)
+
+
+def set_body(model: nn.Module, candidate: Candidate, support: SupportSet) -> None:
+    """Make the body of `model`, which is as it was passed, that of the candidate, BatchNorm yet to be recalibrated."""
+    set_parameters(model, candidate.parameters)
+    if candidate.batchnorm == "absorbed":
+        absorb_statistics(model, placed(support.images, model))
 
 
 def propose(
@@ -118,9 +124,9 @@ def propose(
 
     With `solve` each body gets a head solved on the images, else the model's own. All are judged on the same images, in
     one pass, in which BatchNorm has the statistics of the images at hand, as it will have after recalibration: a head
-    solved on other statistics than those of training is lost in its first steps. Few images give poor statistics, and
-    the model's own body is tried with BatchNorm as it is too. An image that is the only one of its class judges no
-    solved head: one solved without it knows nothing of the class.
+    solved on other statistics than those of training is lost in its first steps. The model's own body is tried as it is
+    too, and will absorb the images' statistics; where it cannot, only of few images, which give poor statistics. An
+    image that is the only one of its class judges no solved head: one solved without it knows nothing of the class.
     """
     chosen = judging_images(support)
     labels = support.labels[chosen]
@@ -129,12 +135,12 @@ def propose(
     judging = can_be_left_out if solve and judged else torch.ones_like(can_be_left_out)
 
     def candidate(
-        kind: str, name: str, body: Mapping[str, torch.Tensor], logits: torch.Tensor, recalibrated: bool = True
+        kind: str, name: str, body: Mapping[str, torch.Tensor], logits: torch.Tensor, batchnorm: str = "recalibrated"
     ) -> Candidate:
         logits, y = logits[judging], labels[judging]
         losses = F.cross_entropy(logits, y, reduction="none")
         accuracy = 100 * (logits.argmax(1) == y).float().mean().item()
-        return Candidate(kind, name, body, losses, accuracy, recalibrated, judged)
+        return Candidate(kind, name, body, losses, accuracy, batchnorm, judged)
 
     def tried(kind: str, name: str, body: Mapping[str, torch.Tensor]) -> Candidate:
         set_parameters(model, body)
@@ -147,9 +153,10 @@ def propose(
     with evaluating(model):
         features, logits = _features_and_logits(model, support.images, chosen)
     yield candidate("as_passed", "as_passed", {}, logits)
-    if solve and len(support) < ENOUGH_FOR_STATISTICS and batchnorm_layers(model):
+    absorbing = can_absorb(model, names)
+    if solve and (absorbing or (batchnorm_layers(model) and len(support) < ENOUGH_FOR_STATISTICS)):
         logits = _solved_logits(features, labels, logits.shape[1], judged)
-        yield candidate(own_kind, "own_body_as_is", {}, logits, recalibrated=False)
+        yield candidate(own_kind, "own_body_as_is", {}, logits, "absorbed" if absorbing else "as passed")
     own = {name: p.detach() for name, p in model.named_parameters()}
     rescaling = batchnorm_rescaling(model, support.images)
     yield tried(own_kind, "own_body", {k: own[k] + v for k, v in rescaling.items() if names is None or k in names})

@@ -15,7 +15,7 @@ from torch import nn
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import Candidate, become, propose, set_parameters
+from d2nwg_init.candidates import Candidate, become, propose, set_body
 from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import BATCH, can_be_refined, default_steps, refine, trainings
@@ -101,6 +101,7 @@ def initialize(
             _check_fit(work, support)
         with stages("bundle"):
             bundle, reason = find_bundle(network, generator)
+            untrained = is_untrained(network)
             plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
             neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
         with stages("candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
@@ -108,7 +109,7 @@ def initialize(
             own_kind = "base" if plan.own_is_base else "own_body"
             proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
             candidates = list(_advancing(proposed, bar))
-        by_default = default_steps(len(support)) if bundle else 0
+        by_default = default_steps(len(support)) if bundle or not untrained else 0
         steps = by_default if refining_steps is None else refining_steps
         enough = can_be_refined(support)
         if steps and not enough:
@@ -118,10 +119,10 @@ def initialize(
         competing = [
             c
             for c in candidates
-            if (head in ("auto", "keep") or c.kind != "as_passed") and (c.recalibrated or not refinable)
+            if (head in ("auto", "keep") or c.kind != "as_passed") and (c.batchnorm != "as passed" or not refinable)
         ]
         if head != "keep":
-            competing = compete(competing, support.num_classes, is_untrained(network))
+            competing = compete(competing, support.num_classes, untrained)
         chosen = _choose(competing, by_loss=select)
         scores, discarded = tuple(_score(c) for c in candidates), tuple(_discarded(candidates))
         del candidates, competing  # and the bodies that lost
@@ -132,8 +133,9 @@ def initialize(
             plan.notes.append("the budget ended before refining")
         elif refining:
             with stages("refining"), progress_bar("refining", steps * trainings(len(support)), show=progress) as bar:
-                set_parameters(work, chosen.parameters)
-                refinement = refine(work, support, steps, seed, plan.names, bar.advance)
+                set_body(work, chosen, support)
+                careful = chosen.kind == "own_body"
+                refinement = refine(work, support, steps, seed, plan.names, bar.advance, careful)
         if refinement is None:
             with stages("solving"):
                 become(work, chosen, support, head != "keep")

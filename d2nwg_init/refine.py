@@ -32,8 +32,9 @@ STEPS, MOST_STEPS = 18, 40  # by default; at most, of less than a batch
 # Of the weights, those of the first layers, which stay as they are: few, at the largest resolution, and a good part of
 # the time, in which more steps of the others do more.
 FIRST = 0.01
-# Of matrices, and of all else; and the same without BatchNorm: weights before one have no scale, and bear more.
-RATES, RATES_WITHOUT_BATCHNORM = (0.03, 8e-3), (0.01, 1e-3)
+# Of matrices, and of all else. Weights before BatchNorm have no scale, and bear more; but a body that was pretrained on
+# more than a bundle's base has more to lose.
+RATES, CAREFUL_RATES = (0.03, 8e-3), (0.01, 1e-3)
 TRAININGS_OF_FEW = 3  # from the same start, of less than a batch: much of where one goes is the order of its images
 SHARE = 0.5  # of the way from the weights as they were to those trained
 AS_THEY_ARE = 2  # times that an image is shown so; from then on it is jittered, which costs points before
@@ -43,6 +44,7 @@ ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the siz
 RIDGES_AFTER = tuple(r for r in RIDGES if r >= 0.01)
 SOFTER = 0.5  # times the logits of a refined body: the same classes, from which a training gets further
 AVERAGED = 3  # the last of so many parts of the steps
+ACTIVATIONS = 2**30  # bytes that the images of a batch may hold for their gradients, all at once
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ def refine(
     seed: int,
     names: Collection[str] | None = None,
     advance: Callable[[], None] = lambda: None,
+    careful: bool = False,
 ) -> Refinement | None:
     """Train the body of `model`, or of its parameters those in `names`, but for the first layers, on the support images
-    and solve its head again, in place; `advance` is called after each step of each of its trainings.
+    and solve its head again, in place; `advance` is called after each step of each of its trainings. `careful`: at the
+    lower rates of a body without BatchNorm.
 
     Half of the way to the mean of the trained weights is gone. No image is held back to judge them: on the development
     sets a fifth of the images, held back, refused what was right more often than what was wrong, and was missed in
@@ -80,12 +84,13 @@ def refine(
     if before is None:
         return None
     as_it_was = copied_state(model)
+    rates = CAREFUL_RATES if careful or not batchnorm_layers(model) else RATES
     start = [as_it_was[name] for name in trained]
     generator, ends = torch.Generator().manual_seed(seed), []
     with _gradients_of(model, parameters):
         for _ in range(trainings(len(labels))):
             _set(parameters, start)
-            ends.append(_fit(model, parameters, images, labels, steps, generator, advance))
+            ends.append(_fit(model, parameters, images, labels, support.batch, rates, steps, generator, advance))
     end = [torch.stack(parts).mean(0) for parts in zip(*ends, strict=True)]
     _set(parameters, [torch.lerp(a, b, SHARE) for a, b in zip(start, end, strict=True)])
     after = _solved(model, images, labels, RIDGES_AFTER)
@@ -153,14 +158,16 @@ def _fit(
     parameters: Sequence[torch.Tensor],
     images: torch.Tensor,
     labels: torch.Tensor,
+    at_least: int,
+    rates: tuple[float, float],
     steps: int,
     generator: torch.Generator,
     advance: Callable[[], None],
 ) -> list[torch.Tensor]:
     """The mean of the weights over the last steps at a constant rate (stochastic weight averaging, Izmailov et al.
     2018): of Muon for matrices (Jordan et al. 2024), which gets further in so few steps than AdamW, and of AdamW for
-    all else. BatchNorm has the statistics of the batch, all else is in evaluation mode."""
-    rates = RATES if batchnorm_layers(model) else RATES_WITHOUT_BATCHNORM
+    all else. BatchNorm has the statistics of the batch, or of the part of it that memory holds, `at_least` so many
+    images; all else is in evaluation mode."""
     matrices = [p for p in parameters if _is_matrix(p)]
     others = [p for p in parameters if not _is_matrix(p)]
     optimizers: list[torch.optim.Optimizer] = []
@@ -172,15 +179,14 @@ def _fit(
     batches = _batches(len(labels), generator)
     last = -(-steps // AVERAGED)
     mean = [torch.zeros_like(p) for p in parameters]
-    with batchnorm_training(model), caught_features(model) as caught:
+    with batchnorm_training(model):
+        at_once = max(at_least, ACTIVATIONS // _activations(model, images[:2]))
         for step in range(steps):
             times, batch = next(batches)
-            model(images[batch] if times < AS_THEY_ARE else _jittered(images[batch], generator))
-            classes, y = labels[batch].unique(return_inverse=True)
-            loss = left_out_loss(caught.pop(), y.to(images.device), len(classes))
+            shown = images[batch] if times < AS_THEY_ARE else _jittered(images[batch], generator)
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            loss.backward()
+            _backward(model, shown.tensor_split(-(-len(shown) // at_once)), labels[batch])
             nn.utils.clip_grad_norm_(parameters, MAX_NORM)
             for optimizer, warmup in zip(optimizers, warmups, strict=True):
                 optimizer.step()
@@ -189,6 +195,42 @@ def _fit(
                 mean = [m.add(p.detach(), alpha=1 / last) for m, p in zip(mean, parameters, strict=True)]
             advance()
     return mean
+
+
+def _activations(model: nn.Module, images: torch.Tensor) -> int:
+    """Bytes that one image [1, C, H, W] of these holds until its gradient is computed."""
+    own = {p.data_ptr() for p in model.parameters()}
+    held: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        kept = model(images)  # else one tensor might come to lie where another was
+    del kept
+    return max(1, sum(n for at, n in held.items() if at not in own) // len(images))
+
+
+def _backward(model: nn.Module, parts: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
+    """Add the gradients of the left-out loss of a batch. In several parts the loss is still of the whole: its gradient
+    in the features is taken first, and each part is run again for it (Gao et al., "Scaling Deep Contrastive Learning
+    Batch Size under Memory Limited Setup", 2021)."""
+    classes, y = labels.unique(return_inverse=True)
+    y = y.to(parts[0].device)
+    with caught_features(model) as caught:
+        with torch.set_grad_enabled(len(parts) == 1):
+            for part in parts:
+                model(part)
+        if len(parts) == 1:
+            left_out_loss(caught.pop(), y, len(classes)).backward()
+            return
+        features = torch.cat(caught).requires_grad_()
+        caught.clear()
+        (gradients,) = torch.autograd.grad(left_out_loss(features, y, len(classes)), features)
+        for part, gradient in zip(parts, gradients.split([len(p) for p in parts]), strict=True):
+            model(part)
+            caught.pop().backward(gradient)
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:

@@ -31,7 +31,7 @@ def select(candidates: Sequence[Candidate]) -> Candidate:
     if not all(c.judged for c in usable):
         return _unjudged(usable)
     best = min(usable, key=lambda c: c.losses.mean().item())
-    for own in sorted((c for c in usable if c.kind in OWN), key=lambda c: OWN.index(c.kind)):
+    for own in sorted((c for c in usable if c.kind in OWN), key=lambda c: (OWN.index(c.kind), c.losses.mean().item())):
         excess = own.losses - best.losses
         if excess.mean() <= excess.std() / len(excess) ** 0.5:
             return own

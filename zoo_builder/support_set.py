@@ -22,6 +22,7 @@ class SupportSet:
     labels: torch.Tensor  # int64 [N], 0 .. num_classes - 1
     num_classes: int
     notes: tuple[str, ...] = ()  # what the user should know of how they were read
+    batch: int = 0  # images of the largest batch that was read: so many at once the user's training will see
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,10 +48,12 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     notes: list[str] = []
+    largest = 0
     with unchanged_random_state(loader):
         missing = num_support
         for batch in _of_the_first(loader, num_support, seed, notes):
             x, y = images_and_labels(batch, num_classes, notes)
+            largest = max(largest, len(x))
             # As models compute, so that nobody copies all of them again.
             images.append(x[:missing].detach().cpu().contiguous(memory_format=torch.channels_last))
             labels.append(y[:missing].detach().cpu().long())
@@ -82,7 +85,7 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
         raise DataError(f"{bad} of {len(x)} images hold NaN or infinite pixels. Check the files and the transform.")
-    return SupportSet(x.float(), y, num_classes, tuple(dict.fromkeys(notes)))
+    return SupportSet(x.float(), y, num_classes, tuple(dict.fromkeys(notes)), largest)
 
 
 def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]) -> Iterable[Any]:

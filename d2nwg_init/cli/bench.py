@@ -16,6 +16,7 @@ from d2nwg_init.cli.bench_never_worse import never_worse
 from d2nwg_init.cli.bench_sensitivity import sensitivity
 from d2nwg_init.cli.bench_torch_versions import torch_versions
 from d2nwg_init.cli.bench_transfer import transfer
+from d2nwg_init.cli.bench_uncovered import uncovered
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -161,3 +162,6 @@ app.command(
 app.command("sensitivity", epilog="Example: d2nwg-init bench sensitivity --zoo runs/zoo --recipe benchmark --data DIR")(
     sensitivity
 )
+app.command(
+    "uncovered", epilog="Example: d2nwg-init bench uncovered resnet18 --weights resnet18.safetensors --data DIR"
+)(uncovered)

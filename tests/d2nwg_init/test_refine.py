@@ -1,16 +1,29 @@
 """A few steps on the images read: better or not at all."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.optim import Muon
+from torch import nn
 
 from d2nwg_init import candidates, hook, initialize
 from d2nwg_init import refine as refine_module
 from d2nwg_init.candidates import set_body_and_solve, solve_in_place
-from d2nwg_init.refine import SOFTER, _fit, _is_matrix, can_be_refined, default_steps, refine, trainings
+from d2nwg_init.refine import (
+    SOFTER,
+    _activations,
+    _backward,
+    _fit,
+    _is_matrix,
+    can_be_refined,
+    default_steps,
+    refine,
+    trainings,
+)
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same
 from zoo_builder.backbones import predict
@@ -223,15 +236,69 @@ def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle, monkeyp
     assert "the budget ended before refining" in late.notes
 
 
-def test_with_few_images_a_body_that_can_be_refined_goes_before_batchnorm_as_it_is(loader, bundle, monkeypatch):
+def test_of_few_images_a_body_to_refine_goes_before_batchnorm_that_must_stay_as_it_is(loader, bundle, monkeypatch):
     # Here all solved heads are right, and which is the best is a matter of rounding.
     monkeypatch.setattr(hook, "select", lambda cs: next((c for c in cs if c.name == "own_body_as_is"), cs[0]))
     reports = []
     for steps in (0, 2):
         model = new_model()
         torch.nn.init.normal_(model.bn1.bias, std=0.01)  # an untrained body would not be in question
-        reports.append(initialize(model, loader, generator=bundle, num_candidates=1, refining_steps=steps))
+        options = {"generator": bundle, "scope": ["layer2"], "num_candidates": 1}
+        reports.append(initialize(model, loader, refining_steps=steps, **options))
     assert reports[0].chosen == "own_body_as_is"
     assert "own_body_as_is" in {c.name for c in reports[1].candidates}
     assert reports[1].chosen != "own_body_as_is"
     assert reports[1].refinement.steps == 2
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_in_parts_the_gradients_are_those_of_the_whole_batch(name):
+    images, labels = noisy_images(30, 0)
+    images, gradients = F.interpolate(images, 160), []
+    for parts in (1, 4):
+        model = new_model(name).eval()
+        _backward(model, images.tensor_split(parts), labels)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert gradients[0].norm() > 1e-3
+    assert (gradients[1] - gradients[0]).norm() < 1e-3 * gradients[0].norm()
+
+
+def test_what_an_image_holds_for_its_gradient_is_counted_once_and_without_weights():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1, bias=False))
+    images = torch.randn(2, 3, 16, 16)
+    # The images, for the first layer's weights, and what is rectified, for the second's and its own.
+    assert _activations(model, images) == (3 + 8) * 16 * 16 * 4
+    model[0].requires_grad_(False)
+    assert _activations(model, images) == 8 * 16 * 16 * 4
+
+
+def test_a_batch_that_memory_does_not_hold_is_gone_through_in_parts_as_large_as_the_loaders(support, monkeypatch):
+    seen = []
+
+    def backward(model, parts, labels):
+        seen.append([len(p) for p in parts])
+        _backward(model, parts, labels)
+
+    monkeypatch.setattr(refine_module, "_backward", backward)
+    monkeypatch.setattr(refine_module, "ACTIVATIONS", 1)
+    assert refine(solved(support), replace(support, batch=40), 2, 0).steps == 2
+    assert seen == [[34, 33, 33]] * 2
+    seen.clear()
+    monkeypatch.setattr(refine_module, "ACTIVATIONS", 2**30)
+    refine(solved(support), replace(support, batch=40), 1, 0)
+    assert seen == [[100]]
+
+
+def test_a_body_of_the_users_own_is_refined_at_lower_rates(loader, monkeypatch):
+    rates = []
+
+    def fit(model, parameters, images, labels, at_least, rate, *rest):
+        rates.append(rate)
+        assert at_least == 16  # of the loader
+        return _fit(model, parameters, images, labels, at_least, rate, *rest)
+
+    monkeypatch.setattr(refine_module, "_fit", fit)
+    model = new_model()
+    nn.init.normal_(model.bn1.bias, std=0.01)
+    assert initialize(model, loader, generator=None, refining_steps=1).refinement
+    assert set(rates) == {refine_module.CAREFUL_RATES}

@@ -1,0 +1,60 @@
+"""BatchNorm with the statistics of new images, in a body that computes what it did.
+
+A layer computes weight * (x - mean) / deviation + bias. With the mean and deviation of the images in place of those
+that it holds, and a weight and a bias that make up for it, nothing changes; but a batch of a training then has the
+statistics that the layer holds, and a head that was solved on the body's features is not lost in the first steps. The
+better a body was pretrained, the more BatchNorm that is merely recalibrated takes from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from zoo_builder.backbones import evaluating
+from zoo_builder.batchnorm import batchnorm_layers, equal_batches
+
+
+def can_absorb(model: nn.Module, names: Collection[str] | None = None) -> bool:
+    """Whether there is BatchNorm that holds statistics, all of it with weights and biases, which are in `names`."""
+    layers = batchnorm_layers(model)
+    if not layers or any(m.weight is None for m in layers):
+        return False
+    held = {id(p) for m in layers for p in m.parameters()}
+    return names is None or {n for n, p in model.named_parameters() if id(p) in held} <= set(names)
+
+
+@torch.no_grad()
+def absorb_statistics(model: nn.Module, images: torch.Tensor) -> None:
+    """Give BatchNorm the statistics of images [N, C, H, W], as the model takes them, and weights and biases with which
+    the model computes what it did, in place."""
+    layers = batchnorm_layers(model)
+    found = {m: (torch.zeros_like(m.weight), torch.zeros_like(m.weight)) for m in layers}  # means and variances
+    batches = equal_batches(images)
+
+    def measure(layer: _BatchNorm, args: tuple[torch.Tensor, ...]) -> None:
+        mean, variance = (torch.zeros_like(total) for total in found[layer])
+        F.batch_norm(args[0], mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
+        for total, value in zip(found[layer], (mean, variance), strict=True):
+            total += value / len(batches)
+
+    hooks = [m.register_forward_pre_hook(measure) for m in layers]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer, (mean, variance) in found.items():
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        held = (layer.running_var + layer.eps).sqrt()
+        layer.bias.add_(layer.weight * (mean - layer.running_mean) / held)
+        layer.weight.mul_((variance + layer.eps).sqrt() / held)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)

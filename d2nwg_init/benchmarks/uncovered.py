@@ -1,0 +1,121 @@
+"""What initialize() is worth to a model that no bundle covers: its own pretrained body, trained from a fresh head, from
+a solved head, and from what the hook makes of it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, fine_tune
+from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.hook import initialize
+from zoo_builder.backbones import BackboneSpec, prepare_images
+from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.datasets import ImageDataset, load_dataset
+from zoo_builder.datasets.image_dataset import resize_images
+from zoo_builder.progress import progress_bar
+
+METHODS = {"pretrained": None, "solved": 0, "initialize": None}  # refining steps; None is the hook's default
+RATES = (3e-4, 1e-3, 3e-3)  # of which each method has the best, see `rows_of`
+TRAIN_IMAGES, TEST_IMAGES = 2000, 1000  # at most
+
+
+@dataclass(frozen=True)
+class Cell:
+    model: str
+    weights: str  # a safetensors file
+    size: int  # pixels
+    dataset: str
+    method: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.model.replace(':', '_')}-{self.size}-{self.dataset}-{self.method}-{self.seed}"
+
+
+def cells(model: str, weights: str, size: int, datasets: Sequence[str], seeds: int) -> list[Cell]:
+    return [Cell(model, weights, size, d, m, s) for d, m, s in itertools.product(datasets, METHODS, range(seeds))]
+
+
+def run_cells(todo: Sequence[Cell], data: Path, folder: Path, executor: Executor) -> None:
+    """Measure those that have no file in `folder` yet."""
+    missing = [c for c in todo if not (folder / f"{c.id}.json").exists()]
+    with executor, progress_bar(f"cells -> {folder}", total=len(missing)) as bar:
+        for _ in executor.map(functools.partial(_run, data, folder), missing):
+            bar.advance()
+
+
+def _run(data: Path, folder: Path, cell: Cell) -> None:
+    found = measure(cell, load_dataset(cell.dataset, data))
+    write_text_atomically(folder / f"{cell.id}.json", json.dumps({"cell": asdict(cell), "found": found}) + "\n")
+
+
+def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
+    """Test accuracy (%) by learning rate and step, the seconds of the call, and what it chose."""
+    torch.manual_seed(cell.seed)
+    model = BackboneSpec(cell.model).create(cell.weights, num_classes=dataset.num_classes)
+    train = _drawn(model, dataset.x_train, dataset.y_train, cell.size, TRAIN_IMAGES, cell.seed)
+    test = _drawn(model, dataset.x_test, dataset.y_test, cell.size, TEST_IMAGES, 0)
+    began, chosen = time.perf_counter(), None
+    if cell.method != "pretrained":
+        loader, steps = _loader(train, cell.seed), METHODS[cell.method]
+        report = initialize(model, loader, generator=None, refining_steps=steps, seed=cell.seed, progress=False)
+        chosen = report.chosen
+    seconds = time.perf_counter() - began
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    accuracy = {}
+    for rate in RATES:
+        model.load_state_dict(start)
+        torch.manual_seed(cell.seed)
+        recipe = replace(FineTuning(), learning_rate=rate)
+        accuracy[str(rate)] = fine_tune(model, _loader(train, cell.seed), test, recipe)
+    return {"accuracy": accuracy, "seconds": seconds, "chosen": chosen}
+
+
+def rows_of(done: Sequence[Cell], folder: Path) -> list[Row]:
+    """Of each cell `test_accuracy` (%) by step, at its method's learning rate: the one with the best mean over
+    datasets, seeds and steps 30 and 100. `condition` tells it, and what was chosen; `seconds` is of the call, on one
+    thread."""
+    found = {c: json.loads((folder / f"{c.id}.json").read_text())["found"] for c in done}
+    rows: list[Row] = []
+    for method in METHODS:
+        of_method = {c: f for c, f in found.items() if c.method == method}
+        rate = max(
+            map(str, RATES), key=lambda r: mean(f["accuracy"][r][s] for f in of_method.values() for s in ("30", "100"))
+        )
+        for cell, f in of_method.items():
+            condition = f"{cell.model}, {cell.size} pixels, learning rate {rate}" + (
+                f", chosen: {f['chosen']}" if f["chosen"] else ""
+            )
+            about = ("", cell.dataset, method, cell.seed)
+            for step, value in f["accuracy"][rate].items():
+                rows.append(Row(*about, "test_accuracy", value, "%", step=int(step), condition=condition))
+            if f["chosen"]:
+                rows.append(Row(*about, "seconds", f["seconds"], "s", condition=condition, device="cpu"))
+    return rows
+
+
+def _drawn(
+    model: nn.Module, x: np.ndarray, y: np.ndarray, size: int, most: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most so many images [N, 3, size, size] as the model takes them, and their labels [N]."""
+    drawn = np.random.default_rng(seed).permutation(len(y))[:most]
+    return prepare_images(model, resize_images(x[drawn], size)), torch.from_numpy(y[drawn])
+
+
+def _loader(train: tuple[torch.Tensor, torch.Tensor], seed: int) -> DataLoader:
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(TensorDataset(*train), FineTuning.batch_size, shuffle=True, generator=generator)

@@ -1,0 +1,50 @@
+"""d2nwg-init bench uncovered: what initialize() is worth to a model that no bundle covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d2nwg_init.cli.lists import listed
+
+
+def uncovered(
+    model: Annotated[str, typer.Argument(help="timm's name, or torchvision:NAME.")],
+    weights: Annotated[Path, typer.Option(help="Pretrained weights of it (safetensors).")],
+    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    size: Annotated[int, typer.Option(min=32, help="Side of the images, in pixels.")] = 64,
+    datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development split.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Of images, initial head and order of training.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+    work: Annotated[Path, typer.Option(help="Folder of what is finished.")] = Path("runs/uncovered"),
+    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+) -> None:
+    """Test accuracy of a pretrained model at steps 0, 10, 30 and 100 of fine-tuning: with a fresh head, with a solved
+    head, and from initialize() without a bundle; each at the best of three learning rates. Resumable."""
+    from statistics import mean
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from d2nwg_init.benchmarks import uncovered as study
+    from d2nwg_init.benchmarks.results import deliver, results
+    from d2nwg_init.benchmarks.transfer.splits import SPLITS
+    from zoo_builder.datasets import load_dataset
+    from zoo_builder.executors.processes import process_executor
+
+    names = listed(datasets) or SPLITS["development"]
+    cells = study.cells(model, str(weights), size, names, seeds)
+    study.run_cells(cells, data, work, process_executor(workers))
+    rows = study.rows_of(cells, work)
+    if not deliver(results("uncovered", (load_dataset(n, data) for n in names), rows), out, json_):
+        steps = sorted({r.step for r in rows if r.step is not None})
+        table = Table(
+            "", *(f"step {s}" for s in steps), title=f"{model}, test accuracy (%), mean over {len(names)} sets"
+        )
+        for method in study.METHODS:
+            of_method = [r for r in rows if r.method == method]
+            table.add_row(method, *(f"{mean(r.value for r in of_method if r.step == s):.1f}" for s in steps))
+        Console().print(table)
