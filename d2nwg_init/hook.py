@@ -72,9 +72,9 @@ def initialize(
             "keep", the model's own; "fresh", a random one, on the body that a solved head serves best. "generate" is
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
-        refining_steps: of training on the images read, from what was chosen. None takes 18 with a bundle and without
-            one none. Of fewer than 128 images it takes up to 40, and there are three such trainings, whose weights are
-            averaged.
+        refining_steps: of training on the images read, from what was chosen. None takes 18; of fewer than 128 images up
+            to 40, in each of three trainings, whose weights are averaged. Without a bundle it takes none for a body
+            that was never trained, or has no BatchNorm.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -109,7 +109,9 @@ def initialize(
             own_kind = "base" if plan.own_is_base else "own_body"
             proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
             candidates = list(_advancing(proposed, bar))
-        by_default = default_steps(len(support)) if bundle or not untrained else 0
+        # Of no bundle, as measured: what was pretrained and has BatchNorm.
+        worth_it = bundle is not None or (not untrained and bool(batchnorm_layers(network)))
+        by_default = default_steps(len(support)) if worth_it else 0
         steps = by_default if refining_steps is None else refining_steps
         enough = can_be_refined(support)
         if steps and not enough:

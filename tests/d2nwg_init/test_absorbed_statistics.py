@@ -66,8 +66,15 @@ def test_the_model_as_it_is_becomes_what_was_judged():
     assert 100 * (model(images).argmax(1) == labels).float().mean() >= as_is.accuracy
 
 
-def test_a_trained_body_of_no_bundle_is_refined_and_one_that_never_was_trained_is_not(loader):
-    report = initialize(trained(), loader, generator=None)
+def without_batchnorm():
+    model = timm.create_model("test_convnext", num_classes=3)
+    nn.init.normal_(model.head.norm.bias)  # else it would count as one that was never trained
+    return model
+
+
+@pytest.mark.parametrize(("make", "by_default"), [(trained, True), (new_model, False), (without_batchnorm, False)])
+def test_of_no_bundle_what_was_trained_and_has_batchnorm_is_refined(make, by_default, loader):
+    report = initialize(make(), loader, generator=None)
     assert report.bundle is None
-    assert report.refinement.steps > 0
-    assert initialize(new_model(), loader, generator=None).refinement is None
+    assert (report.refinement is not None) == by_default
+    assert initialize(make(), loader, generator=None, refining_steps=1).refinement.steps == 1
