@@ -33,24 +33,23 @@ def absorb_statistics(model: nn.Module, images: torch.Tensor) -> None:
     """Give BatchNorm the statistics of images [N, C, H, W], as the model takes them, and weights and biases with which
     the model computes what it did, in place."""
     layers = batchnorm_layers(model)
-    found = {m: (torch.zeros_like(m.weight), torch.zeros_like(m.weight)) for m in layers}  # means and variances
-    batches = equal_batches(images)
+    found: dict[_BatchNorm, list[torch.Tensor]] = {m: [] for m in layers}  # means and variances [2, C], of each call
 
     def measure(layer: _BatchNorm, args: tuple[torch.Tensor, ...]) -> None:
-        mean, variance = (torch.zeros_like(total) for total in found[layer])
+        mean, variance = torch.zeros_like(layer.weight), torch.zeros_like(layer.weight)
         F.batch_norm(args[0], mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
-        for total, value in zip(found[layer], (mean, variance), strict=True):
-            total += value / len(batches)
+        found[layer].append(torch.stack([mean, variance]))
 
     hooks = [m.register_forward_pre_hook(measure) for m in layers]
     try:
         with evaluating(model):
-            for batch in batches:
+            for batch in equal_batches(images):
                 model(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    for layer, (mean, variance) in found.items():
+    for layer in filter(found.get, layers):
+        mean, variance = torch.stack(found[layer]).mean(0)
         assert layer.running_mean is not None
         assert layer.running_var is not None
         held = (layer.running_var + layer.eps).sqrt()

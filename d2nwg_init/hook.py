@@ -73,8 +73,8 @@ def initialize(
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
         refining_steps: of training on the images read, from what was chosen. None takes 18; of fewer than 128 images up
-            to 40, in each of three trainings, whose weights are averaged. Without a bundle it takes none for a body
-            that was never trained, or has no BatchNorm.
+            to 40, in each of three trainings, whose weights are averaged; for the user's own body, no more than see
+            each image six times. Without a bundle it takes none for a body that was never trained, or has no BatchNorm.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -111,13 +111,12 @@ def initialize(
             candidates = list(_advancing(proposed, bar))
         # Of no bundle, as measured: what was pretrained and has BatchNorm.
         worth_it = bundle is not None or (not untrained and bool(batchnorm_layers(network)))
-        by_default = default_steps(len(support)) if worth_it else 0
-        steps = by_default if refining_steps is None else refining_steps
+        wanted = worth_it if refining_steps is None else refining_steps > 0
         enough = can_be_refined(support)
-        if steps and not enough:
+        if wanted and not enough:
             plan.notes.append(f"not refined, which takes two images of a class in {BATCH}, in the mean")
         # With its own head the model stays what it is. BatchNorm as it is suits a head alone: refined bodies do better.
-        refinable = steps > 0 and bool(plan.names) and head != "keep" and enough
+        refinable = wanted and bool(plan.names) and head != "keep" and enough
         competing = [
             c
             for c in candidates
@@ -134,9 +133,10 @@ def initialize(
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
         elif refining:
+            careful = chosen.kind == "own_body"
+            steps = default_steps(len(support), careful) if refining_steps is None else refining_steps
             with stages("refining"), progress_bar("refining", steps * trainings(len(support)), show=progress) as bar:
                 set_body(work, chosen, support)
-                careful = chosen.kind == "own_body"
                 refinement = refine(work, support, steps, seed, plan.names, bar.advance, careful)
         if refinement is None:
             with stages("solving"):

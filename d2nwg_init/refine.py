@@ -43,6 +43,7 @@ ZOOM, SHIFT, TURN = 0.1, 0.1, 0.12  # of the images, at most: a share of the siz
 # that the first steps of a training, which move the body, cost several points.
 RIDGES_AFTER = tuple(r for r in RIDGES if r >= 0.01)
 SOFTER = 0.5  # times the logits of a refined body: the same classes, from which a training gets further
+CAREFUL_PASSES = 6  # over the images, at most; more of few images cost points where the body is good already
 AVERAGED = 3  # the last of so many parts of the steps
 ACTIVATIONS = 2**30  # bytes that the images of a batch may hold for their gradients, all at once
 
@@ -105,8 +106,11 @@ def refine(
     return Refinement(steps, loss[0], loss[kept], kept)
 
 
-def default_steps(num_images: int) -> int:
-    """For so many images read: fewer than a batch are shown more often, each training in the same time."""
+def default_steps(num_images: int, careful: bool = False) -> int:
+    """For so many images read: fewer than a batch are shown more often, each training in the same time; or, to be
+    `careful`, fewer images are shown no more than so many times."""
+    if careful:
+        return min(STEPS, CAREFUL_PASSES * _batches_of(num_images))
     return min(MOST_STEPS, STEPS * BATCH // min(num_images, BATCH))
 
 
@@ -264,5 +268,9 @@ def _batches(count: int, generator: torch.Generator) -> Iterator[tuple[int, torc
     again."""
     for times in itertools.count():
         order = torch.randperm(count, generator=generator)
-        for batch in order.tensor_split(max(1, round(count / BATCH))):
+        for batch in order.tensor_split(_batches_of(count)):
             yield times, batch
+
+
+def _batches_of(count: int) -> int:
+    return max(1, round(count / BATCH))

@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from d2nwg_init.absorbed_statistics import absorb_statistics, can_absorb
@@ -8,7 +9,7 @@ from d2nwg_init.accepted_model import working_copy
 from d2nwg_init.candidates import become, propose
 from d2nwg_init.hook import initialize
 from tests.d2nwg_init.conftest import new_model
-from tests.pretrained_generators.small import labelled_images, seeded
+from tests.pretrained_generators.small import copied, labelled_images, same, seeded
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training
 from zoo_builder.support_set import SupportSet
 
@@ -34,6 +35,20 @@ def test_a_body_computes_what_it_did_and_does_so_with_the_statistics_of_a_batch_
     torch.testing.assert_close(model(images), before, rtol=1e-3, atol=1e-3)
     with batchnorm_training(model), torch.no_grad():  # whose variance is that of a population, not of a sample
         assert (model(images) - before).norm() < 0.02 * before.norm()
+
+
+def test_a_layer_that_is_called_twice_computes_what_it_did_and_one_that_is_not_called_stays():
+    norm, idle = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    model = nn.Sequential(norm, nn.ReLU(), norm).eval()
+    model.idle = idle
+    model.forward = lambda x: norm(F.relu(norm(x)) + 1)
+    nn.init.normal_(norm.running_mean)
+    nn.init.normal_(norm.bias)
+    before, images = copied(idle.state_dict()), torch.randn(300, 3, 8, 8, generator=seeded(0))
+    was = model(images).detach()
+    absorb_statistics(model, images)
+    torch.testing.assert_close(model(images), was, rtol=1e-4, atol=1e-4)
+    assert same(idle.state_dict(), before)
 
 
 def test_without_it_the_statistics_of_a_batch_change_what_is_computed():

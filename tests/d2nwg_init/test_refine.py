@@ -162,6 +162,10 @@ def test_fewer_images_are_shown_more_often_in_the_same_time():
     assert [default_steps(n) for n in (1024, 128, 96, 48, 10, 2)] == [18, 18, 24, 40, 40, 40]
 
 
+def test_of_the_users_own_body_few_images_are_shown_no_more_than_six_times():
+    assert [default_steps(n, careful=True) for n in (1024, 384, 256, 160, 48, 2)] == [18, 18, 12, 6, 6, 6]
+
+
 def test_images_are_jittered_only_from_the_third_time_on(support, monkeypatch):
     jittered = []
     monkeypatch.setattr("d2nwg_init.refine._jittered", lambda images, _: jittered.append(len(images)) or images)
