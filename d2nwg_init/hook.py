@@ -151,7 +151,11 @@ def initialize(
             chosen=chosen.name,
             refinement=refinement,
             learning_rate=measured_learning_rate(
-                chosen.kind, solved_head, scope in ("auto", "body"), bool(batchnorm_layers(network))
+                chosen.kind,
+                solved_head,
+                whole_body=scope in ("auto", "body"),
+                has_batchnorm=bool(batchnorm_layers(network)),
+                refined=refinement is not None and refinement.kept and not untrained,
             ),
             candidates=scores,
             bundle=bundle.config.name if bundle else None,

@@ -1,15 +1,21 @@
-"""Which learning rate to fine-tune with, where the benchmark says it: docs/results/transfer_choices.json."""
+"""Which learning rate to fine-tune with, where a benchmark says it: transfer_choices.json, uncovered.json of the docs."""
 
 from __future__ import annotations
 
 # AdamW's at the peak of one cycle, batches of 64, of 3e-4, 1e-3, 3e-3 and 1e-2 the best on the development sets:
 FRESH_HEAD = 3e-3  # for the row `pretrained`
 INITIALIZED, WITHOUT_BATCHNORM = 1e-3, 3e-4  # for the rows `initialize` and `generated_mean`
+OWN_BODY = 3e-4  # for the row `initialize` of a pretrained model of no bundle, for which a fresh head has 1e-3
 
 
-def measured_learning_rate(kind: str, solved_head: bool, whole_body: bool, has_batchnorm: bool) -> float | None:
-    """The rate for what was chosen: None but for a generated body, whole, with a solved head. On the base as it is, and
-    refined, a solved head did best at one rate on one base, and at a third of it on another."""
-    if not (solved_head and whole_body and kind in ("probe", "generated")):
+def measured_learning_rate(
+    kind: str, solved_head: bool, whole_body: bool, has_batchnorm: bool, refined: bool
+) -> float | None:
+    """The rate for what was chosen: None but for a generated body, and the user's own, pretrained and `refined`, each
+    whole and with a solved head. On the base as it is, and refined, a solved head did best at one rate on one base, and
+    at a third of it on another."""
+    if not (solved_head and whole_body):
         return None
-    return INITIALIZED if has_batchnorm else WITHOUT_BATCHNORM
+    if kind in ("probe", "generated"):
+        return INITIALIZED if has_batchnorm else WITHOUT_BATCHNORM
+    return OWN_BODY if kind == "own_body" and has_batchnorm and refined else None

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from d2nwg_init import initialize
-from d2nwg_init.learning_rate import FRESH_HEAD, INITIALIZED, WITHOUT_BATCHNORM, measured_learning_rate
+from d2nwg_init.learning_rate import FRESH_HEAD, INITIALIZED, OWN_BODY, WITHOUT_BATCHNORM, measured_learning_rate
 
-CHOICES = Path(__file__).parents[2] / "docs/results/transfer_choices.json"
+RESULTS = Path(__file__).parents[2] / "docs/results"
+CHOICES = RESULTS / "transfer_choices.json"
 
 
 @pytest.mark.parametrize(
@@ -35,9 +36,20 @@ def test_generated_weights_come_with_it(options, model, loader, bundle):
     assert report.learning_rate == INITIALIZED
 
 
-def test_other_bodies_come_without():
-    for kind in ("own_body", "base", "as_passed"):
-        assert measured_learning_rate(kind, solved_head=True, whole_body=True, has_batchnorm=True) is None
+def test_a_refined_body_of_the_users_own_has_what_was_best_for_a_model_of_no_bundle():
+    rows = json.loads((RESULTS / "uncovered.json").read_text())["rows"]
+    measured = {r["method"]: float(r["condition"].split("learning rate ")[1].split(",")[0]) for r in rows}
+    assert measured["initialize"] == OWN_BODY
+    assert measured["pretrained"] > 3 * OWN_BODY  # of which the report advises a third
+    assert measured_learning_rate("own_body", True, True, has_batchnorm=True, refined=True) == OWN_BODY
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_batchnorm", "refined"),
+    [("own_body", True, False), ("own_body", False, True), ("base", True, True), ("as_passed", True, False)],
+)
+def test_other_bodies_come_without(kind, has_batchnorm, refined):
+    assert measured_learning_rate(kind, True, True, has_batchnorm, refined) is None
 
 
 @pytest.mark.parametrize("options", [{"head": "fresh"}, {"head": "keep"}, {"scope": "norm"}, {"scope": ["layer2"]}])
@@ -47,5 +59,5 @@ def test_what_was_not_measured_comes_without(options, model, loader, bundle):
     assert report.learning_rate is None
 
 
-def test_the_users_own_body_comes_without(model, loader):
+def test_an_untrained_body_of_the_users_own_comes_without(model, loader):
     assert initialize(model, loader, generator=None).learning_rate is None
