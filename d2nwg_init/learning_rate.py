@@ -1,4 +1,4 @@
-"""Which learning rate to fine-tune with, where a benchmark says it: transfer_choices.json, uncovered.json of the docs."""
+"""Which learning rate to fine-tune with, where docs/results say it: transfer_choices.json and uncovered.json."""
 
 from __future__ import annotations
 
