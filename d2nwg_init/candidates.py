@@ -1,6 +1,6 @@
 """What competes: the model as it was passed; its own body, the bundle's base and generated bodies, each with BatchNorm
 rescaled and recalibrated and a head solved on the support images, or the model's own head; and its own body as it is,
-which the statistics of the images change nothing of."""
+which goes on computing what it did."""
 
 from __future__ import annotations
 
@@ -153,15 +153,22 @@ def propose(
     with evaluating(model):
         features, logits = _features_and_logits(model, support.images, chosen)
     yield candidate("as_passed", "as_passed", {}, logits)
-    absorbing = can_absorb(model, names)
-    if solve and (absorbing or (batchnorm_layers(model) and len(support) < ENOUGH_FOR_STATISTICS)):
+    batchnorm = batchnorm_as_it_is(model, len(support), names)
+    if solve and batchnorm:
         logits = _solved_logits(features, labels, logits.shape[1], judged)
-        yield candidate(own_kind, "own_body_as_is", {}, logits, "absorbed" if absorbing else "as passed")
+        yield candidate(own_kind, "own_body_as_is", {}, logits, batchnorm)
     own = {name: p.detach() for name, p in model.named_parameters()}
     rescaling = batchnorm_rescaling(model, support.images)
     yield tried(own_kind, "own_body", {k: own[k] + v for k, v in rescaling.items() if names is None or k in names})
     for body in bodies:
         yield tried(body.kind, body.name, body.parameters)
+
+
+def batchnorm_as_it_is(model: nn.Module, num_images: int, names: Collection[str] | None) -> str | None:
+    """What becomes of BatchNorm where the model's own body is tried as it is; None: it is not tried."""
+    if can_absorb(model, names):
+        return "absorbed"
+    return "as passed" if batchnorm_layers(model) and num_images < ENOUGH_FOR_STATISTICS else None
 
 
 def judging_images(support: SupportSet) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
-from d2nwg_init.candidates import Candidate, become, propose, set_body
+from d2nwg_init.candidates import Candidate, batchnorm_as_it_is, become, propose, set_body
 from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import BATCH, can_be_refined, default_steps, refine, trainings
@@ -73,8 +73,9 @@ def initialize(
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
         refining_steps: of training on the images read, from what was chosen. None takes 18; of fewer than 128 images up
-            to 40, in each of three trainings, whose weights are averaged; for the user's own body, no more than see
-            each image six times. Without a bundle it takes none for a body that was never trained, or has no BatchNorm.
+            to 40, in each of three trainings, whose weights are averaged; for the user's own pretrained body no more
+            than see each image six times. Without a bundle it takes none for a body that was never trained, or has no
+            BatchNorm.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -94,7 +95,12 @@ def initialize(
     _check_head(head)
     network = unwrapped(model)
     num_classes = check_model(network)
-    with unchanged_on_error(network) as undo, unchanged_random_state(train_loader):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),  # refining is a training, whatever the caller is at
+        unchanged_on_error(network) as undo,
+        unchanged_random_state(train_loader),
+    ):
         with stages("reading"):
             support = read_support_set(train_loader, num_support, num_classes, seed)
             work = working_copy(network, device)  # all is tried in it
@@ -104,7 +110,8 @@ def initialize(
             untrained = is_untrained(network)
             plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
             neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
-        with stages("candidates"), progress_bar("initialize", plan.size + 2, show=progress) as bar:
+        own = 3 if head != "keep" and batchnorm_as_it_is(work, len(support), plan.names) else 2
+        with stages("candidates"), progress_bar("initialize", plan.size + own, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             own_kind = "base" if plan.own_is_base else "own_body"
             proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
@@ -112,11 +119,11 @@ def initialize(
         # Of no bundle, as measured: what was pretrained and has BatchNorm.
         worth_it = bundle is not None or (not untrained and bool(batchnorm_layers(network)))
         wanted = worth_it if refining_steps is None else refining_steps > 0
-        enough = can_be_refined(support)
-        if wanted and not enough:
+        wanted = wanted and bool(plan.names) and head != "keep"  # with its own head the model stays what it is
+        refinable = wanted and can_be_refined(support)
+        if wanted and not refinable:
             plan.notes.append(f"not refined, which takes two images of a class in {BATCH}, in the mean")
-        # With its own head the model stays what it is. BatchNorm as it is suits a head alone: refined bodies do better.
-        refinable = wanted and bool(plan.names) and head != "keep" and enough
+        # BatchNorm that must stay as it is suits a head alone: refined bodies do better.
         competing = [
             c
             for c in candidates
@@ -133,7 +140,7 @@ def initialize(
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
         elif refining:
-            careful = chosen.kind == "own_body"
+            careful = chosen.kind == "own_body" and not untrained
             steps = default_steps(len(support), careful) if refining_steps is None else refining_steps
             with stages("refining"), progress_bar("refining", steps * trainings(len(support)), show=progress) as bar:
                 set_body(work, chosen, support)

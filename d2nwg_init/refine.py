@@ -46,6 +46,7 @@ SOFTER = 0.5  # times the logits of a refined body: the same classes, from which
 CAREFUL_PASSES = 6  # over the images, at most; more of few images cost points where the body is good already
 AVERAGED = 3  # the last of so many parts of the steps
 ACTIVATIONS = 2**30  # bytes that the images of a batch may hold for their gradients, all at once
+FEWEST = 8  # images that are gone through at once, whatever they hold: BatchNorm needs some
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def refine(
 ) -> Refinement | None:
     """Train the body of `model`, or of its parameters those in `names`, but for the first layers, on the support images
     and solve its head again, in place; `advance` is called after each step of each of its trainings. `careful`: at the
-    lower rates of a body without BatchNorm.
+    lower rates that a body without BatchNorm always has.
 
     Half of the way to the mean of the trained weights is gone. No image is held back to judge them: on the development
     sets a fifth of the images, held back, refused what was right more often than what was wrong, and was missed in
@@ -162,7 +163,7 @@ def _fit(
     parameters: Sequence[torch.Tensor],
     images: torch.Tensor,
     labels: torch.Tensor,
-    at_least: int,
+    largest: int,
     rates: tuple[float, float],
     steps: int,
     generator: torch.Generator,
@@ -170,8 +171,8 @@ def _fit(
 ) -> list[torch.Tensor]:
     """The mean of the weights over the last steps at a constant rate (stochastic weight averaging, Izmailov et al.
     2018): of Muon for matrices (Jordan et al. 2024), which gets further in so few steps than AdamW, and of AdamW for
-    all else. BatchNorm has the statistics of the batch, or of the part of it that memory holds, `at_least` so many
-    images; all else is in evaluation mode."""
+    all else. BatchNorm has the statistics of the batch; or of its parts, of at most `largest` images, the largest batch
+    of the loader, where that is more than ACTIVATIONS hold. All else is in evaluation mode."""
     matrices = [p for p in parameters if _is_matrix(p)]
     others = [p for p in parameters if not _is_matrix(p)]
     optimizers: list[torch.optim.Optimizer] = []
@@ -184,7 +185,7 @@ def _fit(
     last = -(-steps // AVERAGED)
     mean = [torch.zeros_like(p) for p in parameters]
     with batchnorm_training(model):
-        at_once = max(at_least, ACTIVATIONS // _activations(model, images[:2]))
+        at_once = max(FEWEST, largest, ACTIVATIONS // _activations(model, images[:2]))
         for step in range(steps):
             times, batch = next(batches)
             shown = images[batch] if times < AS_THEY_ARE else _jittered(images[batch], generator)

@@ -141,7 +141,7 @@ class _Bench:
         seconds["forward"] = _timed(lambda: predict(work, placed(support.images, work)))
         epoch = train_steps(model, self.loader(), FineTuning(), -(-EPOCH_IMAGES // FineTuning.batch_size))
         seconds["epoch"] = _timed(lambda: list(epoch), repeats=1)
-        return seconds, 2 + 1 + generator.config.probes + self.num_candidates
+        return seconds, 3 + 1 + generator.config.probes + self.num_candidates
 
 
 def import_row() -> Row:

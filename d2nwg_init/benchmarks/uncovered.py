@@ -4,6 +4,7 @@ a solved head, and from what the hook makes of it."""
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import time
@@ -21,10 +22,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, fine_tune
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.hook import initialize
+from d2nwg_init.undo import copied_state
 from zoo_builder.backbones import BackboneSpec, prepare_images
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
+from zoo_builder.errors import ModelError
 from zoo_builder.progress import progress_bar
 
 METHODS = {"pretrained": None, "solved": 0, "initialize": None}  # refining steps; None is the hook's default
@@ -36,6 +39,7 @@ TRAIN_IMAGES, TEST_IMAGES = 2000, 1000  # at most
 class Cell:
     model: str
     weights: str  # a safetensors file
+    weights_sha256: str
     size: int  # pixels
     dataset: str
     method: str
@@ -43,11 +47,21 @@ class Cell:
 
     @property
     def id(self) -> str:
-        return f"{self.model.replace(':', '_')}-{self.size}-{self.dataset}-{self.method}-{self.seed}"
+        which = f"{self.model.replace(':', '_')}-{self.weights_sha256[:10]}-{self.size}"
+        return f"{which}-{self.dataset}-{self.method}-{self.seed}"
 
 
-def cells(model: str, weights: str, size: int, datasets: Sequence[str], seeds: int) -> list[Cell]:
-    return [Cell(model, weights, size, d, m, s) for d, m, s in itertools.product(datasets, METHODS, range(seeds))]
+def cells(model: str, weights: Path, size: int, datasets: Sequence[str], seeds: int) -> list[Cell]:
+    """Of a file of weights, which is read.
+
+    Raises:
+        ModelError: no such file.
+    """
+    if not weights.is_file():
+        raise ModelError(f"No file {weights}. Expected pretrained weights of {model}, as safetensors.")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    which = itertools.product(datasets, METHODS, range(seeds))
+    return [Cell(model, str(weights), digest, size, d, m, s) for d, m, s in which]
 
 
 def run_cells(todo: Sequence[Cell], data: Path, folder: Path, executor: Executor) -> None:
@@ -75,7 +89,7 @@ def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
         report = initialize(model, loader, generator=None, refining_steps=steps, seed=cell.seed, progress=False)
         chosen = report.chosen
     seconds = time.perf_counter() - began
-    start = {k: v.clone() for k, v in model.state_dict().items()}
+    start = copied_state(model)
     accuracy = {}
     for rate in RATES:
         model.load_state_dict(start)

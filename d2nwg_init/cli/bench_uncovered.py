@@ -36,7 +36,7 @@ def uncovered(
     from zoo_builder.executors.processes import process_executor
 
     names = listed(datasets) or SPLITS["development"]
-    cells = study.cells(model, str(weights), size, names, seeds)
+    cells = study.cells(model, weights, size, names, seeds)
     study.run_cells(cells, data, work, process_executor(workers))
     rows = study.rows_of(cells, work)
     if not deliver(results("uncovered", (load_dataset(n, data) for n in names), rows), out, json_):

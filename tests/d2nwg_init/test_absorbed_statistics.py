@@ -1,15 +1,19 @@
+import copy
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d2nwg_init import hook
 from d2nwg_init.absorbed_statistics import absorb_statistics, can_absorb
 from d2nwg_init.accepted_model import working_copy
 from d2nwg_init.candidates import become, propose
 from d2nwg_init.hook import initialize
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same, seeded
+from zoo_builder.backbones import extract_features
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training
 from zoo_builder.support_set import SupportSet
 
@@ -93,3 +97,36 @@ def test_of_no_bundle_what_was_trained_and_has_batchnorm_is_refined(make, by_def
     assert report.bundle is None
     assert (report.refinement is not None) == by_default
     assert initialize(make(), loader, generator=None, refining_steps=1).refinement.steps == 1
+
+
+def test_refining_begins_with_what_the_model_as_it_is_computed(loader, monkeypatch):
+    begun = []
+
+    def kept(model, support, *rest):
+        begun.append((copy.deepcopy(model), support.images))
+
+    monkeypatch.setattr(hook, "select", lambda cs: next(c for c in cs if c.name == "own_body_as_is"))
+    monkeypatch.setattr(hook, "refine", kept)
+    model = trained()
+    passed = copy.deepcopy(model)
+    assert initialize(model, loader, generator=None).chosen == "own_body_as_is"
+    ((work, images),) = begun
+    torch.testing.assert_close(extract_features(work, images), extract_features(passed, images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_a_refined_model(mode, loader):
+    model = trained()
+    with mode():
+        report = initialize(model, loader, generator=None, refining_steps=1)
+        assert not torch.is_grad_enabled()
+    assert report.refinement.steps == 1
+    assert all(p.requires_grad and not p.is_inference() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("batch", "count"), [(1, 9), (2, 9), (1, 17)])
+def test_loaders_of_tiny_batches_are_refined_in_parts_that_batchnorm_can_bear(batch, count, monkeypatch):
+    monkeypatch.setattr("d2nwg_init.refine.ACTIVATIONS", 1)
+    images, labels = labelled_images(count, 3)
+    tiny = list(zip(images.split(batch), labels.split(batch), strict=True))
+    assert initialize(trained(), tiny, generator=None, refining_steps=1).refinement.steps == 1

@@ -177,7 +177,7 @@ def test_a_model_that_loads_no_state_without_its_version_is_taken():
 @pytest.mark.parametrize("options", [{"refining_steps": 2}, {"head": "fresh"}])
 def test_a_model_that_takes_no_state_without_its_version_is_refined_and_comes_back(options, loader, monkeypatch):
     """torchvision's mnasnet; its refining is not kept here, so that it comes back from that too."""
-    monkeypatch.setattr("d2nwg_init.refine.CAREFUL_RATES", (1e30, 1e30))
+    monkeypatch.setattr("d2nwg_init.refine.RATES", (1e30, 1e30))
     torch.manual_seed(0)
     model = torchvision.models.get_model("mnasnet0_5", num_classes=3)
     before = copied(model.state_dict())

@@ -276,7 +276,7 @@ def test_what_an_image_holds_for_its_gradient_is_counted_once_and_without_weight
     assert _activations(model, images) == 8 * 16 * 16 * 4
 
 
-def test_a_batch_that_memory_does_not_hold_is_gone_through_in_parts_as_large_as_the_loaders(support, monkeypatch):
+def test_a_batch_that_memory_does_not_hold_is_gone_through_in_parts_no_larger_than_the_loaders(support, monkeypatch):
     seen = []
 
     def backward(model, parts, labels):
@@ -288,6 +288,10 @@ def test_a_batch_that_memory_does_not_hold_is_gone_through_in_parts_as_large_as_
     assert refine(solved(support), replace(support, batch=40), 2, 0).steps == 2
     assert seen == [[34, 33, 33]] * 2
     seen.clear()
+    refine(solved(support), support, 1, 0)  # which does not know the loader's
+    assert len(seen[0]) == 13
+    assert min(seen[0]) == 7
+    seen.clear()
     monkeypatch.setattr(refine_module, "ACTIVATIONS", 2**30)
     refine(solved(support), replace(support, batch=40), 1, 0)
     assert seen == [[100]]
@@ -296,10 +300,10 @@ def test_a_batch_that_memory_does_not_hold_is_gone_through_in_parts_as_large_as_
 def test_a_body_of_the_users_own_is_refined_at_lower_rates(loader, monkeypatch):
     rates = []
 
-    def fit(model, parameters, images, labels, at_least, rate, *rest):
+    def fit(model, parameters, images, labels, largest, rate, *rest):
         rates.append(rate)
-        assert at_least == 16  # of the loader
-        return _fit(model, parameters, images, labels, at_least, rate, *rest)
+        assert largest == 16  # of the loader
+        return _fit(model, parameters, images, labels, largest, rate, *rest)
 
     monkeypatch.setattr(refine_module, "_fit", fit)
     model = new_model()

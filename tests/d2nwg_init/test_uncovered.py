@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import timm
 import torch
 from safetensors.torch import save_file
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from d2nwg_init.benchmarks import uncovered
 from d2nwg_init.benchmarks.uncovered import METHODS, RATES, cells, rows_of, run_cells
 from tests.d2nwg_init.test_bench_init import striped_dataset, write_npz
+from zoo_builder.errors import ModelError
 
 
 def test_every_method_is_measured_once_and_kept(tmp_path, monkeypatch):
@@ -18,7 +20,7 @@ def test_every_method_is_measured_once_and_kept(tmp_path, monkeypatch):
     model = timm.create_model("test_resnet", num_classes=0)
     torch.nn.init.normal_(model.bn1.bias)  # else it would count as one that was never trained
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    todo = cells("test_resnet", str(tmp_path / "weights.safetensors"), 32, ["stripes"], 1)
+    todo = cells("test_resnet", tmp_path / "weights.safetensors", 32, ["stripes"], 1)
     run_cells(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
     rows = rows_of(todo, tmp_path / "work")
     assert {(r.method, r.step) for r in rows if r.metric == "test_accuracy"} == {
@@ -30,8 +32,20 @@ def test_every_method_is_measured_once_and_kept(tmp_path, monkeypatch):
     assert [f.stat().st_mtime_ns for f in sorted((tmp_path / "work").iterdir())] == before
 
 
+def test_other_weights_are_measured_anew_and_a_file_that_is_not_there_is_named(tmp_path):
+    file = tmp_path / "weights"
+    ids = []
+    for content in ("one", "other"):
+        file.write_text(content)
+        ids.append({c.id for c in cells("m", file, 64, ["a"], 1)})
+    assert not ids[0] & ids[1]
+    with pytest.raises(ModelError, match="absent"):
+        cells("m", tmp_path / "absent", 64, ["a"], 1)
+
+
 def test_each_method_has_the_rate_that_is_best_in_the_mean_over_datasets_and_late_steps(tmp_path):
-    todo = cells("m", "", 64, ["a", "b"], 1)
+    (tmp_path / "weights").touch()
+    todo = cells("m", tmp_path / "weights", 64, ["a", "b"], 1)
     for cell in todo:
         best = RATES[list(METHODS).index(cell.method)]
         # At step 0 another is ahead, and on one of the two sets too.
