@@ -8,13 +8,15 @@ training: with BatchNorm left as it was, a head that was solved on its features 
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zoo_builder.backbones import evaluating
-from zoo_builder.batchnorm import batchnorm_layers, equal_batches
+from zoo_builder.backbones import evaluating, predict
+from zoo_builder.batchnorm import batchnorm_layers, equal_batches, recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import spread_evenly, standardize_channels
 
 IMAGES = 256  # that deviations are measured on, at most
@@ -61,3 +63,18 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
             layers[name].running_var.copy_(var)
     ratios = {name: ((variances[name] + m.eps) / (held[name][1] + m.eps)).sqrt() for name, m in layers.items()}
     return {f"{name}.weight": (ratios[name].clamp(max=LOUDEST) - 1) * m.weight for name, m in layers.items()}
+
+
+def signal_left(body: nn.Module, images: torch.Tensor) -> float:
+    """How much the features of images [N, C, H, W] still vary where BatchNorm is rescaled and recalibrated, beside how
+    much they vary as `body` is, which stays so.
+
+    Near zero for deep bodies whose channels lean on their means, which rescaling takes from them.
+    """
+    chosen = images[spread_evenly(len(images), IMAGES)]
+    rescaled = copy.deepcopy(body)
+    for name, change in batchnorm_rescaling(body, chosen).items():
+        rescaled.get_parameter(name).data.add_(change)
+    recalibrate_batchnorm(rescaled, chosen)
+    left, as_it_is = (predict(b, chosen).std(0).mean().item() for b in (rescaled, body))
+    return left / max(as_it_is, 1e-12)

@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.zoo_builder.synthetic import random_body, striped_dataset, write_npz
+from tests.zoo_builder.test_rescaling import leaning_on_its_means
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
@@ -299,3 +300,12 @@ def test_a_leak_is_refused_before_any_task(data, tmp_path):
         run_build(leaky, tmp_path / "zoo")
     assert not list((tmp_path / "zoo").glob("entries/*"))
     assert run_build(leaky, tmp_path / "zoo", dataclasses.replace(RECIPE, leakage="report")) == {}
+
+
+def test_a_base_of_which_rescaling_leaves_nothing_is_warned_of(data, tmp_path, caplog):
+    begin_zoo(tmp_path / "sound", BackboneSpec("test_resnet"), data / "base.safetensors", RECIPE, data)
+    assert "lost base" not in caplog.text
+    state = leaning_on_its_means(BackboneSpec("test_resnet").create(data / "base.safetensors")).state_dict()
+    write_atomically(tmp_path / "base.safetensors", state)
+    begin_zoo(tmp_path / "lost", BackboneSpec("test_resnet"), tmp_path / "base.safetensors", RECIPE, data)
+    assert "lost base" in caplog.text

@@ -8,7 +8,7 @@ from zoo_builder.backbones import evaluating
 from zoo_builder.batchnorm import batchnorm_layers, recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import standardize_channels
 from zoo_builder.model_stack import shifted
-from zoo_builder.rescaling import LOUDEST, batchnorm_rescaling
+from zoo_builder.rescaling import LOUDEST, batchnorm_rescaling, signal_left
 
 
 def images(count=48, seed=0, size=16):
@@ -106,3 +106,22 @@ def test_every_batchnorm_of_a_body_is_rescaled(name):
     for key, change in found.items():
         assert change.shape == model.get_parameter(key).shape
         assert torch.isfinite(change).all()
+
+
+def leaning_on_its_means(model):
+    """Channels are high above zero by the means that BatchNorm holds, and near it or below without."""
+    for layer in batchnorm_layers(model):
+        layer.running_mean -= 6 * layer.running_var.sqrt()
+        nn.init.constant_(layer.bias, -3.0)
+    return model
+
+
+def test_a_body_that_leans_on_its_means_is_told_from_others():
+    model = timm.create_model("test_resnet", num_classes=0).eval()
+    x = images(64, size=32)
+    recalibrate_batchnorm(model, x)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert 0.8 < signal_left(model, x) < 1.25  # of the statistics' own images
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert signal_left(leaning_on_its_means(model), x) < 0.1
+    assert signal_left(timm.create_model("test_vit", num_classes=0), torch.randn(4, 3, 160, 160)) == 1
