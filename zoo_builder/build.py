@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import functools
-import logging
 import tempfile
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from torch import nn
-
-from zoo_builder.backbones import BackboneSpec, body_state, check_body, prepare_images
+from zoo_builder.backbones import BackboneSpec, body_state, check_body
 from zoo_builder.checkpoint import read_tensors
-from zoo_builder.datasets import ImageDataset, dataset_names
-from zoo_builder.datasets.image_dataset import resize_images, spread_evenly
+from zoo_builder.datasets import dataset_names
 from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import ZooError
 from zoo_builder.job import CPU, Device, Job
 from zoo_builder.progress import progress_bar
-from zoo_builder.rescaling import IMAGES, signal_left
 from zoo_builder.store import Zoo
 from zoo_builder.survey import SourceRecord, load_unchanged, surveyed
 from zoo_builder.tasks import FineTuneTask, ZooRecipe, choose_datasets, plan_tasks
-
-log = logging.getLogger(__name__)
-
-LOST = 0.1  # of how much features varied: with less left the base is lost
 
 
 def begin_zoo(
@@ -39,8 +30,7 @@ def begin_zoo(
 ) -> tuple[Zoo, list[FineTuneTask], dict[str, SourceRecord]]:
     """The zoo at `out` from a base checkpoint (a file, or "pretrained"), its tasks, and what it knows of its datasets.
 
-    The datasets are checked for leaks and clustered the first time; later that is read from the zoo. The log warns of a
-    base that rescaled BatchNorm, on which all is trained, leaves nothing of.
+    The datasets are looked at, checked for leaks and clustered the first time; later that is read from the zoo.
 
     Raises:
         RecipeError: the recipe names a held-out or unknown dataset. DataError: a dataset cannot be read, or leaks.
@@ -52,24 +42,10 @@ def begin_zoo(
     pretraining = "{}" if base == "pretrained" else read_tensors(Path(base))[1].get("pretraining", "{}")
     zoo = Zoo.create(out, backbone, body_state(body), recipe, pretraining)
     sources = surveyed(zoo, recipe, names, data_dir, download)
-    first = next(iter(sources))
-    _warn_of_a_lost_base(body, load_unchanged(sources, data_dir, recipe.size, download, first), recipe.size)
     clusters: dict[int, list[str]] = {}
     for name, source in sources.items():
         clusters.setdefault(source.cluster, []).append(name)
     return zoo, plan_tasks(recipe, [clusters[c] for c in sorted(clusters)]), sources
-
-
-def _warn_of_a_lost_base(body: nn.Module, dataset: ImageDataset, size: int) -> None:
-    some = dataset.x_train[spread_evenly(len(dataset.x_train), IMAGES).numpy()]
-    left = signal_left(body, prepare_images(body, resize_images(some, size)))
-    if left < LOST:
-        log.warning(
-            "lost base: with BatchNorm rescaled for %s its features vary %.2g times as much as before, and what is "
-            "trained on it will be of little use. Take another base; initialize() refines this one without a zoo.",
-            dataset.name,
-            left,
-        )
 
 
 def build(

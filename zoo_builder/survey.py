@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +21,13 @@ from zoo_builder.errors import DataError, DataWarning
 from zoo_builder.files import write_bytes
 from zoo_builder.leakage import check_leakage, held_out_datasets
 from zoo_builder.progress import progress_bar
+from zoo_builder.rescaling import signal_left
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import ZooRecipe
+
+log = logging.getLogger(__name__)
+
+LOST = 0.1  # of how much features varied: with less left a base is lost
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,14 @@ def surveyed(
 def _survey(
     zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
 ) -> dict[str, SourceRecord]:
-    """Look once at every dataset: leaks from the held-out ones, and what the base sees in each."""
+    """Look once at every dataset: leaks from the held-out ones, what the base sees in each, and whether rescaled
+    BatchNorm, on which all is trained, leaves anything of it; the log warns where not."""
     load = functools.partial(load_dataset, data_dir=data_dir, size=zoo.size, download=download)
     body = zoo.backbone.create()
     load_body(body, zoo.base(), str(zoo.path))
     check_body(body, zoo.size, zoo.backbone.in_chans)
     body.eval()
-    embeddings, records = {}, {}
+    embeddings, records, left = {}, {}, {}
     with progress_bar("looking at the datasets", total=len(names)) as bar:
         for name in names:
             dataset = load(name)
@@ -69,7 +76,16 @@ def _survey(
             index = sample_images(torch.arange(len(dataset.x_train)), recipe.support, recipe.seed)[0].numpy()
             images = prepare_images(body, resize_images(dataset.x_train[index], zoo.size))
             embeddings[name] = embed_dataset(body, images, torch.from_numpy(dataset.y_train[index]))
+            left[name] = signal_left(body, images)
             bar.advance()
+    lost = [f"{name} ({share:.2g})" for name, share in left.items() if share < LOST]
+    if lost:
+        log.warning(
+            "lost base: with BatchNorm rescaled for a dataset its features hardly vary any more, beside how much they "
+            "did: %s. What is trained on it will be of little use. Take another base; initialize() refines this one "
+            "without a zoo.",
+            ", ".join(lost),
+        )
     if recipe.leakage != "off":
         check_leakage(
             map(load, names), held_out_datasets(recipe.held_out, dataset_names(data_dir), load), recipe.leakage
