@@ -2,8 +2,7 @@
 
 A layer computes weight * (x - mean) / deviation + bias. With the mean and deviation of the images in place of those
 that it holds, and a weight and a bias that make up for it, nothing changes; but a batch of a training then has the
-statistics that the layer holds, and a head that was solved on the body's features is not lost in the first steps. The
-better a body was pretrained, the more BatchNorm that is merely recalibrated takes from it.
+statistics that the layer holds, and a head that was solved on the body's features is not lost in the first steps.
 """
 
 from __future__ import annotations

@@ -117,9 +117,9 @@ def initialize(
             proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
             candidates = list(_advancing(proposed, bar))
         # Of no bundle, as measured: what was pretrained and has BatchNorm.
-        worth_it = bundle is not None or (not untrained and bool(batchnorm_layers(network)))
-        wanted = worth_it if refining_steps is None else refining_steps > 0
-        wanted = wanted and bool(plan.names) and head != "keep"  # with its own head the model stays what it is
+        by_default = bundle is not None or (not untrained and bool(batchnorm_layers(network)))
+        asked = by_default if refining_steps is None else refining_steps > 0
+        wanted = asked and bool(plan.names) and head != "keep"  # with its own head the model stays what it is
         refinable = wanted and can_be_refined(support)
         if wanted and not refinable:
             plan.notes.append(f"not refined, which takes two images of a class in {BATCH}, in the mean")

@@ -30,7 +30,7 @@ from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.errors import ModelError
 from zoo_builder.progress import progress_bar
 
-METHODS = {"pretrained": None, "solved": 0, "initialize": None}  # refining steps; None is the hook's default
+METHODS = ("pretrained", "solved", "initialize")
 RATES = (3e-4, 1e-3, 3e-3)  # of which each method has the best, see `rows_of`
 TRAIN_IMAGES, TEST_IMAGES = 2000, 1000  # at most
 
@@ -85,7 +85,7 @@ def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
     test = _drawn(model, dataset.x_test, dataset.y_test, cell.size, TEST_IMAGES, 0)
     began, chosen = time.perf_counter(), None
     if cell.method != "pretrained":
-        loader, steps = _loader(train, cell.seed), METHODS[cell.method]
+        loader, steps = _loader(train, cell.seed), 0 if cell.method == "solved" else None
         report = initialize(model, loader, generator=None, refining_steps=steps, seed=cell.seed, progress=False)
         chosen = report.chosen
     seconds = time.perf_counter() - began
@@ -111,9 +111,9 @@ def rows_of(done: Sequence[Cell], folder: Path) -> list[Row]:
             map(str, RATES), key=lambda r: mean(f["accuracy"][r][s] for f in of_method.values() for s in ("30", "100"))
         )
         for cell, f in of_method.items():
-            condition = f"{cell.model}, {cell.size} pixels, learning rate {rate}" + (
-                f", chosen: {f['chosen']}" if f["chosen"] else ""
-            )
+            condition = f"{cell.model}, {cell.size} pixels, learning rate {rate}"
+            if f["chosen"]:
+                condition += f", chosen: {f['chosen']}"
             about = ("", cell.dataset, method, cell.seed)
             for step, value in f["accuracy"][rate].items():
                 rows.append(Row(*about, "test_accuracy", value, "%", step=int(step), condition=condition))

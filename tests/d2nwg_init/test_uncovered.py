@@ -47,7 +47,7 @@ def test_each_method_has_the_rate_that_is_best_in_the_mean_over_datasets_and_lat
     (tmp_path / "weights").touch()
     todo = cells("m", tmp_path / "weights", 64, ["a", "b"], 1)
     for cell in todo:
-        best = RATES[list(METHODS).index(cell.method)]
+        best = RATES[METHODS.index(cell.method)]
         # At step 0 another is ahead, and on one of the two sets too.
         accuracy = {
             str(r): {"0": 99.0 - (r == best), "10": 1.0, "30": 50.0 + 9 * (r == best), "100": 60.0} for r in RATES
