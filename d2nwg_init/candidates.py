@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d2nwg_init.absorbed_statistics import absorb_statistics, can_absorb
 from pretrained_generators.generator import Generator
+from zoo_builder.absorbed_statistics import absorb_statistics, can_absorb
 from zoo_builder.backbones import caught_features, evaluating, extract_features, set_head
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, equal_batches, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
@@ -223,7 +223,7 @@ def generated_bodies(
     Samples for one dataset are nearly alike: each is tried at a strength of its own, and the best probe at all of them.
     With one image a class nothing tells bodies apart, and the weakest samples are taken.
     """
-    base = generator.rescaled_base(support.images)
+    base = generator.fitted_base(support.images)
     yield Body("base", "base", base)
     condition = generator.embed(support.images, support.labels, support.num_classes)
     latents = generator.sample_latents(condition, num_candidates, seed, SAMPLING_STEPS)

@@ -20,9 +20,9 @@ from pretrained_generators.probes import IMAGES, Probes, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
 from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
+from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.datasets.image_dataset import channel_statistics, spread_evenly
 from zoo_builder.model_stack import shifted
-from zoo_builder.rescaling import batchnorm_rescaling
 
 if TYPE_CHECKING:
     from pretrained_generators.bundle_config import BundleConfig
@@ -37,11 +37,12 @@ class GeneratorConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     probes: int = 0  # deltas that are tried on a dataset to see what it wants
+    batchnorm: BatchNormFit = "rescaled"  # of the base, as deltas are added to it
 
 
 class Generator(nn.Module, ModelHubMixin):
     """Composes parts that take plain tensors and do not know each other. What it generates are deltas to `base`, whose
-    BatchNorm is rescaled for the images."""
+    BatchNorm is fitted to the images."""
 
     bundle: BundleConfig | None = None  # what the bundle says that it was loaded from
     folder: Path | None = None  # of that bundle
@@ -114,7 +115,8 @@ class Generator(nn.Module, ModelHubMixin):
         """`probes.worth_of` D deltas to the base, [1 + D, 2], by those `tried` [M] of images [N, C, H, W] in any
         normalisation."""
         mean, std = channel_statistics(images)
-        return worth_of(self.base, deltas, (images[tried] - mean) / std, labels[tried], num_classes)
+        seen = (images[tried] - mean) / std
+        return worth_of(self.base, deltas, seen, labels[tried], num_classes, self.config.batchnorm)
 
     @torch.no_grad()
     def probe_deltas(self) -> list[dict[str, torch.Tensor]]:
@@ -231,6 +233,6 @@ class Generator(nn.Module, ModelHubMixin):
     def base_parameters(self) -> dict[str, torch.Tensor]:
         return {k: v.detach() for k, v in self.base.named_parameters()}
 
-    def rescaled_base(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def fitted_base(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The base's parameters for images [N, C, H, W] in any normalisation, which deltas are added to."""
-        return shifted(self.base_parameters(), batchnorm_rescaling(self.base, images))
+        return shifted(self.base_parameters(), fit_batchnorm(self.base, images, self.config.batchnorm))

@@ -15,8 +15,8 @@ from torch import nn
 from torch.func import functional_call
 
 from zoo_builder.batchnorm import batchnorm_training
+from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.model_stack import shifted
-from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.solved_head import solve_head
 
 IMAGES = 128  # that probes are tried on, at most
@@ -60,10 +60,11 @@ def worth_of(
     images: torch.Tensor,
     labels: torch.Tensor,
     num_classes: int,
+    batchnorm: BatchNormFit = "rescaled",
 ) -> torch.Tensor:
     """What each of D deltas is worth on images [N, C, H, W] with labels [N], as [1 + D, 2].
 
-    The first row is the loss and the accuracy of the base, rescaled, with a solved head, each image left out once; the
+    The first row is the loss and the accuracy of the base, fitted, with a solved head, each image left out once; the
     others are by how much a delta changes them. The loss is in units of a guess's. BatchNorm has the statistics of the
     images; those that `base` holds stay.
     """
@@ -78,8 +79,8 @@ def worth_of(
         loss = F.cross_entropy(logits, labels) / math.log(num_classes)
         return torch.stack([loss, (logits.argmax(1) == labels).float().mean()])
 
-    rescaling = batchnorm_rescaling(base, images)
+    fit = fit_batchnorm(base, images, batchnorm)
     with batchnorm_training(base):
-        state = shifted(base.state_dict(), rescaling)
+        state = shifted(base.state_dict(), fit)
         own = measure({})
         return torch.stack([own, *(measure(delta) - own for delta in deltas)])

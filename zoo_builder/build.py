@@ -41,7 +41,7 @@ def begin_zoo(
     check_body(body, recipe.size, backbone.in_chans)
     pretraining = "{}" if base == "pretrained" else read_tensors(Path(base))[1].get("pretraining", "{}")
     zoo = Zoo.create(out, backbone, body_state(body), recipe, pretraining)
-    sources = surveyed(zoo, recipe, names, data_dir, download)
+    zoo, sources = surveyed(zoo, recipe, names, data_dir, download)
     clusters: dict[int, list[str]] = {}
     for name, source in sources.items():
         clusters.setdefault(source.cluster, []).append(name)

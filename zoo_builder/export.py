@@ -10,11 +10,11 @@ import torch
 
 from zoo_builder.backbones import load_body, prepare_images, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
+from zoo_builder.batchnorm_fit import fit_batchnorm
 from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import ZooError
 from zoo_builder.files import as_path, write_bytes
 from zoo_builder.model_stack import shifted
-from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.store import Zoo, ZooEntry
 
 
@@ -23,8 +23,8 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
     num_classes=K, checkpoint_path=OUT) or load_state_dict() takes. Returns K: 0 is the body alone.
 
     The head of a plain fine-tuning on one dataset goes along, with the body at full strength, for which it was trained;
-    any other body is the base plus the delta at its best strength. BatchNorm is rescaled and recalibrated on the
-    entry's support images, as in its scores.
+    any other body is the base plus the delta at its best strength. BatchNorm is fitted to the entry's support images
+    and recalibrated on them, as in its scores.
 
     Raises:
         ZooError: no such entry.
@@ -36,8 +36,8 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
     load_body(model, zoo.base(), str(zoo.path))
     strength = 1.0 if classes else entry.metrics["best_strength"]
     images = prepare_images(model, entry.support()[0])
-    rescaled = shifted(model.state_dict(), batchnorm_rescaling(model, images))
-    model.load_state_dict(shifted(rescaled, entry.delta(), strength))
+    fitted = shifted(model.state_dict(), fit_batchnorm(model, images, zoo.batchnorm))
+    model.load_state_dict(shifted(fitted, entry.delta(), strength))
     recalibrate_batchnorm(model, images)
     if head:
         set_head(model, *head, images)

@@ -11,6 +11,7 @@ from torch import nn
 
 from zoo_builder.backbones import is_norm, prepare_images
 from zoo_builder.batchnorm import equal_batches
+from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.clusters import embed_dataset
 from zoo_builder.domain_images import DomainImages, SharedImages, sample_images, stable_seed
 from zoo_builder.errors import D2NWGError, ZooError
@@ -26,7 +27,6 @@ from zoo_builder.finetune_result import (
 )
 from zoo_builder.model_stack import ModelStack, shifted
 from zoo_builder.objectives import Batch, Key, Sampler, SolvedHeads, Sources, TrainedHeads, collate
-from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.scoring import Delta, Probe, mean_accuracy
 from zoo_builder.tasks import FineTuneTask
 from zoo_builder.training_loop import fit
@@ -54,6 +54,7 @@ def run_tasks(
     *,
     at_once: int = 1,
     bf16: bool = False,
+    batchnorm: BatchNormFit = "rescaled",
 ) -> dict[str, FineTuneResult | D2NWGError]:
     """Fine-tune `base` (a headless body; it comes back as it was) on tasks of one plan, each at each of its learning
     rates, of which the best is kept; up to `at_once` models in one pass. By task id; an error of one task stands in its
@@ -70,7 +71,7 @@ def run_tasks(
     try:
         for task, start in zip(tasks, starts, strict=True):
             try:
-                prepared.append(_prepare(task, base, start, shared, views, scored))
+                prepared.append(_prepare(task, base, start, shared, views, scored, batchnorm))
             except D2NWGError as e:
                 results[task.id] = e
         members = _members(prepared, base, at_once)
@@ -94,10 +95,11 @@ def run_tasks(
     return results
 
 
-def task_probes(task: FineTuneTask, base: nn.Module, sources: Sources) -> list[Probe]:
+def task_probes(task: FineTuneTask, base: nn.Module, sources: Sources, batchnorm: BatchNormFit) -> list[Probe]:
     """What a task is scored on: each of its datasets, in the first of its domains."""
     queries = max(MIN_QUERIES, QUERIES // len(task.datasets))
-    return [Probe.of(base, sources[n, task.domains[0]], task.support, queries, task.seed) for n in task.datasets]
+    views = [sources[name, task.domains[0]] for name in task.datasets]
+    return [Probe.of(base, view, task.support, queries, task.seed, batchnorm) for view in views]
 
 
 def _prepare(
@@ -107,24 +109,25 @@ def _prepare(
     shared: SharedImages,
     views: dict[tuple[object, ...], tuple[DomainImages, Delta]],
     scored: Collection[tuple[str, str]],
+    batchnorm: BatchNormFit,
 ) -> PreparedTask:
-    """`views` are what tasks share: images on the device of `base`, and its rescaling for them; `scored` are those that
-    need a test part."""
+    """`views` are what tasks share: images on the device of `base`, and the fit of its BatchNorm to them; `scored` are
+    those that need a test part."""
     device = next(base.parameters()).device
     sources: dict[Key, DomainImages] = {}
-    rescalings: dict[Key, Delta] = {}
+    fits: dict[Key, Delta] = {}
     for name in (*task.datasets, *task.related):
         for domain in task.domains:
             key = (name, domain, task.class_subset, task.seed)
             if key not in views:
                 images = shared.view(name, domain, task, test=(name, domain) in scored).to(device)
                 some, _ = sample_images(images.x_train, task.support, task.seed)
-                views[key] = images, batchnorm_rescaling(base, prepare_images(base, some))
-            sources[name, domain], rescalings[name, domain] = views[key]
-    probes = task_probes(task, base, sources)
+                views[key] = images, fit_batchnorm(base, prepare_images(base, some), batchnorm)
+            sources[name, domain], fits[name, domain] = views[key]
+    probes = task_probes(task, base, sources, batchnorm)
     labels = probes[0].labels.to(device)
     embedding = embed_dataset(base.eval(), probes[0].images[: len(labels)], labels).cpu()
-    return PreparedTask(task, start, sources, rescalings, probes, embedding)
+    return PreparedTask(task, start, sources, fits, probes, embedding)
 
 
 def _rates(p: PreparedTask) -> list[float]:
@@ -159,10 +162,10 @@ def _train(members: Sequence[Member], base: nn.Module, bf16: bool) -> list[Train
     if first.scope == "head":
         probe = members[0].prepared.probes[0]
         batches = (part[None] for part in equal_batches(probe.images[: len(probe.labels)]))
-        stack.recalibrate(batches, {k: v[None] for k, v in probe.rescaling.items()})
+        stack.recalibrate(batches, {k: v[None] for k, v in probe.fit.items()})
     episodic = first.kind == "episodic"
     objective = SolvedHeads() if episodic else TrainedHeads([m.heads for m in members], device)
-    samplers = {i: Sampler(p.task, p.sources, p.rescalings) for i, p in tasks.items()}
+    samplers = {i: Sampler(p.task, p.sources, p.fits) for i, p in tasks.items()}
 
     def draw_batch() -> Batch:
         drawn = {i: sampler.draw() for i, sampler in samplers.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zoo_builder.objectives import Rescalings, Sources
+from zoo_builder.objectives import Fits, Sources
 from zoo_builder.scoring import Delta, Head, Probe, Score, Trial, best_strength, mean_accuracy, score
 from zoo_builder.tasks import FineTuneTask
 
@@ -42,7 +42,7 @@ class PreparedTask:
     task: FineTuneTask
     start: Start | None
     sources: Sources
-    rescalings: Rescalings
+    fits: Fits
     probes: list[Probe]
     embedding: torch.Tensor
 

@@ -68,7 +68,9 @@ class Job:
             base = base.to(self.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
             starts = [self._start(task.start) for task in tasks]
             at_once, bf16 = self.device.at_once, self.device.bf16
-            results = run_tasks(tasks, base, starts, self.shared, at_once=at_once, bf16=bf16)
+            results = run_tasks(
+                tasks, base, starts, self.shared, at_once=at_once, bf16=bf16, batchnorm=self.zoo.batchnorm
+            )
         except OSError:
             raise
         except Exception as e:

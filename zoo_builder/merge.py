@@ -75,7 +75,7 @@ def _copy(into: Zoo, other: Zoo, task_id: str, sha256: str) -> bool:
 
 
 def _check_alike(into: Zoo, other: Zoo) -> None:
-    for name in ("backbone", "size", "base_sha256"):
+    for name in ("backbone", "size", "base_sha256", "batchnorm"):
         ours, theirs = getattr(into, name), getattr(other, name)
         if ours != theirs:
             raise ZooError(

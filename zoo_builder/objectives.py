@@ -19,7 +19,7 @@ from zoo_builder.tasks import FineTuneTask, Training
 
 Key = tuple[str, str]  # a dataset and a domain
 Sources = Mapping[Key, DomainImages]
-Rescalings = Mapping[Key, Delta]  # of the base's BatchNorm
+Fits = Mapping[Key, Delta]  # of the base's BatchNorm
 
 
 class Draw(NamedTuple):
@@ -28,7 +28,7 @@ class Draw(NamedTuple):
     labels: torch.Tensor  # int64 [B]
     num_classes: int
     head: int  # which of the task's trained heads
-    rescaling: Delta
+    fit: Delta  # of the base's BatchNorm
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     present: torch.Tensor  # float [M, B]; zero for what fills up, copies of a model's own images
     classes: torch.Tensor  # bool [M, K], that a model has
     heads: torch.Tensor  # int64 [M]
-    rescaling: dict[str, torch.Tensor]  # [M, ...] each, which is added to the models' parameters
+    fit: dict[str, torch.Tensor]  # [M, ...] each, which is added to the models' parameters
 
 
 class Objective(Protocol):
@@ -100,8 +100,8 @@ def _cross_entropies(
 class Sampler:
     """Draws the images of one task, step by step; the same ones for the same task."""
 
-    def __init__(self, task: FineTuneTask, sources: Sources, rescalings: Rescalings) -> None:
-        self.task, self.sources, self.rescalings = task, sources, rescalings
+    def __init__(self, task: FineTuneTask, sources: Sources, fits: Fits) -> None:
+        self.task, self.sources, self.fits = task, sources, fits
         self.rng = np.random.default_rng(stable_seed(task.seed, task.id, "batches"))
         self.coming = {key: np.empty(0, np.int64) for key in sources}  # of each source, in the order of an epoch
 
@@ -115,7 +115,7 @@ class Sampler:
         key = pool[rng.integers(len(pool))]
         source = self.sources[key]
         index, labels, count = draw_episode(source.members, task.training, rng)
-        return Draw(source, index, labels, count, 0, self.rescalings[key])
+        return Draw(source, index, labels, count, 0, self.fits[key])
 
     def _batch(self) -> Draw:
         key = list(self.sources)[self.rng.integers(len(self.sources))]
@@ -124,7 +124,7 @@ class Sampler:
             self.coming[key] = np.concatenate([self.coming[key], self.rng.permutation(len(source.y_train))])
         index, self.coming[key] = np.split(self.coming[key], [size])
         labels, head = source.y_train[index], self.task.datasets.index(key[0])
-        return Draw(source, index, labels, source.num_classes, head, self.rescalings[key])
+        return Draw(source, index, labels, source.num_classes, head, self.fits[key])
 
 
 def draw_episode(
@@ -160,7 +160,7 @@ def collate(draws: Sequence[Draw], device: torch.device) -> Batch:
         present.to(device, non_blocking=True),
         classes.to(device, non_blocking=True),
         heads.to(device, non_blocking=True),
-        {k: torch.stack([d.rescaling[k] for d in draws]) for k in draws[0].rescaling},
+        {k: torch.stack([d.fit[k] for d in draws]) for k in draws[0].fit},
     )
 
 

@@ -95,7 +95,8 @@ def rescore(
 
 def _rescore(entry: ZooEntry, body: nn.Module, shared: SharedImages) -> Rescored:
     task, domain = entry.task, entry.task.domains[0]
-    probes = task_probes(task, body, {(name, domain): shared.view(name, domain, task) for name in task.datasets})
+    views = {(name, domain): shared.view(name, domain, task) for name in task.datasets}
+    probes = task_probes(task, body, views, entry.zoo.batchnorm)
     recorded = entry.metrics["solved_accuracy"], entry.metrics["best_accuracy"]
     delta, strength = entry.delta(), entry.metrics["best_strength"]
     base = mean_accuracy(score(body, [Trial(probe, {}) for probe in probes]))

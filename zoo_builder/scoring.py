@@ -10,10 +10,10 @@ from torch import nn
 
 from zoo_builder.backbones import EVAL_BATCH, prepare_images
 from zoo_builder.batchnorm import equal_batches
+from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.domain_images import DomainImages, sample_images
 from zoo_builder.errors import DataError
 from zoo_builder.model_stack import ModelStack, shifted
-from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.solved_head import solve_head
 
 RECALIBRATION_BATCH = 256
@@ -31,24 +31,32 @@ class Probe:
     images: torch.Tensor  # float [n + m, 3, S, S], normalised: the support, then the query
     query_labels: torch.Tensor  # int64 [m]
     num_classes: int
-    rescaling: Delta  # of the base's BatchNorm on the support
+    fit: Delta  # of the base's BatchNorm to the support
 
     @classmethod
-    def of(cls, body: nn.Module, source: DomainImages, support: int, queries: int, seed: int) -> Probe:
+    def of(
+        cls,
+        body: nn.Module,
+        source: DomainImages,
+        support: int,
+        queries: int,
+        seed: int,
+        batchnorm: BatchNormFit = "rescaled",
+    ) -> Probe:
         if not len(source.x_test):
             raise DataError("A dataset without test images cannot be scored on. Give it a test part.")
         images, index = sample_images(source.x_train, support, seed)
         query, query_index = sample_images(source.x_test, queries, seed)
         device = next(body.parameters()).device
         prepared = prepare_images(body, torch.cat([images, query]).to(device))
-        rescaling = batchnorm_rescaling(body, prepared[: len(images)])
+        fit = fit_batchnorm(body, prepared[: len(images)], batchnorm)
         labels, query_labels = source.y_train[index], source.y_test[query_index]
-        return cls(images.cpu(), labels, prepared, query_labels, source.num_classes, rescaling)
+        return cls(images.cpu(), labels, prepared, query_labels, source.num_classes, fit)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A body, base + rescaling + strength * delta, on a dataset; with a head of its own, if it has one."""
+    """A body, base + fit + strength * delta, on a dataset; with a head of its own, if it has one."""
 
     probe: Probe
     delta: Delta
@@ -87,7 +95,7 @@ def _chunks(trials: Sequence[Trial], at_once: int) -> Iterator[list[int]]:
 
 def _score_together(body: nn.Module, base: Delta, trials: list[Trial]) -> Iterator[Score]:
     probes = [t.probe for t in trials]
-    stack = ModelStack(body, [shifted(shifted(base, t.probe.rescaling), t.delta, t.strength) for t in trials])
+    stack = ModelStack(body, [shifted(shifted(base, t.probe.fit), t.delta, t.strength) for t in trials])
     n = len(probes[0].labels)
     stack.recalibrate(
         torch.stack([p.images[part] for p in probes]) for part in equal_batches(torch.arange(n), RECALIBRATION_BATCH)

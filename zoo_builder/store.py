@@ -23,6 +23,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
 from zoo_builder.backbones import BackboneSpec
+from zoo_builder.batchnorm_fit import BatchNormFit
 from zoo_builder.checkpoint import halved_if_exact
 from zoo_builder.errors import RecipeError, ZooError
 from zoo_builder.files import as_path, is_local, write_bytes
@@ -98,6 +99,7 @@ class Zoo:
     held_out: tuple[str, ...]
     base_sha256: str
     keep: str = "delta"  # or "full"
+    batchnorm: BatchNormFit = "rescaled"  # of the base, as deltas are added to it
 
     @property
     def model(self) -> str:
@@ -118,7 +120,7 @@ class Zoo:
         zoo = cls(path, backbone, recipe.size, recipe.held_out, sha256, recipe.keep)
         if (path / "zoo.json").exists():
             before = cls.open(path)
-            differing = [k for k, v in asdict(zoo).items() if k != "path" and asdict(before)[k] != v]
+            differing = [k for k, v in asdict(zoo).items() if k not in ("path", "batchnorm") and asdict(before)[k] != v]
             if differing:
                 raise ZooError(
                     f"{path} already holds a zoo with another {', '.join(differing)}. Take another --out, or the same "
@@ -126,9 +128,13 @@ class Zoo:
                 )
             return before
         write_bytes(path / "base.safetensors", contents)
-        about = {"format": FORMAT, **{k: v for k, v in asdict(zoo).items() if k != "path"}}
-        write_bytes(path / "zoo.json", json.dumps(about, indent=1).encode())
+        zoo.describe()
         return zoo
+
+    def describe(self) -> None:
+        """Write zoo.json."""
+        about = {"format": FORMAT, **{k: v for k, v in asdict(self).items() if k != "path"}}
+        write_bytes(self.path / "zoo.json", json.dumps(about, indent=1).encode())
 
     @classmethod
     def open(cls, path: str | Path) -> Zoo:

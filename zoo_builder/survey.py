@@ -7,12 +7,15 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from zoo_builder.absorbed_statistics import can_absorb
 from zoo_builder.backbones import check_body, load_body, prepare_images
+from zoo_builder.batchnorm_fit import is_lost
 from zoo_builder.clusters import cluster_datasets, embed_dataset
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
@@ -21,13 +24,10 @@ from zoo_builder.errors import DataError, DataWarning
 from zoo_builder.files import write_bytes
 from zoo_builder.leakage import check_leakage, held_out_datasets
 from zoo_builder.progress import progress_bar
-from zoo_builder.rescaling import signal_left
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import ZooRecipe
 
 log = logging.getLogger(__name__)
-
-LOST = 0.1  # of how much features varied: with less left a base is lost
 
 
 @dataclass(frozen=True)
@@ -42,33 +42,43 @@ class SourceRecord:
 
 def surveyed(
     zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
-) -> dict[str, SourceRecord]:
-    """What the zoo knows of the datasets `names`; it looks at them the first time, and then remembers.
+) -> tuple[Zoo, dict[str, SourceRecord]]:
+    """What the zoo knows of the datasets `names`; it looks at them the first time, and then remembers. At the very
+    first it also decides how BatchNorm is fitted to them, before any entry is made.
 
     Raises:
         DataError: a dataset cannot be read, or leaks.
     """
     record = zoo.path / "datasets.json"
-    if record.exists():
+    begun = record.exists()
+    if begun:
         sources = {name: SourceRecord(**values) for name, values in json.loads(record.read_text()).items()}
         if set(sources) == set(names):
-            return sources
-    sources = _survey(zoo, recipe, names, data_dir, download)
-    write_bytes(record, json.dumps({n: asdict(s) for n, s in sources.items()}, indent=1).encode())
-    return sources
-
-
-def _survey(
-    zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
-) -> dict[str, SourceRecord]:
-    """Look once at every dataset: leaks from the held-out ones, what the base sees in each, and whether rescaled
-    BatchNorm, on which all is trained, leaves anything of it; the log warns where not."""
-    load = functools.partial(load_dataset, data_dir=data_dir, size=zoo.size, download=download)
+            return zoo, sources
     body = zoo.backbone.create()
     load_body(body, zoo.base(), str(zoo.path))
     check_body(body, zoo.size, zoo.backbone.in_chans)
-    body.eval()
-    embeddings, records, left = {}, {}, {}
+    sources, lost = _survey(zoo, body.eval(), recipe, names, data_dir, download)
+    if lost and not begun and can_absorb(body):
+        log.info("BatchNorm absorbs the statistics of datasets: rescaled, the base would be lost on %s.", lost)
+        zoo = replace(zoo, batchnorm="absorbed")
+        zoo.describe()
+    elif lost and zoo.batchnorm == "rescaled":
+        log.warning(
+            "lost base: with BatchNorm rescaled its features hardly vary any more on %s. What is trained on these will "
+            "be of little use. Take another base, or for a zoo that was begun without them another --out.", lost
+        )  # fmt: skip
+    write_bytes(record, json.dumps({n: asdict(s) for n, s in sources.items()}, indent=1).encode())
+    return zoo, sources
+
+
+def _survey(
+    zoo: Zoo, body: nn.Module, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
+) -> tuple[dict[str, SourceRecord], list[str]]:
+    """Look once at every dataset: leaks from the held-out ones, what the base sees in each, and on which it is lost
+    where BatchNorm is rescaled."""
+    load = functools.partial(load_dataset, data_dir=data_dir, size=zoo.size, download=download)
+    embeddings, records, lost = {}, {}, []
     with progress_bar("looking at the datasets", total=len(names)) as bar:
         for name in names:
             dataset = load(name)
@@ -76,22 +86,16 @@ def _survey(
             index = sample_images(torch.arange(len(dataset.x_train)), recipe.support, recipe.seed)[0].numpy()
             images = prepare_images(body, resize_images(dataset.x_train[index], zoo.size))
             embeddings[name] = embed_dataset(body, images, torch.from_numpy(dataset.y_train[index]))
-            left[name] = signal_left(body, images)
+            if is_lost(body, images):
+                lost.append(name)
             bar.advance()
-    lost = [f"{name} ({share:.2g})" for name, share in left.items() if share < LOST]
-    if lost:
-        log.warning(
-            "lost base: with BatchNorm rescaled for a dataset its features hardly vary any more, beside how much they "
-            "did: %s. What is trained on it will be of little use. Take another base; initialize() refines this one "
-            "without a zoo.",
-            ", ".join(lost),
-        )
     if recipe.leakage != "off":
         check_leakage(
             map(load, names), held_out_datasets(recipe.held_out, dataset_names(data_dir), load), recipe.leakage
         )
     clusters = cluster_datasets(embeddings, recipe.max_clusters)
-    return {name: SourceRecord(*records[name], i) for i, cluster in enumerate(clusters) for name in cluster}
+    sources = {name: SourceRecord(*records[name], i) for i, cluster in enumerate(clusters) for name in cluster}
+    return sources, lost
 
 
 def load_unchanged(

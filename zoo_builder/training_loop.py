@@ -47,7 +47,7 @@ def fit(
         batch = draw_batch()
         images = prepare_images(stack.body, batch.images.flatten(0, 1)).unflatten(0, batch.labels.shape)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = stack.features(images, batch.rescaling)
+            features = stack.features(images, batch.fit)
         losses = objective.losses(features.float(), batch)
         optimizer.zero_grad()
         losses.sum().backward()

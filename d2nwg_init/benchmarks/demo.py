@@ -103,7 +103,7 @@ class _Bench:
         embedding = generator.embed(self.support.images, self.support.labels, self.support.num_classes)
         # A seed of its own: these samples are not among those that initialize() chooses from.
         delta = generator.sample_deltas(embedding, 1, 1_000_000 + 1_000 * self.seed + sample)[0]
-        return shifted(generator.rescaled_base(self.support.images), delta)
+        return shifted(generator.fitted_base(self.support.images), delta)
 
     def initialized(self) -> nn.Module:
         model = self.scratch()

@@ -22,6 +22,7 @@ from d2nwg_init.benchmarks.plain_loop import plain_loop, write_folders
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.candidates import set_body_and_solve
 from zoo_builder.backbones import BackboneSpec, load_body, prepare_images
+from zoo_builder.batchnorm_fit import fit_batchnorm
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.datasets import load_dataset
 from zoo_builder.domain_images import DomainImages, SharedImages, sample_images
@@ -30,7 +31,6 @@ from zoo_builder.executors.processes import process_executor
 from zoo_builder.job import CPU, Device
 from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
-from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask, Plan, Training, ZooRecipe
 
@@ -144,13 +144,13 @@ def run_plain_loops(zoo: Zoo, tasks: list[FineTuneTask], data: Path, folder: Pat
 
 
 def start_model(zoo: Zoo, images: DomainImages, task: FineTuneTask) -> nn.Module:
-    """The zoo's base, BatchNorm rescaled, with the head that the builder begins this task with."""
+    """The zoo's base, BatchNorm fitted to it, with the head that the builder begins this task with."""
     model = zoo.backbone.create(num_classes=images.num_classes)
     load_body(model, zoo.base(), str(zoo.path))
     some, index = sample_images(images.x_train, task.support, task.seed)
     support = prepare_images(model, some)
-    rescaled = shifted(dict(model.named_parameters()), batchnorm_rescaling(model, support))
-    set_body_and_solve(model, rescaled, support, images.y_train[index])
+    fitted = shifted(dict(model.named_parameters()), fit_batchnorm(model, support, zoo.batchnorm))
+    set_body_and_solve(model, fitted, support, images.y_train[index])
     return model
 
 

@@ -24,15 +24,15 @@ from pretrained_generators.training.loop import train_stage
 from pretrained_generators.training.processes import own_share
 from pretrained_generators.training.recipe import FunctionalStage
 from zoo_builder.backbones import prepare_images
+from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.model_stack import shifted
-from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.solved_head import left_out_loss
 
 
 def train_functional(
     generator: Generator, source: EpisodeSource, stage: FunctionalStage, folder: Path, seed: int
 ) -> None:
-    """The left-out loss of episodes under the rescaled base + a generated delta, down to encoder and diffusion.
+    """The left-out loss of episodes under the fitted base + a generated delta, down to encoder and diffusion.
 
     The decoder stays: trained too it fell back, within a few hundred steps, to one delta for all datasets.
     """
@@ -49,7 +49,8 @@ def train_functional(
         latent = clean * diffusion.latent_std + diffusion.latent_mean
         if not dropped:
             latent = latent + generator.anchor(condition)
-        return episode_loss(body, base, generator.to_delta(generator.vae.decode(latent)[0]), episode)
+        delta = generator.to_delta(generator.vae.decode(latent)[0])
+        return episode_loss(body, base, delta, episode, generator.config.batchnorm)
 
     def loss(noise: torch.Generator) -> torch.Tensor:
         draws = torch.randint(1 << 31, (stage.episodes,), generator=noise)
@@ -89,11 +90,12 @@ def episode_loss(
     base: Mapping[str, torch.Tensor],
     delta: Mapping[str, torch.Tensor],
     episode: Episode,
+    batchnorm: BatchNormFit = "rescaled",
 ) -> torch.Tensor:
-    """`left_out_loss` of the features of the rescaled base + delta, with the episode's own BatchNorm statistics;
+    """`left_out_loss` of the features of the fitted base + delta, with the episode's own BatchNorm statistics;
     differentiable in `delta`. `body` holds the base."""
     images = prepare_images(body, episode.images)
-    state = shifted({k: v.clone() for k, v in base.items()}, batchnorm_rescaling(body, images))
+    state = shifted({k: v.clone() for k, v in base.items()}, fit_batchnorm(body, images, batchnorm))
     body.train()
     features = functional_call(body, shifted(state, delta), (images,))
     return left_out_loss(features.float(), episode.labels, episode.num_classes)

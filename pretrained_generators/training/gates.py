@@ -16,10 +16,10 @@ from pretrained_generators.training.zoo_data import target_delta
 from zoo_builder.attention_cache import forget_biases
 from zoo_builder.backbones import EVAL_BATCH, image_statistics
 from zoo_builder.batchnorm import recalibrate_batchnorm
+from zoo_builder.batchnorm_fit import fit_batchnorm
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
-from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.solved_head import solve_head
 from zoo_builder.store import ZooEntry
 
@@ -90,7 +90,7 @@ def gains_kept(
 def left_out_accuracy(
     generator: Generator, delta: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
 ) -> float:
-    """Accuracy in percent of the rescaled base + delta (an empty one is none) with a solved head, BatchNorm
+    """Accuracy in percent of the fitted base + delta (an empty one is none) with a solved head, BatchNorm
     recalibrated."""
     return 100 * (left_out_logits(generator, delta, images, labels).argmax(1) == labels).float().mean().item()
 
@@ -98,12 +98,13 @@ def left_out_accuracy(
 def left_out_logits(
     generator: Generator, delta: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Logits [N, K] of each image from a head that was solved without it, on the rescaled base + delta. The base is put
+    """Logits [N, K] of each image from a head that was solved without it, on the fitted base + delta. The base is put
     back."""
     base = generator.base
     state = {k: v.clone() for k, v in base.state_dict().items()}
     try:
-        base.load_state_dict(shifted(shifted(state, batchnorm_rescaling(base, images)), delta))
+        fit = fit_batchnorm(base, images, generator.config.batchnorm)
+        base.load_state_dict(shifted(shifted(state, fit), delta))
         recalibrate_batchnorm(base, images)
         with torch.no_grad():
             features = torch.cat([base(batch) for batch in images.split(EVAL_BATCH)])

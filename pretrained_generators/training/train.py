@@ -83,7 +83,8 @@ def train_generator(
     subspaces = SharedSubspaces(layout)
     subspaces.fit(target_delta(e) for e in learnt)
     layout = layout.scaled_to(subspaces.reduce(target_delta(e)) for e in learnt)
-    config = GeneratorConfig(zoo.backbone, zoo.size, layout, recipe.vae, recipe.encoder, recipe.diffusion, probes)
+    models = recipe.vae, recipe.encoder, recipe.diffusion
+    config = GeneratorConfig(zoo.backbone, zoo.size, layout, *models, probes, zoo.batchnorm)
     generator = Generator(config)
     generator.subspaces.load_state_dict(subspaces.state_dict())
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))

@@ -151,7 +151,7 @@ def test_start_is_the_base_with_a_head_that_knows_the_classes(folder, images, ta
     model = start_model(zoo, images, task)
     body = random_body()
     probe = Probe.of(body, images, task.support, 1000, task.seed)
-    base = shifted(zoo.base(), probe.rescaling)
+    base = shifted(zoo.base(), probe.fit)
     assert all(torch.equal(v, base[k]) for k, v in model.named_parameters() if k in base)
     test = DataLoader(TensorDataset(probe.images[task.support :], probe.query_labels), 16)
     assert loader_accuracy(model, test) == pytest.approx(score(body, [Trial(probe, {})])[0].accuracy)

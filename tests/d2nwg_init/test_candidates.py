@@ -22,7 +22,7 @@ def test_base_probes_and_samples_compete_in_this_order():
     bodies = list(generated_bodies(generator, support, 1, 0, finalists=3))
     assert [b.kind for b in bodies] == ["base", "probe", "probe", "generated"]
     first, second = (b.parameters for b in bodies[1:3])
-    for name, value in generator.rescaled_base(support.images).items():
+    for name, value in generator.fitted_base(support.images).items():
         torch.testing.assert_close(first[name], value + generator.probe_deltas()[0][name])
         assert torch.equal(bodies[0].parameters[name], value)
     assert any(not torch.equal(first[n], second[n]) for n in first)

@@ -81,7 +81,7 @@ def test_every_kind_of_candidate_competes(model, loader, bundle):
 def test_base_and_generated_candidates_have_the_bundles_body(model, loader, bundle, monkeypatch):
     candidates = {c.name: c for c in _run(model, loader, bundle, monkeypatch)}
     images, labels = next(iter(DataLoader(loader.dataset, 48)))
-    base = bundle.generator.rescaled_base(images)
+    base = bundle.generator.fitted_base(images)
     for name, value in base.items():
         torch.testing.assert_close(candidates["base"].parameters[name], value, rtol=1e-4, atol=1e-4)
     one, two = (candidates[name].parameters for name in ("generated_0", "generated_1_x0.5"))

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import statistics
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import DataError, ZooError
 from zoo_builder.executors.processes import process_executor
 from zoo_builder.job import Device
+from zoo_builder.rescore import rescore
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import Plan, Training, ZooRecipe
 
@@ -302,10 +304,33 @@ def test_a_leak_is_refused_before_any_task(data, tmp_path):
     assert run_build(leaky, tmp_path / "zoo", dataclasses.replace(RECIPE, leakage="report")) == {}
 
 
-def test_a_base_of_which_rescaling_leaves_nothing_is_warned_of(data, tmp_path, caplog):
-    begin_zoo(tmp_path / "sound", BackboneSpec("test_resnet"), data / "base.safetensors", RECIPE, data)
-    assert "lost base" not in caplog.text
+def leaning_base(data, folder):
     state = leaning_on_its_means(BackboneSpec("test_resnet").create(data / "base.safetensors")).state_dict()
-    write_atomically(tmp_path / "base.safetensors", state)
-    begin_zoo(tmp_path / "lost", BackboneSpec("test_resnet"), tmp_path / "base.safetensors", RECIPE, data)
+    write_atomically(folder / "leaning.safetensors", state)
+    return folder / "leaning.safetensors"
+
+
+def test_a_base_that_rescaling_would_destroy_absorbs_statistics_and_is_worth_what_it_was(data, tmp_path):
+    spec, path = BackboneSpec("test_resnet"), leaning_base(data, tmp_path)
+    zoo, tasks, sources = begin_zoo(tmp_path / "zoo", spec, path, RECIPE, data)
+    assert zoo.batchnorm == "absorbed"
+    assert build(zoo, tasks, sources, data, ThreadPoolExecutor(1)) == {}
+    assert zoo == Zoo.open(zoo.path) == begin_zoo(zoo.path, spec, path, RECIPE, data)[0]
+    rescored, problems = rescore(zoo, list(zoo.entries()), data)
+    assert (len(rescored), problems) == (TASKS, [])
+    rescaled = dataclasses.replace(zoo, batchnorm="rescaled")
+    destroyed, _ = rescore(rescaled, list(rescaled.entries()), data)
+    worth, without = (statistics.mean(r.measured_base for r in rows) for rows in (rescored, destroyed))
+    assert worth > without + 10
+
+
+def test_a_sound_base_is_rescaled_and_a_zoo_that_was_begun_so_stays_so(data, tmp_path, caplog):
+    zoo, _, _ = begin_zoo(tmp_path / "sound", BackboneSpec("test_resnet"), data / "base.safetensors", RECIPE, data)
+    assert zoo.batchnorm == "rescaled"
+    assert "lost base" not in caplog.text
+    more = begin_zoo(tmp_path / "lost", BackboneSpec("test_resnet"), leaning_base(data, tmp_path), RECIPE, data)[0]
+    dataclasses.replace(more, batchnorm="rescaled").describe()  # as one that was begun with other datasets
+    (more.path / "datasets.json").write_text("{}")
+    again = begin_zoo(more.path, BackboneSpec("test_resnet"), leaning_base(data, tmp_path), RECIPE, data)[0]
+    assert again.batchnorm == "rescaled"
     assert "lost base" in caplog.text

@@ -90,7 +90,7 @@ def test_losses_of_several_models_are_those_of_each_alone():
         torch.testing.assert_close(SolvedHeads().losses(own, alone)[0], losses[i])
         filled = together.images[i][together.present[i] > 0]
         assert torch.equal(filled, alone.images[0])
-        assert torch.equal(together.rescaling["weight"][i], torch.full((3,), float(i)))
+        assert torch.equal(together.fit["weight"][i], torch.full((3,), float(i)))
 
 
 def test_each_dataset_of_a_mixture_has_its_own_head():

@@ -98,15 +98,15 @@ class Arena:
 
     def solved(self, delta: Mapping[str, torch.Tensor], strength: float = 1.0) -> nn.Module:
         """base + strength * delta, BatchNorm rescaled and recalibrated and the head solved on the images read."""
-        return self.with_body(shifted(self.rescaled_base(), delta, strength))
+        return self.with_body(shifted(self.fitted_base(), delta, strength))
 
     def solved_base(self) -> nn.Module:
         """The base, BatchNorm recalibrated and the head solved on the images read."""
         return self.with_body({})
 
-    def rescaled_base(self) -> dict[str, torch.Tensor]:
+    def fitted_base(self) -> dict[str, torch.Tensor]:
         """Its parameters. Not kept: each method pays for it."""
-        return self.subject.rescaled(self.support.images)
+        return self.subject.fitted(self.support.images)
 
     def with_body(self, body: Mapping[str, torch.Tensor]) -> nn.Module:
         """`body` in place of the base's parameters, BatchNorm recalibrated and the head solved on the images read."""

@@ -156,7 +156,7 @@ def _universal(arena: Arena, cell: Cell) -> Built:
 def _noise_on_nearest(arena: Arena, cell: Cell) -> Built:
     """The best, on left-out images, of as many noisy copies of the nearest entry as a generator has candidates."""
     library = _library(arena)
-    nearest, base = library.combine(library.nearest(arena.embedding())), arena.rescaled_base()
+    nearest, base = library.combine(library.nearest(arena.embedding())), arena.fitted_base()
     generator = torch.Generator().manual_seed(stable_seed("noise", cell.seed))
 
     def noisy(i: int) -> Body:
@@ -180,7 +180,7 @@ def _best_of(arena: Arena, bodies: Iterator[Body]) -> Built:
 
 def _zoo_selected(arena: Arena, _: Cell) -> Built:
     """The hook's selection, whose candidates are what a zoo gives in place of what is generated."""
-    library, base = _library(arena), arena.rescaled_base()
+    library, base = _library(arena), arena.fitted_base()
     assert arena.subject.universal is not None
 
     def bodies() -> Iterator[Body]:
@@ -213,7 +213,7 @@ def _no_generator(arena: Arena, cell: Cell) -> Built:
 def _oracle(arena: Arena, _: Cell) -> Built:
     """The entry and strength that are best on the test images: what the zoo holds for who knew them. Entries are
     shortlisted on a part of the images; the base, the universal delta and the shortlist are tried at every strength."""
-    library, base = _library(arena), arena.rescaled_base()
+    library, base = _library(arena), arena.fitted_base()
     images, labels = arena.support.images[:ORACLE_IMAGES], arena.support.labels[:ORACLE_IMAGES]
     test_images, test_labels = arena.test[0][:ORACLE_IMAGES], arena.test[1][:ORACLE_IMAGES]
     model = arena.pretrained().to(memory_format=torch.channels_last)
@@ -243,7 +243,7 @@ def _generated(arena: Arena, cell: Cell) -> Built:
 
 
 def _generated_selected(arena: Arena, cell: Cell) -> Built:
-    base = arena.rescaled_base()
+    base = arena.fitted_base()
     deltas = _samples(arena, cell.condition, NUM_CANDIDATES, cell.seed)
     return _best_of(
         arena, (Body("generated", f"generated_{i}", shifted(base, delta)) for i, delta in enumerate(deltas))

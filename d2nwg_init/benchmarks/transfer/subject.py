@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,12 +17,12 @@ from d2nwg_init.benchmarks.transfer.splits import SPLITS
 from pretrained_generators.bundle import Bundle, load_bundle, load_config
 from pretrained_generators.training.zoo_data import load_bundle_beside
 from zoo_builder.backbones import BackboneSpec, load_body
+from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.clusters import embed_dataset
 from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.errors import ZooError
 from zoo_builder.model_stack import shifted
-from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.store import Zoo
 
 PROTOCOL = 3  # of the cells; another number is another folder
@@ -48,6 +48,7 @@ class Subject:
     universal: Mapping[str, torch.Tensor] | None  # a delta
     network: NetworkRegressor | None
     bundle: Bundle | None
+    batchnorm: BatchNormFit = "rescaled"  # of the base, as deltas are added to it
 
     @functools.cached_property
     def body(self) -> nn.Module:
@@ -63,9 +64,9 @@ class Subject:
     def parameters(self) -> dict[str, torch.Tensor]:
         return {name: self.base[name] for name, _ in self.body.named_parameters()}
 
-    def rescaled(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The base's parameters, BatchNorm rescaled for normalised images [N, C, H, W]: what deltas are added to."""
-        return shifted(self.parameters(), batchnorm_rescaling(self.body, images))
+    def fitted(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The base's parameters, BatchNorm fitted to normalised images [N, C, H, W]: what deltas are added to."""
+        return shifted(self.parameters(), fit_batchnorm(self.body, images, self.batchnorm))
 
     def embed(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """[k], as the zoo's entries are embedded; of normalised images [N, C, H, W]."""
@@ -99,7 +100,8 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
     name, backbone, size = _names(spec)
     if spec.zoo is None:
         alone = load_bundle(str(spec.bundle))
-        return Subject(name, backbone, size, alone.generator.base.state_dict(), None, None, None, alone)
+        fit = alone.config.generator.batchnorm
+        return Subject(name, backbone, size, alone.generator.base.state_dict(), None, None, None, alone, fit)
     zoo = Zoo.open(spec.zoo)
     if spec.bundle is not None and load_config(spec.bundle).base_sha256 != zoo.base_sha256:
         raise ZooError(f"{spec.bundle} was trained on deltas to another base than {spec.zoo} has. Give its zoo.")
@@ -112,10 +114,10 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
     universal = next((e for e in zoo.entries([spec.universal])), None)
     if universal is None:
         raise ZooError(f"{spec.zoo} has no entry of the plan {spec.universal!r}: the row `universal` needs one.")
-    subject = Subject(name, backbone, size, zoo.base(), library, universal.delta(), None, bundle)
+    subject = Subject(name, backbone, size, zoo.base(), library, universal.delta(), None, bundle, zoo.batchnorm)
     entries = [zoo.entry(i) for i in library.ids]
     network = NetworkRegressor.trained(subject.body, library, entries, folder)
-    return Subject(name, backbone, size, subject.base, library, subject.universal, network, bundle)
+    return replace(subject, network=network)
 
 
 def _names(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
