@@ -1,0 +1,79 @@
+"""A base that rescaled BatchNorm destroys, in all that a generator does with its base."""
+
+import copy
+import dataclasses
+import shutil
+
+import pytest
+
+from pretrained_generators.bundle import load_bundle
+from pretrained_generators.training.episodes import Episode
+from pretrained_generators.training.functional import episode_loss
+from pretrained_generators.training.gates import left_out_accuracy
+from pretrained_generators.training.train import train_generator
+from tests.pretrained_generators.small import (
+    RECIPE,
+    copied,
+    labelled_images,
+    random_generator,
+    same,
+    save_random_bundle,
+)
+from tests.zoo_builder.test_rescaling import leaning_on_its_means
+from zoo_builder.batchnorm import recalibrate_batchnorm
+from zoo_builder.errors import BundleError
+from zoo_builder.store import Zoo
+
+
+@pytest.fixture(scope="module")
+def images():
+    return labelled_images(60, 3)
+
+
+def leaning(images, fit):
+    generator = random_generator()
+    recalibrate_batchnorm(generator.base, images)
+    leaning_on_its_means(generator.base)
+    generator.config = dataclasses.replace(generator.config, batchnorm=fit)
+    return generator
+
+
+def test_absorbed_it_is_worth_what_it_was_and_rescaled_next_to_nothing(images):
+    x, y = images
+    rescaled, absorbed = (leaning(x, fit) for fit in ("rescaled", "absorbed"))
+    before = copied(absorbed.base.state_dict())
+    assert left_out_accuracy(absorbed, {}, x, y) > left_out_accuracy(rescaled, {}, x, y) + 20
+    loss, others = (g.worth_of([], x, y, 3, slice(None))[0, 0] for g in (absorbed, rescaled))
+    assert loss < others - 0.2
+    assert same(absorbed.base.state_dict(), before)
+
+
+def test_the_functional_loss_is_of_the_base_so_fitted(images):
+    x, y = images
+    raw = ((x - x.amin()) / (x.amax() - x.amin()) * 255).byte()
+    body = leaning(x, "absorbed").base
+    losses = {
+        fit: episode_loss(copy.deepcopy(body), body.state_dict(), {}, Episode(raw, y, 3), fit).item()
+        for fit in ("rescaled", "absorbed")
+    }
+    assert losses["absorbed"] < losses["rescaled"] - 0.2
+
+
+def test_a_bundle_says_how_and_another_way_is_refused(images, tmp_path):
+    x, y = images
+    save_random_bundle(tmp_path, generator=leaning(x, "absorbed"))
+    generator = load_bundle(tmp_path).generator
+    assert generator.config.batchnorm == "absorbed"
+    assert left_out_accuracy(generator, {}, x, y) == left_out_accuracy(leaning(x, "absorbed"), {}, x, y)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"absorbed"', '"dissolved"'))
+    with pytest.raises(BundleError, match="batchnorm"):
+        load_bundle(tmp_path)
+
+
+def test_a_generator_does_as_its_zoo(zoo, tmp_path):
+    shutil.copytree(zoo.path, tmp_path / "zoo")
+    absorbing = dataclasses.replace(Zoo.open(tmp_path / "zoo"), batchnorm="absorbed")
+    absorbing.describe()
+    train_generator(Zoo.open(tmp_path / "zoo"), RECIPE, tmp_path / "out")
+    assert load_bundle(tmp_path / "out").generator.config.batchnorm == "absorbed"
