@@ -103,7 +103,7 @@ def test_file_that_is_not_text_is_named(tmp_path):
         read_recipe(tmp_path / "mine.toml", ZooRecipe, "zoo_builder")
 
 
-@pytest.mark.parametrize("name", ["benchmark", "small", "standard", "gpu", "imagenet-resnet50"])
+@pytest.mark.parametrize("name", ["benchmark", "small", "standard", "gpu", "imagenet-mobilenet", "imagenet-resnet50"])
 def test_shipped_recipes_plan_unique_tasks(name):
     recipe = read_recipe(name, ZooRecipe, "zoo_builder")
     tasks = plan_tasks(recipe, [[f"set{i}" for i in range(10)], ["other"]])
