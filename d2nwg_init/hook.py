@@ -140,7 +140,8 @@ def initialize(
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
         elif refining:
-            careful = chosen.kind == "own_body" and not untrained
+            absorbing = bundle is not None and bundle.config.generator.batchnorm == "absorbed"
+            careful = not untrained if chosen.kind == "own_body" else absorbing
             steps = default_steps(len(support), careful) if refining_steps is None else refining_steps
             with stages("refining"), progress_bar("refining", steps * trainings(len(support)), show=progress) as bar:
                 set_body(work, chosen, support)

@@ -33,7 +33,7 @@ STEPS, MOST_STEPS = 18, 40  # by default; at most, of less than a batch
 # the time, in which more steps of the others do more.
 FIRST = 0.01
 # Of matrices, and of all else. Weights before BatchNorm have no scale, and bear more; but a body that was pretrained on
-# more than a bundle's base has more to lose.
+# more than a bundle's base, or leans on its means (a bundle whose base absorbs statistics), has more to lose.
 RATES, CAREFUL_RATES = (0.03, 8e-3), (0.01, 1e-3)
 TRAININGS_OF_FEW = 3  # from the same start, of less than a batch: much of where one goes is the order of its images
 SHARE = 0.5  # of the way from the weights as they were to those trained

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ from d2nwg_init.accepted_model import working_copy
 from d2nwg_init.candidates import become, propose
 from d2nwg_init.hook import initialize
 from tests.d2nwg_init.conftest import new_model
-from tests.pretrained_generators.small import labelled_images
+from tests.pretrained_generators.small import labelled_images, random_generator, save_random_bundle
 from tests.zoo_builder.test_absorbed_statistics import trained
 from zoo_builder.backbones import extract_features
 from zoo_builder.support_set import SupportSet
@@ -55,6 +56,17 @@ def test_refining_begins_with_what_the_model_as_it_is_computed(loader, monkeypat
     assert initialize(model, loader, generator=None).chosen == "own_body_as_is"
     ((work, images),) = begun
     torch.testing.assert_close(extract_features(work, images), extract_features(passed, images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("fit", "careful"), [("rescaled", False), ("absorbed", True)])
+def test_the_body_of_a_bundle_whose_base_absorbs_is_refined_with_care(fit, careful, loader, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hook, "refine", lambda *arguments: asked.append(arguments[-1]))
+    generator = random_generator()
+    generator.config = dataclasses.replace(generator.config, batchnorm=fit)
+    save_random_bundle(tmp_path, generator=generator)
+    assert initialize(new_model(), loader, generator=tmp_path).chosen not in ("as_passed", "own_body")
+    assert asked == [careful]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

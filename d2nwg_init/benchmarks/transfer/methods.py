@@ -98,7 +98,9 @@ def _refined(arena: Arena, cell: Cell) -> Built:
 
 def _refine(model: nn.Module, arena: Arena, cell: Cell) -> Refinement | None:
     """What the hook does to a body that was chosen."""
-    refinement = refine(model, arena.support, default_steps(len(arena.support)), cell.seed)
+    careful = arena.subject.batchnorm == "absorbed"  # as initialize()
+    steps = default_steps(len(arena.support), careful)
+    refinement = refine(model, arena.support, steps, cell.seed, careful=careful)
     bring_features_to_unit_size(model, arena.support.images)
     return refinement
 
