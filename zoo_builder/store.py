@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -149,6 +149,8 @@ class Zoo:
             found = about.pop("format")
             if found != FORMAT:
                 raise ZooError(f"{path} has zoo format {found}; this version reads {FORMAT}. Build it again.")
+            if about.get("batchnorm", "rescaled") not in get_args(BatchNormFit):
+                raise ValueError(f"batchnorm: expected one of {get_args(BatchNormFit)}, got {about['batchnorm']!r}")
             backbone = parse_config(about.pop("backbone"), BackboneSpec)
             return cls(path, backbone, **{**about, "held_out": tuple(about["held_out"])})
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecipeError) as e:

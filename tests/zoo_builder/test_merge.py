@@ -144,6 +144,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_copied(whole, tmp_path,
     assert list(into.entries()) == []
 
 
+def test_deltas_to_a_base_that_was_fitted_otherwise_are_refused(whole, tmp_path):
+    into = replace(new_zoo(tmp_path / "into"), batchnorm="absorbed")
+    with pytest.raises(ZooError, match="batchnorm is rescaled, expected absorbed"):
+        merge(into, [whole])
+    assert list(into.entries()) == []
+
+
 def source(sha256, cluster):
     return {"licence": "CC0", "origin": "made up", "sha256": sha256, "cluster": cluster}
 

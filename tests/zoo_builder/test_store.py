@@ -174,6 +174,16 @@ def test_what_is_no_zoo_is_refused(tmp_path, content):
         Zoo.open(tmp_path)
 
 
+def test_a_zoo_from_before_batchnorm_was_told_is_rescaled_and_an_unknown_fit_is_refused(tmp_path):
+    about = json.loads((new_zoo(tmp_path).path / "zoo.json").read_text())
+    assert about.pop("batchnorm") == "rescaled"
+    (tmp_path / "zoo.json").write_text(json.dumps(about))
+    assert Zoo.open(tmp_path) == new_zoo(tmp_path)
+    (tmp_path / "zoo.json").write_text(json.dumps(about | {"batchnorm": "dissolved"}))
+    with pytest.raises(ZooError, match="dissolved"):
+        Zoo.open(tmp_path)
+
+
 def test_damage_is_named(tmp_path):
     zoo = new_zoo(tmp_path)
     task = tiny_task()
