@@ -73,9 +73,9 @@ def initialize(
             for bundles that have a generator of heads; none has yet.
         select: False takes the first generated body, unseen, where there is one that gives finite predictions.
         refining_steps: of training on the images read, from what was chosen. None takes 18; of fewer than 128 images up
-            to 40, in each of three trainings, whose weights are averaged; for the user's own pretrained body no more
-            than see each image six times. Without a bundle it takes none for a body that was never trained, or has no
-            BatchNorm.
+            to 40, in each of three trainings, whose weights are averaged; for the user's own pretrained body, and for
+            those of a bundle whose base absorbs statistics, no more than see each image six times. Without a bundle it
+            takes none for a body that was never trained, or has no BatchNorm.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -140,8 +140,7 @@ def initialize(
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
         elif refining:
-            absorbing = bundle is not None and bundle.config.generator.batchnorm == "absorbed"
-            careful = not untrained if chosen.kind == "own_body" else absorbing
+            careful = not untrained if chosen.kind == "own_body" else plan.absorbing
             steps = default_steps(len(support), careful) if refining_steps is None else refining_steps
             with stages("refining"), progress_bar("refining", steps * trainings(len(support)), show=progress) as bar:
                 set_body(work, chosen, support)
@@ -163,6 +162,7 @@ def initialize(
                 solved_head,
                 whole_body=scope in ("auto", "body"),
                 has_batchnorm=bool(batchnorm_layers(network)),
+                absorbing=plan.absorbing,
                 refined=refinement is not None and refinement.kept and not untrained,
             ),
             candidates=scores,

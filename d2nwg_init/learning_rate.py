@@ -9,13 +9,13 @@ OWN_BODY = 3e-4  # of 3e-4, 1e-3 and 3e-3, for a pretrained model of no bundle; 
 
 
 def measured_learning_rate(
-    kind: str, solved_head: bool, whole_body: bool, has_batchnorm: bool, refined: bool
+    kind: str, solved_head: bool, whole_body: bool, has_batchnorm: bool, absorbing: bool, refined: bool
 ) -> float | None:
     """The rate for what was chosen: None but for a generated body, and the user's own, pretrained and `refined`, each
-    whole and with a solved head. On the base as it is, and refined, a solved head did best at one rate on one base, and
-    at a third of it on another."""
+    whole and with a solved head; and where the base is `absorbing` statistics, on which none was measured. On the base
+    as it is, and refined, a solved head did best at one rate on one base, and at a third of it on another."""
     if not (solved_head and whole_body):
         return None
-    if kind in ("probe", "generated"):
+    if kind in ("probe", "generated") and not absorbing:
         return INITIALIZED if has_batchnorm else WITHOUT_BATCHNORM
     return OWN_BODY if kind == "own_body" and has_batchnorm and refined else None

@@ -13,6 +13,7 @@ from d2nwg_init.candidates import FINALISTS, Body, generated_bodies
 from d2nwg_init.matching import match_body
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.weight_layout import parameters_in_scope
+from zoo_builder.absorbed_statistics import can_absorb
 from zoo_builder.support_set import SupportSet
 
 NEARLY = 1e-3  # of the largest weight of a layer: bundles hold half precision
@@ -21,7 +22,8 @@ OTHER_SIZE = 2  # times larger or smaller: the report says so
 
 class PlannedBodies:
     """The bundle's base, unless the model has it (`own_is_base`), and the best of its probes and `samples` samples, or
-    all of them unless `screen`; restricted to the parameters of a scope, of which `names` are the body's.
+    all of them unless `screen`; restricted to the parameters of a scope, of which `names` are the body's. `absorbing`:
+    BatchNorm of the base absorbs the statistics of the images.
 
     Raises:
         RecipeError: an unknown scope. ModelError: a module in it that is not there.
@@ -34,7 +36,9 @@ class PlannedBodies:
         self.names = chosen - parameters_in_scope(model, "head")
         generator = bundle.generator if bundle else None
         self._match = match_body(model, generator.base, generator.config.size) if generator else None
-        self._generator = generator if self.names else None
+        self.absorbing = generator is not None and generator.config.batchnorm == "absorbed"
+        fits = not self.absorbing or can_absorb(model, self.names)
+        self._generator = generator if self.names and fits else None
         self._samples = samples
         tried = self._generator.config.probes + samples if self._generator else 0
         self._finalists = min(FINALISTS, tried) if screen else tried
@@ -45,6 +49,8 @@ class PlannedBodies:
         self.notes: list[str] = list(self._match.notes) if self._generator and self._match else []
         if bundle and not self.names:
             self.notes.append("nothing was generated: the scope holds no parameter of the body")
+        elif bundle and not fits:
+            self.notes.append("nothing was generated: the bundle's base needs all BatchNorm weights in the scope")
 
     def seen(self, support: SupportSet) -> SupportSet:
         """The images as the bundle's base takes them."""

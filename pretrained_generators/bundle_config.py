@@ -57,7 +57,7 @@ class BundleConfig:
     measured: dict[str, float] = field(default_factory=dict)  # what training measured, see the card
     learnt: tuple[str, ...] = ()  # ids of the zoo's entries that it was trained on
     kept_back: tuple[str, ...] = ()  # ids of those that were kept out, to measure reconstruction on
-    trained_with: str | None = None  # SHA-256 of recipe, base and entries; equal: the same training
+    trained_with: str | None = None  # SHA-256 of recipe, base, its fit and entries; equal: the same training
     format: int = FORMAT
     readable_since: str = READABLE_SINCE
 

@@ -60,7 +60,7 @@ def worth_of(
     images: torch.Tensor,
     labels: torch.Tensor,
     num_classes: int,
-    batchnorm: BatchNormFit = "rescaled",
+    batchnorm: BatchNormFit,
 ) -> torch.Tensor:
     """What each of D deltas is worth on images [N, C, H, W] with labels [N], as [1 + D, 2].
 

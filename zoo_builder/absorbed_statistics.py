@@ -19,11 +19,14 @@ from zoo_builder.batchnorm import batchnorm_layers, equal_batches
 
 
 def can_absorb(model: nn.Module, names: Collection[str] | None = None) -> bool:
-    """Whether there is BatchNorm that holds statistics, all of it with weights and biases, which are in `names`."""
+    """Whether there is BatchNorm that holds statistics, all of it with weights and biases of its own, which are in
+    `names`."""
     layers = batchnorm_layers(model)
     if not layers or any(m.weight is None for m in layers):
         return False
     held = {id(p) for m in layers for p in m.parameters()}
+    if len(held) < 2 * len(layers):  # tied: what one makes up for is not what another needs
+        return False
     return names is None or {n for n, p in model.named_parameters() if id(p) in held} <= set(names)
 
 
@@ -70,8 +73,7 @@ def _statistics(model: nn.Module, images: torch.Tensor) -> dict[_BatchNorm, tupl
     finally:
         for hook in hooks:
             hook.remove()
-    means = {layer: torch.stack(calls).mean(0) for layer, calls in found.items() if calls}
-    return {layer: (mean, variance) for layer, (mean, variance) in means.items()}
+    return {layer: tuple(torch.stack(calls).mean(0)) for layer, calls in found.items() if calls}
 
 
 @torch.no_grad()

@@ -77,4 +77,4 @@ def signal_left(body: nn.Module, images: torch.Tensor) -> float:
         rescaled.get_parameter(name).data.add_(change)
     recalibrate_batchnorm(rescaled, chosen)
     left, as_it_is = (predict(b, chosen).std(0).mean().item() for b in (rescaled, body))
-    return left / max(as_it_is, 1e-12)
+    return left / as_it_is if as_it_is > 0 else 1.0

@@ -41,7 +41,7 @@ class Probe:
         support: int,
         queries: int,
         seed: int,
-        batchnorm: BatchNormFit = "rescaled",
+        batchnorm: BatchNormFit,
     ) -> Probe:
         if not len(source.x_test):
             raise DataError("A dataset without test images cannot be scored on. Give it a test part.")

@@ -24,6 +24,7 @@ def stats(zoo: Zoo) -> dict[str, Any]:
             "held_out": list(zoo.held_out),
             "base_sha256": zoo.base_sha256,
             "base_pretrained_on": zoo.base_pretrained_on(),
+            "batchnorm": zoo.batchnorm,
         },
         "entries": len(entries),
         "failures": len(zoo.failures()),

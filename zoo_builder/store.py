@@ -128,10 +128,10 @@ class Zoo:
                 )
             return before
         write_bytes(path / "base.safetensors", contents)
-        zoo.describe()
+        zoo.write_description()
         return zoo
 
-    def describe(self) -> None:
+    def write_description(self) -> None:
         """Write zoo.json."""
         about = {"format": FORMAT, **{k: v for k, v in asdict(self).items() if k != "path"}}
         write_bytes(self.path / "zoo.json", json.dumps(about, indent=1).encode())

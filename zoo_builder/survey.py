@@ -50,19 +50,20 @@ def surveyed(
         DataError: a dataset cannot be read, or leaks.
     """
     record = zoo.path / "datasets.json"
-    begun = record.exists()
-    if begun:
+    if record.exists():
         sources = {name: SourceRecord(**values) for name, values in json.loads(record.read_text()).items()}
         if set(sources) == set(names):
-            return zoo, sources
+            return Zoo.open(zoo.path), sources  # for another builder may have decided since it was opened
     body = zoo.backbone.create()
     load_body(body, zoo.base(), str(zoo.path))
     check_body(body, zoo.size, zoo.backbone.in_chans)
     sources, lost = _survey(zoo, body.eval(), recipe, names, data_dir, download)
+    zoo = Zoo.open(zoo.path)
+    begun = record.exists() or next((zoo.path / "rows").glob("*"), None) is not None
     if lost and not begun and can_absorb(body):
-        log.info("BatchNorm absorbs the statistics of datasets: rescaled, the base would be lost on %s.", lost)
+        log.warning("BatchNorm absorbs the statistics of datasets: rescaled, the base would be lost on %s.", lost)
         zoo = replace(zoo, batchnorm="absorbed")
-        zoo.describe()
+        zoo.write_description()
     elif lost and zoo.batchnorm == "rescaled":
         log.warning(
             "lost base: with BatchNorm rescaled its features hardly vary any more on %s. What is trained on these will "

@@ -144,7 +144,7 @@ def run_plain_loops(zoo: Zoo, tasks: list[FineTuneTask], data: Path, folder: Pat
 
 
 def start_model(zoo: Zoo, images: DomainImages, task: FineTuneTask) -> nn.Module:
-    """The zoo's base, BatchNorm fitted to it, with the head that the builder begins this task with."""
+    """The zoo's base, BatchNorm fitted to the task's images, with the head that the builder begins this task with."""
     model = zoo.backbone.create(num_classes=images.num_classes)
     load_body(model, zoo.base(), str(zoo.path))
     some, index = sample_images(images.x_train, task.support, task.seed)

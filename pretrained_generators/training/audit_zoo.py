@@ -35,7 +35,7 @@ def audit_zoo(bundle: Bundle, zoo: Zoo, samples: int = 2, seed: int = 0) -> list
         BundleError: the zoo is not the one it was trained on, or the bundle does not say what it held back.
     """
     config = bundle.config
-    if config.base_sha256 != zoo.base_sha256:
+    if (config.base_sha256, config.generator.batchnorm) != (zoo.base_sha256, zoo.batchnorm):
         raise BundleError(f"{config.name} was trained on a zoo of another base than {zoo.path} has. Give its own zoo.")
     if not config.learnt or not config.kept_back:
         raise BundleError(f"{config.name} does not say which entries it learnt from: train it again to audit it.")

@@ -90,7 +90,7 @@ def episode_loss(
     base: Mapping[str, torch.Tensor],
     delta: Mapping[str, torch.Tensor],
     episode: Episode,
-    batchnorm: BatchNormFit = "rescaled",
+    batchnorm: BatchNormFit,
 ) -> torch.Tensor:
     """`left_out_loss` of the features of the fitted base + delta, with the episode's own BatchNorm statistics;
     differentiable in `delta`. `body` holds the base."""

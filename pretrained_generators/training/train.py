@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +64,9 @@ def train_generator(
     entries = select_entries(zoo, recipe.plans)
     if recipe.functional_training.steps and data_dir is not None:
         _check_datasets(entries, data_dir)
-    work = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": [e.id for e in entries]}
+    work: dict[str, Any] = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": [e.id for e in entries]}
+    if zoo.batchnorm != "rescaled":  # so that older bundles keep their hashes
+        work["batchnorm"] = zoo.batchnorm
     trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
     if (out / "config.json").exists():
         before = load_config(out)

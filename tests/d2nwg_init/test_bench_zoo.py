@@ -133,7 +133,7 @@ def test_test_images_are_those_that_the_builder_scores(task, tmp_path):
     write_folders(images, task, tmp_path)
     x, y = read_back(tmp_path / "test")
     body = random_body()
-    probe = Probe.of(body, images, task.support, 1000, task.seed)
+    probe = Probe.of(body, images, task.support, 1000, task.seed, "rescaled")
     assert torch.equal(y, probe.query_labels)
     assert torch.equal(prepare_images(body, x), probe.images[task.support :])
 
@@ -150,7 +150,7 @@ def test_start_is_the_base_with_a_head_that_knows_the_classes(folder, images, ta
     zoo = Zoo.create(folder / "zoo", BackboneSpec(MODEL), body_state(random_body()), ZooRecipe((), (), size=SIZE))
     model = start_model(zoo, images, task)
     body = random_body()
-    probe = Probe.of(body, images, task.support, 1000, task.seed)
+    probe = Probe.of(body, images, task.support, 1000, task.seed, "rescaled")
     base = shifted(zoo.base(), probe.fit)
     assert all(torch.equal(v, base[k]) for k, v in model.named_parameters() if k in base)
     test = DataLoader(TensorDataset(probe.images[task.support :], probe.query_labels), 16)

@@ -41,7 +41,7 @@ def test_a_refined_body_of_the_users_own_has_what_was_best_for_a_model_of_no_bun
     measured = {r["method"]: float(r["condition"].split("learning rate ")[1].split(",")[0]) for r in rows}
     assert measured["initialize"] == OWN_BODY
     assert measured["pretrained"] > 3 * OWN_BODY  # of which the report advises a third
-    assert measured_learning_rate("own_body", True, True, has_batchnorm=True, refined=True) == OWN_BODY
+    assert measured_learning_rate("own_body", True, True, has_batchnorm=True, absorbing=False, refined=True) == OWN_BODY
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,14 @@ def test_a_refined_body_of_the_users_own_has_what_was_best_for_a_model_of_no_bun
     [("own_body", True, False), ("own_body", False, True), ("base", True, True), ("as_passed", True, False)],
 )
 def test_other_bodies_come_without(kind, has_batchnorm, refined):
-    assert measured_learning_rate(kind, True, True, has_batchnorm, refined) is None
+    assert measured_learning_rate(kind, True, True, has_batchnorm, False, refined) is None
+
+
+@pytest.mark.parametrize("kind", ["probe", "generated"])
+def test_bodies_of_a_base_that_absorbs_come_without(kind):
+    known, absorbing = (measured_learning_rate(kind, True, True, True, a, refined=True) for a in (False, True))
+    assert known is not None
+    assert absorbing is None
 
 
 @pytest.mark.parametrize("options", [{"head": "fresh"}, {"head": "keep"}, {"scope": "norm"}, {"scope": ["layer2"]}])

@@ -58,15 +58,27 @@ def test_refining_begins_with_what_the_model_as_it_is_computed(loader, monkeypat
     torch.testing.assert_close(extract_features(work, images), extract_features(passed, images), rtol=1e-3, atol=1e-3)
 
 
+def save_bundle_of(fit, path):
+    generator = random_generator()
+    generator.config = dataclasses.replace(generator.config, batchnorm=fit)
+    save_random_bundle(path, generator=generator)
+
+
 @pytest.mark.parametrize(("fit", "careful"), [("rescaled", False), ("absorbed", True)])
 def test_the_body_of_a_bundle_whose_base_absorbs_is_refined_with_care(fit, careful, loader, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(hook, "refine", lambda *arguments: asked.append(arguments[-1]))
-    generator = random_generator()
-    generator.config = dataclasses.replace(generator.config, batchnorm=fit)
-    save_random_bundle(tmp_path, generator=generator)
+    save_bundle_of(fit, tmp_path)
     assert initialize(new_model(), loader, generator=tmp_path).chosen not in ("as_passed", "own_body")
     assert asked == [careful]
+
+
+def test_a_scope_without_all_batchnorm_gets_no_body_of_a_base_that_absorbs(loader, tmp_path):
+    for fit in ("rescaled", "absorbed"):
+        save_bundle_of(fit, tmp_path / fit)
+        report = initialize(new_model(), loader, generator=tmp_path / fit, scope=["layer2"], refining_steps=0)
+        assert any(c.kind == "generated" for c in report.candidates) == (fit == "rescaled")
+        assert any("needs all BatchNorm weights" in note for note in report.notes) == (fit == "absorbed")
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

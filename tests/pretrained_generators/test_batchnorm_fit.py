@@ -5,8 +5,10 @@ import dataclasses
 import shutil
 
 import pytest
+import torch
 
 from pretrained_generators.bundle import load_bundle
+from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.episodes import Episode
 from pretrained_generators.training.functional import episode_loss
 from pretrained_generators.training.gates import left_out_accuracy
@@ -21,7 +23,8 @@ from tests.pretrained_generators.small import (
 )
 from tests.zoo_builder.test_rescaling import leaning_on_its_means
 from zoo_builder.batchnorm import recalibrate_batchnorm
-from zoo_builder.errors import BundleError
+from zoo_builder.batchnorm_fit import fit_batchnorm
+from zoo_builder.errors import BundleError, RecipeError
 from zoo_builder.store import Zoo
 
 
@@ -74,6 +77,20 @@ def test_a_bundle_says_how_and_another_way_is_refused(images, tmp_path):
 def test_a_generator_does_as_its_zoo(zoo, tmp_path):
     shutil.copytree(zoo.path, tmp_path / "zoo")
     absorbing = dataclasses.replace(Zoo.open(tmp_path / "zoo"), batchnorm="absorbed")
-    absorbing.describe()
+    absorbing.write_description()
     train_generator(Zoo.open(tmp_path / "zoo"), RECIPE, tmp_path / "out")
-    assert load_bundle(tmp_path / "out").generator.config.batchnorm == "absorbed"
+    bundle = load_bundle(tmp_path / "out")
+    assert bundle.generator.config.batchnorm == "absorbed"
+    with pytest.raises(RecipeError, match="another recipe or zoo"):
+        train_generator(zoo, RECIPE, tmp_path / "out")
+    with pytest.raises(BundleError, match="another base"):
+        audit_zoo(bundle, zoo)
+
+
+def test_images_are_fitted_to_in_any_normalisation(images):
+    x, _ = images
+    body = leaning(x, "absorbed").base
+    one, two = (fit_batchnorm(body, images, "absorbed") for images in (x, 3 * x - 5))
+    assert one.keys() == two.keys()
+    for name, change in one.items():
+        torch.testing.assert_close(two[name], change, rtol=1e-3, atol=1e-3)

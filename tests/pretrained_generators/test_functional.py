@@ -59,10 +59,10 @@ def test_loss_is_of_the_generated_weights_and_reaches_them():
     none = {k: torch.zeros_like(v) for k, v in generator.base_parameters().items()}
     gone = {k: -v for k, v in generator.base_parameters().items()}
     body, before = generator.base_copy(), copied(base)
-    fine, blind = (episode_loss(body, base, d, episode).item() for d in (none, gone))
+    fine, blind = (episode_loss(body, base, d, episode, "rescaled").item() for d in (none, gone))
     assert fine < 0.5 * blind
     leaves = {k: v.clone().requires_grad_() for k, v in none.items()}
-    episode_loss(body, base, leaves, episode).backward()
+    episode_loss(body, base, leaves, episode, "rescaled").backward()
     assert all(v.grad is not None and torch.isfinite(v.grad).all() for v in leaves.values())
     assert same(generator.base.state_dict(), before)
 
@@ -89,7 +89,7 @@ def test_training_lowers_the_loss_and_leaves_base_and_decoder(data_dir, tmp_path
         delta = generator.sample_deltas(None, 1, 0, steps=4)[0]
         with torch.no_grad():
             body = generator.base_copy()
-            return sum(episode_loss(body, before, delta, e).item() for e in tried) / len(tried)
+            return sum(episode_loss(body, before, delta, e, "rescaled").item() for e in tried) / len(tried)
 
     at_first = mean_loss()
     train_functional(generator, episodes, stage, tmp_path / "training", 0)

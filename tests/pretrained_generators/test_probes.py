@@ -20,7 +20,9 @@ def deltas(generator):
 def test_worth_is_of_the_base_and_then_the_change_by_each_delta():
     generator = random_generator()
     images, labels = labelled_images(60, 3)
-    loss, accuracy, *others = worth_of(generator.base, deltas(generator), images, labels, 3).flatten().tolist()
+    loss, accuracy, *others = (
+        worth_of(generator.base, deltas(generator), images, labels, 3, "rescaled").flatten().tolist()
+    )
     assert loss < 0.5
     assert accuracy > 0.9
     assert others[:2] == pytest.approx([0, 0], abs=1e-6)
@@ -32,7 +34,7 @@ def test_trying_leaves_the_base_as_it_was():
     generator = random_generator()
     images, labels = labelled_images(40, 2)
     before, training = copied(generator.base.state_dict()), [m.training for m in generator.base.modules()]
-    worth_of(generator.base, deltas(generator), images, labels, 2)
+    worth_of(generator.base, deltas(generator), images, labels, 2, "rescaled")
     assert same(generator.base.state_dict(), before)
     assert [m.training for m in generator.base.modules()] == training
 
@@ -42,7 +44,7 @@ def test_of_many_images_some_are_tried_from_all_parts_of_the_set():
     generator = random_generator()
     images, labels = labelled_images(3 * IMAGES, 3)
     order = labels.argsort()
-    _, accuracy = worth_of(generator.base, [{}], images[order], labels[order], 3)[0].tolist()
+    _, accuracy = worth_of(generator.base, [{}], images[order], labels[order], 3, "rescaled")[0].tolist()
     assert accuracy > 0.9
 
 

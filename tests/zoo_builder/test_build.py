@@ -329,7 +329,7 @@ def test_a_sound_base_is_rescaled_and_a_zoo_that_was_begun_so_stays_so(data, tmp
     assert zoo.batchnorm == "rescaled"
     assert "lost base" not in caplog.text
     more = begin_zoo(tmp_path / "lost", BackboneSpec("test_resnet"), leaning_base(data, tmp_path), RECIPE, data)[0]
-    dataclasses.replace(more, batchnorm="rescaled").describe()  # as one that was begun with other datasets
+    dataclasses.replace(more, batchnorm="rescaled").write_description()  # as one that was begun with other datasets
     (more.path / "datasets.json").write_text("{}")
     again = begin_zoo(more.path, BackboneSpec("test_resnet"), leaning_base(data, tmp_path), RECIPE, data)[0]
     assert again.batchnorm == "rescaled"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.zoo_builder.synthetic import SIZE, copied, random_body, same, seeded, striped_dataset, tiny_task
+from tests.zoo_builder.test_rescaling import leaning_on_its_means
 from zoo_builder import finetune, finetune_result
-from zoo_builder.backbones import is_norm
+from zoo_builder.backbones import is_norm, prepare_images
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import DataError, ZooError
@@ -210,3 +211,15 @@ def test_support_and_embedding_are_of_the_dataset_alone(run):
     assert torch.equal(one.embedding, other.embedding)
     halves = one.embedding.view(2, -1)
     torch.testing.assert_close(halves.norm(dim=1), torch.ones(2))
+
+
+def test_training_is_of_the_base_as_it_is_fitted(shared):
+    """Of a base that rescaling destroys little is learnt."""
+    task, base = tiny_task("episodic"), random_body()
+    images = shared.view(task.datasets[0], "plain", task).x_train
+    recalibrate_batchnorm(base, prepare_images(base, images))
+    leaning_on_its_means(base)
+    rescaled, absorbed = (
+        run_tasks([task], base, [None], shared, batchnorm=fit)[task.id].curve[0][1] for fit in ("rescaled", "absorbed")
+    )
+    assert absorbed < rescaled - 0.2

@@ -22,7 +22,7 @@ def source(train=60, test=40, seed=0):
 
 
 def probe(body, support=30, queries=20, **changes):
-    return Probe.of(body, source(**changes), support, queries, seed=0)
+    return Probe.of(body, source(**changes), support, queries, seed=0, batchnorm="rescaled")
 
 
 def test_a_probe_has_its_images_with_their_labels_and_no_test_image_in_the_support():

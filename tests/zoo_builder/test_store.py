@@ -178,7 +178,7 @@ def test_a_zoo_from_before_batchnorm_was_told_is_rescaled_and_an_unknown_fit_is_
     about = json.loads((new_zoo(tmp_path).path / "zoo.json").read_text())
     assert about.pop("batchnorm") == "rescaled"
     (tmp_path / "zoo.json").write_text(json.dumps(about))
-    assert Zoo.open(tmp_path) == new_zoo(tmp_path)
+    assert Zoo.open(tmp_path).batchnorm == "rescaled"
     (tmp_path / "zoo.json").write_text(json.dumps(about | {"batchnorm": "dissolved"}))
     with pytest.raises(ZooError, match="dissolved"):
         Zoo.open(tmp_path)

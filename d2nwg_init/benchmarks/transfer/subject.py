@@ -48,7 +48,7 @@ class Subject:
     universal: Mapping[str, torch.Tensor] | None  # a delta
     network: NetworkRegressor | None
     bundle: Bundle | None
-    batchnorm: BatchNormFit = "rescaled"  # of the base, as deltas are added to it
+    batchnorm: BatchNormFit  # of the base, as deltas are added to it
 
     @functools.cached_property
     def body(self) -> nn.Module:
@@ -82,11 +82,14 @@ def work_folder(spec: SubjectSpec, root: Path) -> Path:
     parts: dict[str, object] = {"protocol": PROTOCOL, "plans": spec.plans, "universal": spec.universal}
     if spec.zoo is not None:
         zoo = Zoo.open(spec.zoo)
-        name = zoo_name(zoo)
+        name, fit = zoo_name(zoo), zoo.batchnorm
         parts |= {"base": zoo.base_sha256, "entries": [e.sha256 for e in zoo.entries()]}
     else:
-        name = _names(spec)[0]
-        parts |= {"base": load_config(str(spec.bundle)).base_sha256}
+        config = load_config(str(spec.bundle))
+        name, fit = config.name, config.generator.batchnorm
+        parts |= {"base": config.base_sha256}
+    if fit != "rescaled":  # so that older folders keep their names
+        parts["batchnorm"] = fit
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
     return root / f"{name}-{digest}"
 
@@ -103,8 +106,10 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
         fit = alone.config.generator.batchnorm
         return Subject(name, backbone, size, alone.generator.base.state_dict(), None, None, None, alone, fit)
     zoo = Zoo.open(spec.zoo)
-    if spec.bundle is not None and load_config(spec.bundle).base_sha256 != zoo.base_sha256:
-        raise ZooError(f"{spec.bundle} was trained on deltas to another base than {spec.zoo} has. Give its zoo.")
+    if spec.bundle is not None:
+        config = load_config(spec.bundle)
+        if (config.base_sha256, config.generator.batchnorm) != (zoo.base_sha256, zoo.batchnorm):
+            raise ZooError(f"{spec.bundle} was trained on deltas to another base than {spec.zoo} has. Give its zoo.")
     measured = [*SPLITS["development"], *SPLITS["held_out"]]
     seen = sorted({d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related) if is_among(d, measured)})
     if seen:
