@@ -1,6 +1,6 @@
 """What competes: the model as it was passed; its own body, the bundle's base and generated bodies, each with BatchNorm
-rescaled and recalibrated and a head solved on the support images, or the model's own head; and its own body as it is,
-which goes on computing what it did."""
+fitted to the support images and recalibrated, and a head solved on them, or the model's own head; and its own body as
+it is, which goes on computing what it did."""
 
 from __future__ import annotations
 
@@ -217,8 +217,8 @@ class _Draft:
 def generated_bodies(
     generator: Generator, support: SupportSet, num_candidates: int, seed: int, finalists: int = FINALISTS
 ) -> Iterator[Body]:
-    """The generator's base, rescaled; and of its probes, which samples must beat, and `num_candidates` samples for the
-    support set, those `finalists` that do best on a part of the images.
+    """The generator's base, fitted to the images; and of its probes, which samples must beat, and `num_candidates`
+    samples for the support set, those `finalists` that do best on a part of the images.
 
     Samples for one dataset are nearly alike: each is tried at a strength of its own, and the best probe at all of them.
     With one image a class nothing tells bodies apart, and the weakest samples are taken.

@@ -97,7 +97,7 @@ class Arena:
         return model
 
     def solved(self, delta: Mapping[str, torch.Tensor], strength: float = 1.0) -> nn.Module:
-        """base + strength * delta, BatchNorm rescaled and recalibrated and the head solved on the images read."""
+        """base + strength * delta, BatchNorm fitted and recalibrated and the head solved on the images read."""
         return self.with_body(shifted(self.fitted_base(), delta, strength))
 
     def solved_base(self) -> nn.Module:
