@@ -29,6 +29,7 @@ from pretrained_generators.bundle_files import (
 )
 from pretrained_generators.bundle_tensors import check_header, read_finite, read_header
 from pretrained_generators.generator import Generator, GeneratorConfig
+from zoo_builder.absorbed_statistics import can_absorb
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.checkpoint import halved_if_exact, write_atomically
 from zoo_builder.errors import BundleError, ModelError, nearest_names
@@ -179,7 +180,7 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
     `path` is that of the config, for messages. What has far more than `most_tensors` is not laid out to its end.
 
     Raises:
-        BundleError: there is no such body, or its blocks are no parameters of it.
+        BundleError: there is no such body, its blocks are no parameters of it, or it cannot absorb and should.
     """
     backbone = config.backbone
     if not all(1 <= n <= MAX_PIXELS for n in (config.size, backbone.img_size or 1, backbone.in_chans)):
@@ -194,6 +195,8 @@ def described_body(config: GeneratorConfig, path: Path, most_tensors: int = MAX_
             raise BundleError(
                 f"{path}: {block} is no parameter of {backbone.model}, or there twice. Get the bundle again."
             )
+    if config.batchnorm == "absorbed" and not can_absorb(body):
+        raise BundleError(f"{path}: {backbone.model} has no BatchNorm that could absorb statistics. Get it again.")
     return body
 
 

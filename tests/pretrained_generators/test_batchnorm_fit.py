@@ -74,6 +74,14 @@ def test_a_bundle_says_how_and_another_way_is_refused(images, tmp_path):
         load_bundle(tmp_path)
 
 
+def test_a_bundle_whose_body_cannot_absorb_is_refused(tmp_path):
+    generator = random_generator("test_vit")
+    generator.config = dataclasses.replace(generator.config, batchnorm="absorbed")
+    save_random_bundle(tmp_path, generator=generator)
+    with pytest.raises(BundleError, match="could absorb"):
+        load_bundle(tmp_path)
+
+
 def test_a_generator_does_as_its_zoo(zoo, tmp_path):
     shutil.copytree(zoo.path, tmp_path / "zoo")
     absorbing = dataclasses.replace(Zoo.open(tmp_path / "zoo"), batchnorm="absorbed")
