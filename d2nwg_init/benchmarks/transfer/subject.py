@@ -85,8 +85,9 @@ def work_folder(spec: SubjectSpec, root: Path) -> Path:
         name, fit = zoo_name(zoo), zoo.batchnorm
         parts |= {"base": zoo.base_sha256, "entries": [e.sha256 for e in zoo.entries()]}
     else:
+        name = _names(spec)[0]  # which raises where there is nothing to measure
         config = load_config(str(spec.bundle))
-        name, fit = config.name, config.generator.batchnorm
+        fit = config.generator.batchnorm
         parts |= {"base": config.base_sha256}
     if fit != "rescaled":  # so that older folders keep their names
         parts["batchnorm"] = fit
