@@ -30,19 +30,19 @@ def can_absorb(model: nn.Module, names: Collection[str] | None = None) -> bool:
     return names is None or {n for n, p in model.named_parameters() if id(p) in held} <= set(names)
 
 
+@torch.no_grad()
 def absorb_statistics(model: nn.Module, images: torch.Tensor) -> None:
     """Give BatchNorm the statistics of images [N, C, H, W], as the model takes them, and weights and biases with which
     the model computes what it did, in place."""
     for layer, (mean, variance) in _statistics(model, images).items():
         weight, bias = _making_up(layer, mean, variance)
-        with torch.no_grad():
-            for tensor, value in (
-                (layer.weight, weight), (layer.bias, bias), (layer.running_mean, mean), (layer.running_var, variance),
-            ):  # fmt: skip
-                assert tensor is not None
-                tensor.copy_(value)
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+        layer.running_mean.copy_(mean)  # type: ignore[union-attr]
+        layer.running_var.copy_(variance)  # type: ignore[union-attr]
 
 
+@torch.no_grad()
 def batchnorm_absorbing(body: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """What to add to the BatchNorm weights and biases of `body`, by their names, so that with the statistics of images
     [N, C, H, W] it computes what it did. `body`, of which `can_absorb` holds, stays as it is."""
@@ -50,12 +50,11 @@ def batchnorm_absorbing(body: nn.Module, images: torch.Tensor) -> dict[str, torc
     changes = {}
     for layer, (mean, variance) in _statistics(body, images).items():
         weight, bias = _making_up(layer, mean, variance)
-        changes[f"{names[layer]}.weight"] = weight - layer.weight.detach()
-        changes[f"{names[layer]}.bias"] = bias - layer.bias.detach()
+        changes[f"{names[layer]}.weight"] = weight - layer.weight
+        changes[f"{names[layer]}.bias"] = bias - layer.bias
     return changes
 
 
-@torch.no_grad()
 def _statistics(model: nn.Module, images: torch.Tensor) -> dict[_BatchNorm, tuple[torch.Tensor, torch.Tensor]]:
     """Mean and variance [C] of what each BatchNorm layer is called with, as the model is."""
     found: dict[_BatchNorm, list[torch.Tensor]] = {m: [] for m in batchnorm_layers(model)}  # [2, C] of each call
@@ -76,7 +75,6 @@ def _statistics(model: nn.Module, images: torch.Tensor) -> dict[_BatchNorm, tupl
     return {layer: tuple(torch.stack(calls).mean(0)) for layer, calls in found.items() if calls}
 
 
-@torch.no_grad()
 def _making_up(layer: _BatchNorm, mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias [C] with which the layer, of this mean and variance, computes what it does now."""
     assert layer.running_mean is not None
