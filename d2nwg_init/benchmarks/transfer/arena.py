@@ -102,7 +102,12 @@ class Arena:
 
     def solved_base(self) -> nn.Module:
         """The base, BatchNorm recalibrated and the head solved on the images read."""
-        return self.with_body({})
+        return self.with_body(self.plain_base(self.support.images))
+
+    def plain_base(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What to put in place of its parameters before BatchNorm is recalibrated on `images`, where nothing is
+        generated: nothing, unless recalibrating alone would destroy it."""
+        return self.subject.fitted(images) if self.subject.batchnorm == "absorbed" else {}
 
     def fitted_base(self) -> dict[str, torch.Tensor]:
         """Its parameters. Not kept: each method pays for it."""

@@ -15,7 +15,7 @@ from d2nwg_init.benchmarks.peak_memory import peak_memory
 from d2nwg_init.benchmarks.transfer.arena import NUM_SUPPORT, Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.heads import Head, logistic_head, nearest_class_mean_head
-from d2nwg_init.candidates import Body, become, propose, set_body_and_solve
+from d2nwg_init.candidates import Body, become, propose, set_body_and_solve, set_parameters
 from d2nwg_init.hook import initialize
 from d2nwg_init.refine import Refinement, default_steps, refine
 from d2nwg_init.select import compete, select
@@ -86,7 +86,7 @@ def _plainly(build: Callable[[Arena], nn.Module]) -> Callable[[Arena, Cell], Bui
 
 def _solved_full(arena: Arena, _: Cell) -> Built:
     model = arena.pretrained().to(memory_format=torch.channels_last)
-    set_body_and_solve(model, {}, *arena.train)
+    set_body_and_solve(model, arena.plain_base(arena.train[0]), *arena.train)
     return model, {"images": float(len(arena.train[1]))}
 
 
@@ -280,6 +280,7 @@ def _with_head(head: Callable[[torch.Tensor, torch.Tensor, int, Cell], Head]) ->
 
     def build(arena: Arena, cell: Cell) -> Built:
         model, support = arena.pretrained().to(memory_format=torch.channels_last), arena.support
+        set_parameters(model, arena.plain_base(support.images))
         recalibrate_batchnorm(model, support.images)
         features = extract_features(model, support.images)
         set_head(model, *head(features, support.labels, support.num_classes, cell), support.images)

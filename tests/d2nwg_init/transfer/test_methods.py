@@ -59,6 +59,16 @@ def test_the_full_rival_sees_all_train_images(subject, monkeypatch):
     assert not same(made(new_arena(subject), "solved_full"), made(new_arena(subject), "solved"))
 
 
+@pytest.mark.parametrize("method", ["solved", "solved_full", "logistic", "nearest_class_mean"])
+def test_simple_rivals_have_a_base_that_recalibrating_does_not_destroy(subject, method):
+    images = new_arena(subject).support.images
+    assert len(images) == len(new_arena(subject).train[0])  # so that all four see the same, in some order
+    absorbing = replace(subject, batchnorm="absorbed")
+    for of_fit, expected in ((subject, subject.parameters()), (absorbing, absorbing.fitted(images))):
+        state = made(new_arena(of_fit), method)
+        torch.testing.assert_close({name: state[name] for name in expected}, expected)
+
+
 def test_the_arena_reads_what_the_hook_reads(arena):
     read = read_support_set(arena.loader(), 1024, 3)
     assert torch.equal(arena.support.images, read.images)
