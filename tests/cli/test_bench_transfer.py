@@ -35,16 +35,16 @@ def arguments(zoo, data, work, *more, datasets="kmnist,dtd_part"):
     return [*command, "--work", work / "cells", "--out", work / "transfer.json", "--datasets", datasets, *more]
 
 
-FEW = ("--defaults", "--methods", "solved,no_generator", "--shots", "2,all", "--seeds", "1", "--workers", "1")
+FEW = ("--defaults", "--methods", "solved,zoo_selected", "--shots", "2,all", "--seeds", "1", "--workers", "1")
 
 
 def test_a_run_ends_in_results_and_a_page_and_the_next_one_takes_up_what_is_there(whole, measured_on, work):
     printed = succeed(*arguments(whole, measured_on, work, *FEW))
     assert "at step/0, 2 images a class" in " ".join(printed.split())
-    assert "no_generator" in printed
+    assert "zoo_selected" in printed
     report = json.loads((work / "transfer.json").read_text())
     assert [d["name"] for d in report["data"]] == ["kmnist", "dtd_part"]
-    assert {r["method"] for r in report["rows"]} == {"solved", "no_generator"}
+    assert {r["method"] for r in report["rows"]} == {"solved", "zoo_selected"}
     assert {r["shots"] for r in report["rows"]} == {2, None}
     assert "<svg" in (work / "transfer.html").read_text()
     files = {p: p.stat().st_mtime_ns for p in (work / "cells").glob("*/cells/*")}
@@ -63,7 +63,7 @@ def test_every_look_at_the_held_out_sets_is_put_on_record(whole, measured_on, wo
         runs = json.loads((work / "heldout_runs.json").read_text())["runs"]
         assert len(runs) == count
     assert runs[0]["datasets"] == ["trashnet", "cifar10"]
-    assert runs[0]["methods"] == ["solved", "no_generator"]
+    assert runs[0]["methods"] == ["solved", "zoo_selected"]
 
 
 @pytest.mark.parametrize(

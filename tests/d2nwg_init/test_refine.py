@@ -112,6 +112,7 @@ def test_the_head_is_no_surer_of_itself_than_before(monkeypatch):
     """The images that the body was trained on would have it so; of one draw of so few not always, in the mean of four
     by far."""
     monkeypatch.setattr(refine_module, "FIRST", 0)  # the most that a body can be fitted to them
+    monkeypatch.setattr(refine_module, "TRAININGS_OF_FEW", 1)
     losses = []
     for draw in range(4):
         few = SupportSet(*noisy_images(30, draw, noise=16), 3)
