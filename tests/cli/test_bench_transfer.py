@@ -35,6 +35,7 @@ def arguments(zoo, data, work, *more, datasets="kmnist,dtd_part"):
     return [*command, "--work", work / "cells", "--out", work / "transfer.json", "--datasets", datasets, *more]
 
 
+TWO_SETS = {"development": ("kmnist", "dtd_part"), "held_out": ()}
 FEW = ("--defaults", "--methods", "solved,zoo_selected", "--shots", "2,all", "--seeds", "1", "--workers", "1")
 
 
@@ -100,8 +101,8 @@ def test_other_shots_are_refused(whole, measured_on, tmp_path):
 
 
 def test_without_training_only_step_0_is_measured_and_no_rate_is_chosen(whole, measured_on, tmp_path, monkeypatch):
-    monkeypatch.setattr("d2nwg_init.benchmarks.transfer.splits.SPLITS", {"development": ("kmnist", "dtd_part")})
-    monkeypatch.setattr("d2nwg_init.benchmarks.transfer.benchmark.SPLITS", {"development": ("kmnist", "dtd_part")})
+    monkeypatch.setattr("d2nwg_init.benchmarks.transfer.splits.SPLITS", TWO_SETS)
+    monkeypatch.setattr("d2nwg_init.benchmarks.transfer.benchmark.SPLITS", TWO_SETS)
     more = ("--methods", "solved,universal", "--shots", "all", "--seeds", "1", "--workers", "1")
     succeed(*arguments(whole, measured_on, tmp_path, *more, "--trained", "none"))
     report = json.loads((tmp_path / "transfer.json").read_text())
