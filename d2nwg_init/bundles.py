@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from d2nwg_init.matching import first_misfit, match_body, may_match
+from d2nwg_init.matching import first_misfit, has_shapes, match_body, may_match
 from pretrained_generators.base_elsewhere import BaseMissing
 from pretrained_generators.bundle import Bundle, described_body, embedded_bundles, load_bundle, load_config
 from pretrained_generators.generator import Generator
@@ -39,6 +39,8 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | N
     for name in embedded_bundles():
         config = load_config(name)
         covered.append(config.generator.backbone.model)
+        if not has_shapes(model, (b.shape for b in config.generator.layout.blocks)):
+            continue  # what is most often so is seen before a body is laid out
         if not may_match(model, described_body(config.generator, Path(name))):
             continue
         try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +72,12 @@ def first_misfit(model: nn.Module, body: nn.Module) -> str | None:
         if have.get(name) != want.get(name):
             return f"{name} is {have.get(name)} in the model and {want.get(name)} in the bundle"
     return None
+
+
+def has_shapes(model: nn.Module, shapes: Iterable[Shape]) -> bool:
+    """Whether a model has parameters of these shapes, under any names, but for one: a stem may have other channels."""
+    have = Counter(map(_plain, _shapes(model).values()))
+    return (Counter(map(_plain, shapes)) - have).total() <= 1
 
 
 def may_match(model: nn.Module, body: nn.Module) -> bool:

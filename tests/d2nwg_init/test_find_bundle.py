@@ -1,6 +1,8 @@
 import pytest
+import timm
 
 import d2nwg_init
+from d2nwg_init import bundles as hook_bundles
 from d2nwg_init.bundles import find_bundle
 from pretrained_generators import bundle as bundles
 from tests.d2nwg_init.conftest import new_model
@@ -29,6 +31,19 @@ def test_auto_tells_what_is_covered_where_nothing_fits(embedded):
     assert found is None
     assert "test_vit" in reason
     assert "test_resnet" in reason
+
+
+def test_auto_takes_a_bundle_for_a_stem_of_other_channels(embedded):
+    model = timm.create_model("test_resnet", num_classes=3, in_chans=1)
+    assert find_bundle(model, "auto")[0].config.name == "b-resnet"
+
+
+def test_no_body_is_laid_out_whose_shapes_the_model_lacks(embedded, monkeypatch):
+    laid_out, lay_out = [], hook_bundles.described_body
+    monkeypatch.setattr(hook_bundles, "described_body", lambda c, p: laid_out.append(c.backbone.model) or lay_out(c, p))
+    for model in ("lcnet_050", "test_resnet"):
+        find_bundle(new_model(model), "auto")
+    assert laid_out == ["test_resnet"]
 
 
 def test_bundle_is_found_by_its_name(embedded):
