@@ -37,6 +37,7 @@ def arguments(zoo, data, work, *more, datasets="kmnist,dtd_part"):
 
 TWO_SETS = {"development": ("kmnist", "dtd_part"), "held_out": ()}
 FEW = ("--defaults", "--methods", "solved,zoo_selected", "--shots", "2,all", "--seeds", "1", "--workers", "1")
+FEW += ("--trained", "solved")
 
 
 def test_a_run_ends_in_results_and_a_page_and_the_next_one_takes_up_what_is_there(whole, measured_on, work):

@@ -9,7 +9,7 @@ from d2nwg_init.benchmarks.fuzz import damage_and_load, fuzz_bundle, fuzz_rows, 
 from d2nwg_init.benchmarks.mutations import MUTATIONS, mutate
 from pretrained_generators.bundle import load_bundle
 
-INPUTS = 250
+INPUTS = 150
 
 
 def files_of(folder):

@@ -100,9 +100,9 @@ def test_features_that_are_not_finite_are_not_trained_on(support):
 
 def test_the_weights_go_half_of_the_way(support, monkeypatch):
     start, half, whole = (solved(support) for _ in range(3))
-    refine(half, support, 30, 0)
+    refine(half, support, 6, 0)
     monkeypatch.setattr("d2nwg_init.refine.SHARE", 1.0)
-    refine(whole, support, 30, 0)
+    refine(whole, support, 6, 0)
     states = [dict(model.named_parameters()) for model in (start, half, whole)]
     for name in states[0].keys() - {"fc.weight", "fc.bias"}:
         torch.testing.assert_close(states[1][name], (states[0][name] + states[2][name]) / 2)
@@ -150,9 +150,9 @@ def test_few_images_are_trained_on_anew_from_the_same_start(monkeypatch):
 
     monkeypatch.setattr("d2nwg_init.refine._fit", fit)
     model, steps = solved(few), []
-    assert refine(model, few, 20, 0, advance=lambda: steps.append(1)).kept
+    assert refine(model, few, 6, 0, advance=lambda: steps.append(1)).kept
     assert len(ends) == trainings(60) == 3
-    assert len(steps) == 3 * 20
+    assert len(steps) == 3 * 6
     assert all(same(starts[0], start) for start in starts)
     assert not torch.equal(ends[0][0], ends[1][0])
     for p, start, *ended in zip(trained, starts[0].values(), *ends, strict=True):
@@ -188,7 +188,7 @@ def test_only_parameters_in_the_scope_are_trained(support):
     model = solved(support)
     before = copied(model.state_dict())
     names = {k for k, _ in model.named_parameters() if k.startswith(("layer1.", "layer2.", "layer3."))}
-    assert refine(model, support, 30, 0, names).kept
+    assert refine(model, support, 6, 0, names).kept
     changed = {k for k, v in model.named_parameters() if not torch.equal(before[k], v)}
     assert changed == names | {"fc.weight", "fc.bias"}
 
@@ -198,7 +198,7 @@ def test_the_first_layers_are_left_as_they_are(support):
     model.requires_grad_(False)
     model.fc.weight.requires_grad_()
     before = copied(model.state_dict())
-    assert refine(model, support, 30, 0).kept
+    assert refine(model, support, 6, 0).kept
     names = [name for name, _ in model.named_parameters() if not name.startswith("fc.")]
     size = sum(before[name].numel() for name in names)
     left = [torch.equal(before[name], model.get_parameter(name)) for name in names]
@@ -227,6 +227,7 @@ def test_a_batch_must_hold_two_images_of_a_class(num_classes, images, can):
 
 def test_initialize_refines_what_it_chose_and_reports_it(loader, bundle, monkeypatch):
     monkeypatch.setattr(candidates, "ENOUGH_FOR_STATISTICS", 0)  # else the body as it is would be chosen, and kept
+    monkeypatch.setattr(refine_module, "TRAININGS_OF_FEW", 1)
     models = [new_model() for _ in range(3)]
     options = {"generator": bundle, "num_candidates": 1}
     reports = [initialize(m, loader, refining_steps=n, **options) for m, n in zip(models, (0, 20, None), strict=True)]
