@@ -17,11 +17,12 @@ SCRIPT = """
 import sys
 from zoo_builder.datasets import load_dataset
 from zoo_builder.errors import DataError
-try:
-    found = load_dataset(sys.argv[1], size=32, download=sys.argv[2] == "download")
-    print(len(found.x_train), len(found.x_test), found.licence, found.sha256)
-except DataError as e:
-    print("DataError:", e)
+for source in sys.argv[2:]:
+    try:
+        found = load_dataset(source, size=32, download=sys.argv[1] == "download")
+        print(len(found.x_train), len(found.x_test), found.licence, found.sha256)
+    except DataError as e:
+        print("DataError:", e)
 """
 
 
@@ -77,28 +78,28 @@ def hub(tmp_path):
     server.shutdown()
 
 
-def load(endpoint, home, source, how):
+def load(endpoint, home, how, *sources):
     """In a process of its own, since the client reads its environment once."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-c", SCRIPT, source, how]
+    command = [sys.executable, "-c", SCRIPT, how, *sources]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_dataset_is_fetched_when_asked_at_its_commit_and_kept(hub, tmp_path):
     endpoint, asked = hub
     source = f"hf:org/bands@{COMMIT}"
-    assert "not in the cache" in load(endpoint, tmp_path / "home", source, "local")
+    assert "not in the cache" in load(endpoint, tmp_path / "home", "local", source)
     assert asked == []
-    fetched = load(endpoint, tmp_path / "home", source, "download")
+    fetched = load(endpoint, tmp_path / "home", "download", source)
     assert fetched.startswith(f"{len(PARTS['train'][1])} {len(PARTS['test'][1])} mit ")
     assert not any("script.py" in path for path in asked)
     asked.clear()
-    assert load(endpoint, tmp_path / "home", source, "local") == fetched
+    assert load(endpoint, tmp_path / "home", "local", source) == fetched
     assert asked == []
 
 
 def test_unknown_dataset_or_commit_is_an_error(hub, tmp_path):
     endpoint, _ = hub
-    for source in (f"hf:org/nothing@{COMMIT}", "hf:org/bands@" + "f" * 40):
-        assert "DataError: " in load(endpoint, tmp_path / "home", source, "download")
+    absent = (f"hf:org/nothing@{COMMIT}", "hf:org/bands@" + "f" * 40)
+    assert load(endpoint, tmp_path / "home", "download", *absent).count("DataError: ") == 2
