@@ -75,7 +75,8 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
     """Inside, timm.create_model(..., pretrained=True) gives models that are initialised for the loader's images.
 
     A model that a bundle covers begins with random weights and downloads nothing: the bundle's base takes the place of
-    the pretrained weights. Any other gets timm's pretrained weights, downloaded as ever, and a head is solved on them.
+    the pretrained weights. Any other gets timm's pretrained weights, downloaded as ever, refined where
+    `initialize` does that, and a head is solved on them.
 
     Args:
         init: arguments of `initialize`.

@@ -30,7 +30,8 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="Where it is trained, as torch names it: cpu, cuda.")] = "cpu",
 ) -> None:
-    """Train VAE, dataset encoder and diffusion on a zoo, then all of them end to end, and write a bundle.
+    """Train VAE, dataset encoder and diffusion on a zoo, then, if the recipe says so, encoder and diffusion on what the
+    weights are worth, and write a bundle.
 
     Resumes at the last checkpoint. Under torchrun (-m d2nwg_init) its processes share each batch.
     """
