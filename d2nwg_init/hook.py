@@ -75,7 +75,7 @@ def initialize(
         refining_steps: of training on the images read, from what was chosen. None takes 18; of fewer than 128 images up
             to 40, in each of three trainings, whose weights are averaged; for the user's own pretrained body, and for
             those of a bundle whose base absorbs statistics, no more than see each image six times. Without a bundle it
-            takes none for a body that was never trained, or has no BatchNorm.
+            takes none for a body that was never trained.
         seed: of the generated weights; the same seed and images give the same weights.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
@@ -116,8 +116,7 @@ def initialize(
             own_kind = "base" if plan.own_is_base else "own_body"
             proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
             candidates = list(_advancing(proposed, bar))
-        # Of no bundle, as measured: what was pretrained and has BatchNorm.
-        by_default = bundle is not None or (not untrained and bool(batchnorm_layers(network)))
+        by_default = bundle is not None or not untrained
         asked = by_default if refining_steps is None else refining_steps > 0
         wanted = asked and bool(plan.names) and head != "keep"  # with its own head the model stays what it is
         refinable = wanted and can_be_refined(support)

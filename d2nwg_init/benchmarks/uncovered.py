@@ -80,7 +80,7 @@ def _run(data: Path, folder: Path, cell: Cell) -> None:
 def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
     """Test accuracy (%) by learning rate and step, the seconds of the call, and what it chose."""
     torch.manual_seed(cell.seed)
-    model = BackboneSpec(cell.model).create(cell.weights, num_classes=dataset.num_classes)
+    model = BackboneSpec(cell.model, img_size=cell.size).create(cell.weights, num_classes=dataset.num_classes)
     train = _drawn(model, dataset.x_train, dataset.y_train, cell.size, TRAIN_IMAGES, cell.seed)
     test = _drawn(model, dataset.x_test, dataset.y_test, cell.size, TEST_IMAGES, 0)
     began, chosen = time.perf_counter(), None

@@ -35,8 +35,8 @@ def without_batchnorm():
     return model
 
 
-@pytest.mark.parametrize(("make", "by_default"), [(trained, True), (new_model, False), (without_batchnorm, False)])
-def test_of_no_bundle_what_was_trained_and_has_batchnorm_is_refined(make, by_default, loader):
+@pytest.mark.parametrize(("make", "by_default"), [(trained, True), (new_model, False), (without_batchnorm, True)])
+def test_of_no_bundle_what_was_trained_is_refined(make, by_default, loader):
     report = initialize(make(), loader, generator=None)
     assert report.bundle is None
     assert (report.refinement is not None) == by_default
