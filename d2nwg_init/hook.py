@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
@@ -28,7 +29,7 @@ from d2nwg_init.untrained import is_untrained
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.nearest_datasets import nearest_datasets
-from zoo_builder.backbones import evaluating
+from zoo_builder.backbones import caught_features, evaluating
 from zoo_builder.batchnorm import batchnorm_layers
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
@@ -197,21 +198,21 @@ def _check_head(head: str) -> None:
 
 
 def _check_fit(model: nn.Module, support: SupportSet) -> None:
-    """Run two images through the model, so that a wrong size or channel count is named before any work."""
-    parameter = next(model.parameters())
-    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = support.images.shape[1]
-    if stem is not None and stem.in_channels != channels:
-        raise DataError(
-            f"The loader gives images of {channels} channels and the model takes {stem.in_channels}. Convert the "
-            f"images, or create the model with in_chans={channels}."
-        )
+    """Run two images through the model, so that a wrong size or channel count, or a head that is more than a layer, is
+    named before any work."""
+    parameter, head = next(model.parameters()), find_classifier(model)
     try:
-        with evaluating(model):
+        with caught_features(model) as caught, evaluating(model):
             logits = model(support.images[:2].to(parameter.device, parameter.dtype))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError) as e:
+        stem, channels = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None), support.images.shape[1]
+        if stem is not None and stem.in_channels != channels:
+            raise DataError(
+                f"The loader gives images of {channels} channels and the model takes {stem.in_channels}. Convert the "
+                f"images, or create the model with in_chans={channels}."
+            ) from e
         size = "x".join(map(str, support.images.shape[1:]))
         raise DataError(f"The model cannot take images of {size} as the loader gives them ({e}). Resize them.") from e
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, support.num_classes):
@@ -220,6 +221,13 @@ def _check_fit(model: nn.Module, support: SupportSet) -> None:
             f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}]. Pass an "
             "image classifier of timm or torchvision."
         )
+    if isinstance(head.layer, nn.Linear) and len(caught) == 1 and torch.isfinite(logits).all():
+        expected = F.linear(caught[0].to(logits.dtype), head.layer.weight, head.layer.bias)
+        if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            raise ModelError(
+                f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done "
+                "to them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
+            )
 
 
 def _advancing(candidates: Iterable[Candidate], bar: Bar) -> Iterator[Candidate]:

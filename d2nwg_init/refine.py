@@ -180,7 +180,7 @@ def _fit(
         optimizers.append(Muon(matrices, lr=rates[0]))
     if others:
         optimizers.append(torch.optim.AdamW(others, lr=rates[1]))
-    warmups = [torch.optim.lr_scheduler.LinearLR(o, 1 / 6, total_iters=steps // 6) for o in optimizers]
+    warmups = [torch.optim.lr_scheduler.LinearLR(o, 1 / 6, total_iters=max(1, steps // 6)) for o in optimizers]
     batches = _batches(len(labels), generator)
     last = -(-steps // AVERAGED)
     mean = [torch.zeros_like(p) for p in parameters]

@@ -15,14 +15,20 @@ from zoo_builder.attention_cache import biased_attention
 def recalibrate_batchnorm(model: nn.Module, images: torch.Tensor, batch_size: int = 256) -> int:
     """Replace running means and variances by the average over batches of `images` [N, C, H, W]; returns the layers.
 
-    Only BatchNorm layers run in training mode; each module's own mode and momentum are put back.
+    Only BatchNorm layers run in training mode; each module's own mode and momentum are put back. A layer that the model
+    does not come by in evaluation mode, as of Inception's second head, keeps its statistics.
     """
     with batchnorm_training(model) as layers, torch.no_grad():
+        before = [[b.clone() for b in layer.buffers()] for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # a cumulative average over the batches
         for batch in equal_batches(images, batch_size) if layers else ():
             model(batch)
+        for layer, values in zip(layers, before, strict=True):
+            if not layer.num_batches_tracked:
+                for buffer, value in zip(layer.buffers(), values, strict=True):
+                    buffer.copy_(value)
     return len(layers)
 
 

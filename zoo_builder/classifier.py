@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from zoo_builder.errors import ModelError
 
@@ -49,22 +50,40 @@ class Classifier:
 
 
 def find_classifier(model: nn.Module) -> Classifier:
-    """What timm's get_classifier() gives; else the last linear layer, or the 1x1 convolution that ends the model.
+    """What timm's get_classifier() gives, or the last layer in that; else the last linear layer, or the 1x1 convolution
+    that ends the model.
 
     Raises:
-        ModelError: the model has none (a detector, a headless body).
+        ModelError: the model has none (a detector, a headless body), or one that no solution fits.
     """
     get_classifier = getattr(model, "get_classifier", None)
     try:
         layer = get_classifier() if get_classifier is not None else _last_layer(model)
     except AttributeError:  # some of timm's, without their heads
         layer = None
+    if isinstance(layer, nn.Module) and not isinstance(layer, nn.ModuleList | nn.ModuleDict):  # which are several heads
+        layer = _last_layer(layer)
     names = {module: name for name, module in model.named_modules()}
     if not isinstance(layer, nn.Linear | nn.Conv2d) or layer not in names:
         raise ModelError(
             f"{type(model).__name__} has no linear classifier to solve for (found {type(layer).__name__}). Expected an "
             "image classifier of timm or torchvision that ends in nn.Linear or a 1x1 convolution, created with "
             "num_classes >= 2."
+        )
+    if layer.bias is None:
+        raise ModelError(
+            f"The classifier of {type(model).__name__}, {names[layer]}, has no bias, and solved heads have one. "
+            "Make it with bias=True."
+        )
+    if parametrize.is_parametrized(layer):
+        raise ModelError(
+            f"The classifier of {type(model).__name__}, {names[layer]}, is parametrized: its weights are computed and "
+            "cannot be set. Initialise the model before torch.nn.utils.parametrize is used on it."
+        )
+    if isinstance(layer.weight, nn.UninitializedParameter):
+        raise ModelError(
+            f"The classifier of {type(model).__name__}, {names[layer]}, has no shape yet. Run an image through the "
+            "model first, or use nn.Linear."
         )
     return Classifier(names[layer], layer)
 

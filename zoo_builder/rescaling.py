@@ -35,7 +35,7 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
     if not layers:
         return {}
     held = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}
-    variances = {name: torch.zeros_like(var) for name, (_, var) in held.items()}
+    variances: dict[str, torch.Tensor] = {}  # of the layers that are run; a head for training alone is not
     chosen = spread_evenly(len(images), IMAGES)
     like = next(iter(layers.values())).weight
     batches = equal_batches(standardize_channels(images[chosen]).to(like.device, like.dtype))
@@ -44,7 +44,7 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
         """By the mean of the batch, and the deviation that was held if the batch's is not far larger."""
         mean, variance = (torch.zeros_like(buffer) for buffer in held[name])
         F.batch_norm(args[0], mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
-        variances[name] += variance / len(batches)
+        variances[name] = variances.get(name, 0) + variance / len(batches)
         assert layer.running_mean is not None
         assert layer.running_var is not None
         layer.running_mean.copy_(mean)
@@ -61,8 +61,12 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
         for name, (mean, var) in held.items():
             layers[name].running_mean.copy_(mean)
             layers[name].running_var.copy_(var)
-    ratios = {name: ((variances[name] + m.eps) / (held[name][1] + m.eps)).sqrt() for name, m in layers.items()}
-    return {f"{name}.weight": (ratios[name].clamp(max=LOUDEST) - 1) * m.weight for name, m in layers.items()}
+    changes = {}
+    for name, variance in variances.items():
+        layer = layers[name]
+        ratio = ((variance + layer.eps) / (held[name][1] + layer.eps)).sqrt()
+        changes[f"{name}.weight"] = (ratio.clamp(max=LOUDEST) - 1) * layer.weight
+    return changes
 
 
 def signal_left(body: nn.Module, images: torch.Tensor) -> float:

@@ -157,6 +157,71 @@ def test_models_of_transformers_are_refused_with_a_pointer(loader):
         initialize(transformers.ResNetForImageClassification(config), loader)
 
 
+class WithAuxiliaryHead(nn.Module):
+    """As Inception's: the second head is run in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.auxiliary = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 4))
+        self.fc = nn.Linear(8, 3)
+        for norm in (self.norm, self.auxiliary[0]):  # as if pretrained
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return (self.fc(x), self.auxiliary(x)) if self.training else self.fc(x)
+
+
+def test_a_head_for_training_alone_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr("d2nwg_init.refine.FIRST", 0.0)
+    torch.manual_seed(0)
+    model = WithAuxiliaryHead()
+    before = copied(model.state_dict())
+    images, labels = labelled_images(90, 3)
+    images += 3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    report = initialize(model, [(images, labels)], generator=None, head="solve", refining_steps=6)
+    assert report.refinement.kept
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {"conv.weight", "norm.running_mean", "fc.weight"} <= changed
+    assert not any(k.startswith("auxiliary.") for k in changed)
+
+
+class CosineHead(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight), self.bias)
+
+
+HEADS = {
+    "not linear": (lambda: CosineHead(96, 3), "are not those of its last layer"),
+    "no bias": (lambda: nn.Linear(96, 3, bias=False), "no bias"),
+    "computed weights": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(96, 3)), "parametrized"),
+    "lazy": (lambda: nn.LazyLinear(3), "no shape yet"),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_a_head_that_a_solution_does_not_fit_is_refused(case, loader):
+    make, words = HEADS[case]
+    model = new_model()
+    model.fc = make()
+    before = copied(model.state_dict()) if case != "lazy" else {}
+    with pytest.raises(ModelError, match=words):
+        initialize(model, loader, generator=None)
+    assert case == "lazy" or same(model.state_dict(), before)
+
+
+def test_the_last_linear_layer_of_what_a_user_put_in_the_heads_place_is_solved(loader):
+    model = new_model()
+    model.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(96, 3))
+    before = copied(model.state_dict())
+    initialize(model, loader, generator=None, head="solve")
+    assert not torch.equal(model.fc[1].weight, before["fc.1.weight"])
+    images, labels = loader.dataset.tensors
+    assert (model.eval()(images).argmax(1) == labels).float().mean() > 0.9
+
+
 @pytest.mark.parametrize(("in_chans", "size"), [(1, 32), (4, 32), (6, 48)])
 def test_a_loader_of_the_models_channels_is_taken_and_no_other(in_chans, size):
     model = timm.create_model("test_resnet", num_classes=3, in_chans=in_chans)

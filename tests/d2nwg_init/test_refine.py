@@ -14,6 +14,7 @@ from d2nwg_init import candidates, hook, initialize
 from d2nwg_init import refine as refine_module
 from d2nwg_init.candidates import set_body_and_solve, solve_in_place
 from d2nwg_init.refine import (
+    RATES,
     SOFTER,
     _activations,
     _backward,
@@ -96,6 +97,16 @@ def test_features_that_are_not_finite_are_not_trained_on(support):
     head = model.fc.weight.clone()
     assert refine(model, support, 6, 0) is None
     assert torch.equal(model.fc.weight, head)
+
+
+def test_few_steps_come_to_the_full_rate_too(support, monkeypatch):
+    rates = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a))[1]
+    )
+    refine(new_model(), support, 3, 0)
+    assert rates == pytest.approx([RATES[1] / 6, RATES[1], RATES[1]])
 
 
 def test_the_weights_go_half_of_the_way(support, monkeypatch):
