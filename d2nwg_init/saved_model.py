@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from zoo_builder.checkpoint import write_atomically, write_text_atomically
+from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
 
 
@@ -37,9 +38,14 @@ def _save_for_timm(model: nn.Module, folder: Path) -> None:
     from timm.models import save_for_hf
 
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # safetensors takes no other
+    # Where the user put another layer in the head's place, timm still tells the number of classes of its own.
+    classes = find_classifier(plain).num_classes
+    plain.num_classes = classes  # type: ignore[assignment]
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         try:
-            save_for_hf(plain, temporary, safe_serialization=True)
+            if isinstance(plain.get_classifier(), nn.Sequential):  # type: ignore[operator]
+                raise ValueError("several layers were put in its head's place")
+            save_for_hf(plain, temporary, safe_serialization=True, model_args={"num_classes": classes})
         except (ValueError, RuntimeError) as e:
             raise ModelError(
                 f"timm cannot describe this {type(model).__name__} ({e}). Save model.state_dict() instead."

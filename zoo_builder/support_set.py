@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from zoo_builder.errors import DataError
@@ -89,13 +90,16 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
 
 
 def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]) -> Iterable[Any]:
-    """`loader`, or a copy of a DataLoader (in timm's PrefetchLoader, too) that fetches no batch behind the first
-    `count` images, whatever its workers fetch ahead, and has no part in the state of the user's own."""
+    """`loader`, or a copy of a DataLoader (timm's, and one in its PrefetchLoader, too) that fetches no batch behind the
+    first `count` images, whatever its workers fetch ahead, and has no part in the state of the user's own."""
     inner = getattr(loader, "loader", None)
     if isinstance(inner, DataLoader) and type(loader).__module__.startswith("timm."):
         prefetch: Any = copy.copy(loader)
         prefetch.loader = _of_the_first(inner, count, seed, notes)
         return prefetch
+    if isinstance(loader, MultiEpochsDataLoader) and loader.batch_sampler is not None:
+        loader = _changed(loader, batch_sampler=loader.batch_sampler.sampler)  # type: ignore[attr-defined]  # one epoch
+        loader.__class__ = DataLoader
     if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
         if isinstance(loader, Iterator):
             notes.append("the loader is an iterator: the batches that were read are gone from it")
@@ -103,9 +107,9 @@ def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]
     batches = loader.batch_sampler
     if batches is None:  # each item of the dataset is a batch
         return _changed(loader)
-    if type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler and len(loader.dataset) > count:  # type: ignore[arg-type]
+    if type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler and len(batches.sampler) > count:
         notes.append("the loader does not shuffle: images were drawn at random from its dataset")
-        order = RandomSampler(loader.dataset, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+        order = RandomSampler(batches.sampler.data_source, generator=torch.Generator().manual_seed(seed))
         batches = BatchSampler(order, batches.batch_size, batches.drop_last)
     return _changed(loader, batch_sampler=_FirstBatches(batches, count))
 
@@ -163,6 +167,8 @@ def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[t
             f"Images must be a float tensor [N, C, H, W], got {x.dtype} {list(x.shape)}. "
             "Let the loader apply ToTensor and Normalize, as for training."
         )
+    if y.ndim == 2 and y.shape[1] == 1 and not y.is_floating_point():
+        y = y[:, 0]
     if y.ndim == 2 and len(y) == len(x) and len(y):
         return x, _hard_labels(y, num_classes, notes)
     if y.ndim != 1 or y.is_floating_point() or len(x) != len(y):

@@ -78,6 +78,8 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
     the pretrained weights. Any other gets timm's pretrained weights, downloaded as ever, refined where
     `initialize` does that, and a head is solved on them.
 
+    A body without a head (num_classes=0) is timm's own affair.
+
     Args:
         init: arguments of `initialize`.
 
@@ -94,6 +96,8 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
     reports: list[InitReport] = []
 
     def load_or_generate(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if not getattr(model, "num_classes", None):
+            return load(model, *args, **kwargs)  # a body alone
         bundle, reason = find_bundle(model, init.get("generator", "auto"))
         if bundle is None:
             load(model, *args, **kwargs)  # the body may now be the base of a bundle that leaves its base out

@@ -8,6 +8,7 @@ from typing import Any
 
 from d2nwg_init.bridges.dataset_classes import num_classes_of
 from d2nwg_init.hook import initialize
+from d2nwg_init.undo import copied_state
 from zoo_builder.backbones import torchvision_classifiers
 from zoo_builder.errors import ModelError, nearest_names
 
@@ -40,6 +41,8 @@ def weights(
             f"torchvision has no classifier {model_name!r}; {nearest_names(model_name, torchvision_classifiers())}"
         )
     classes = num_classes_of(train_loader) if num_classes is None else num_classes
+    if model_name in ("googlenet", "inception_v3"):
+        model_args.setdefault("transform_input", True)  # as their builders do where weights are given
     model = torchvision.models.get_model(model_name, weights=None, num_classes=classes, **model_args)
     report = initialize(model, train_loader, **(init or {}))
     # A foreign class is refused by the builders, and a copy of a member would download its own weights.
@@ -52,7 +55,7 @@ def weights(
         transforms=default.transforms,
         meta={"categories": [str(i) for i in range(classes)], "min_size": report.image_shape[1:]},
     )
-    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    state = copied_state(model)
     made.get_state_dict = lambda *_, **__: state  # type: ignore[method-assign]
     made.init_report = dataclasses.replace(report, undo=None)  # type: ignore[attr-defined]
     return made

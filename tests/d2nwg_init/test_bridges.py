@@ -121,18 +121,37 @@ def test_an_uncovered_model_begins_with_timms_pretrained_weights(loader, tmp_pat
     assert reports[0].chosen.startswith("own_body")
 
 
+def test_inside_the_block_a_body_without_a_head_is_timms_own(loader, tmp_path, init):
+    theirs = new_model(classes=0, seed=5)
+    save_file(copied(theirs.state_dict()), tmp_path / "theirs.safetensors")
+    overlay = {"file": str(tmp_path / "theirs.safetensors"), "num_classes": 0}
+    with d2nwg_init.pretrained(loader, **init) as reports:
+        timm.create_model("test_resnet", pretrained=True, num_classes=3)
+        body = timm.create_model("test_resnet", pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    assert len(reports) == 1
+    assert same(body.state_dict(), theirs.state_dict())
+
+
 def test_a_block_without_a_pretrained_model_is_told(loader, init):
     with pytest.warns(UserWarning, match="nothing was initialised"), d2nwg_init.pretrained(loader, **init):
         timm.create_model("test_resnet", num_classes=3)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "mnasnet0_5", "squeezenet1_1"])
 def test_torchvision_takes_our_weights_head_included(name, loader):
     weights = d2nwg_init.weights(name, loader)
     model = torchvision.models.get_model(name, weights=weights)
     assert same(model.state_dict(), weights.get_state_dict())
     assert model.eval()(loader.dataset.dataset.tensors[0]).shape == (48, 3)
     assert weights.init_report.bundle is None
+
+
+def test_a_builder_that_takes_pretrained_images_for_granted_gets_weights_for_them(loader):
+    """googlenet's gives its images another normalisation where it is given weights."""
+    weights = d2nwg_init.weights("googlenet", loader, init_weights=False)
+    model = torchvision.models.get_model("googlenet", weights=weights).eval()
+    images, labels = loader.dataset.dataset.tensors
+    assert (model(images).argmax(1) == labels).float().mean() > 0.9
 
 
 def test_torchvisions_vit_keeps_its_image_size():

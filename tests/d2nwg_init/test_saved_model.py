@@ -27,6 +27,23 @@ def test_timm_loads_the_folder_exactly_head_included(saved, model):
     assert again.num_classes == 3
 
 
+def test_a_layer_that_the_user_put_in_the_heads_place_is_loaded_too(model, loader, tmp_path):
+    model = new_model(classes=10)
+    model.fc = torch.nn.Linear(96, 3)
+    initialize(model, loader, generator=None).save(tmp_path)
+    for args in ({}, {"num_classes": 3}):
+        assert same(
+            timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **args).state_dict(), model.state_dict()
+        )
+
+
+def test_a_head_that_timm_would_not_build_is_told(model, loader, tmp_path):
+    model.fc = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(96, 3))
+    report = initialize(model, loader, generator=None)
+    with pytest.raises(ModelError, match="several layers"):
+        report.save(tmp_path)
+
+
 def test_timm_loads_the_file_as_a_checkpoint(saved, model):
     again = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(saved / "model.safetensors"))
     assert same(again.state_dict(), model.state_dict())

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from timm.data import FastCollateMixup
-from timm.data.loader import PrefetchLoader, fast_collate
-from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
+from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, fast_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, WeightedRandomSampler
 
 from tests.zoo_builder.synthetic import seeded
 from zoo_builder.errors import DataError
@@ -71,6 +71,15 @@ def test_the_order_of_a_sorted_loader_follows_the_seed():
     read = [read_support_set(DataLoader(Sorted(), 8), 40, CLASSES, seed=s).images for s in (0, 0, 1)]
     assert torch.equal(read[0], read[1])
     assert not torch.equal(read[0], read[2])
+
+
+def test_of_a_loader_over_a_part_of_its_dataset_no_other_image_is_read():
+    data = Sorted()
+    loader = DataLoader(data, 5, sampler=SequentialSampler(range(60)))
+    support = read_support_set(loader, 40, CLASSES)
+    assert_right(support)
+    assert data.fetched[60:].sum() == 0
+    assert support.classes_seen == 3
 
 
 def test_a_sorted_loader_that_is_read_to_its_end_is_read_in_its_order():
@@ -156,6 +165,18 @@ def test_timms_prefetch_loader_goes_on_as_if_never_read():
     assert [y.tolist() for _, y in loader] == expected
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_timms_loader_of_many_epochs_begins_as_if_never_read(shuffle):
+    data = Sorted()
+    loader = MultiEpochsDataLoader(data, 8, shuffle=shuffle, generator=seeded(0) if shuffle else None)
+    assert_right(read_support_set(loader, 40, CLASSES))
+    assert data.fetched.sum() == 40
+    expected = MultiEpochsDataLoader(Sorted(), 8, shuffle=shuffle, generator=seeded(0) if shuffle else None)
+    for _ in range(2):
+        epochs = [[i for x, _ in one for i in x[:, 0, 0, 0].tolist()] for one in (loader, expected)]
+        assert epochs[0] == epochs[1]
+
+
 def test_mixed_targets_count_by_their_largest():
     mixup = FastCollateMixup(mixup_alpha=0.2, label_smoothing=0.1, num_classes=CLASSES)
     np.random.seed(0)
@@ -163,6 +184,11 @@ def test_mixed_targets_count_by_their_largest():
     assert support.labels.dtype == torch.int64
     assert support.classes_seen > 2
     assert any("soft" in note for note in support.notes)
+
+
+def test_labels_in_a_column_are_labels():
+    labels = torch.tensor([[1], [0], [2]])
+    assert read_support_set([(X[:3], labels)], 3, 3).labels.tolist() == [1, 0, 2]
 
 
 def test_one_hot_targets_are_labels():
