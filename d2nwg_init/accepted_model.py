@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo_builder.attention_cache import forget_biases
 from zoo_builder.classifier import find_classifier
@@ -22,6 +24,16 @@ OTHERS = {
     "transformers": "It is a model of Hugging Face transformers, which takes pixel_values and gives no plain logits. "
     "Create the same architecture with timm.create_model(...)",
 }
+
+
+class _LocalBatchNorm(_BatchNorm):
+    """Of any number of dimensions, as SyncBatchNorm is."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        pass
+
+
+LOCAL_BATCHNORM: dict[type, type] = {SyncBatchNormAct: BatchNormAct2d}  # timm's computes more in it
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -44,6 +56,13 @@ def check_model(model: nn.Module) -> int:
     for origin, advice in OTHERS.items():
         if any(f"{c.__module__}.".startswith(f"{origin}.") for c in type(model).__mro__):
             raise ModelError(f"{type(model).__name__} is no image classifier of timm or torchvision. {advice}.")
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        raise ModelError("Parameters of the model have no shape yet. Run an image through its lazy layers first.")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ModelError(
+            "The model was made inside torch.inference_mode(), where parameters are made that nothing can change. Make "
+            "it outside."
+        )
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("Parameters of the model are on the meta device, where they have no values. Create it on cpu.")
     num_classes = find_classifier(model).num_classes
@@ -54,8 +73,21 @@ def check_model(model: nn.Module) -> int:
 
 def working_copy(model: nn.Module, device: torch.device | str | None = None) -> nn.Module:
     """A copy to try weights in: on `device`, in float32 where the model is in half precision, channels last, which is
-    the faster layout for convolutions, on CPUs above all."""
+    the faster layout for convolutions, on CPUs above all. Its BatchNorm waits for no other process.
+
+    Raises:
+        ModelError: it cannot be copied.
+    """
     forget_biases(model)  # they may have a gradient, and then there is no copy of them
-    work = copy.deepcopy(model).requires_grad_(False)
+    try:
+        work = copy.deepcopy(model).requires_grad_(False)
+    except (RuntimeError, TypeError) as e:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied, and nothing is tried in the model itself ({e}). Remove what "
+            "computes its weights (torch.nn.utils.weight_norm, prune) and hooks on it, and put them back afterwards."
+        ) from e
+    for module in work.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.__class__ = LOCAL_BATCHNORM.get(type(module), _LocalBatchNorm)
     dtype = next(work.parameters()).dtype
     return work.to(device, torch.float32 if dtype.itemsize < 4 else dtype).to(memory_format=torch.channels_last)

@@ -30,12 +30,13 @@ def decided_by_the_first_rank(initialize: Initialize[P]) -> Initialize[P]:
         if dist.get_rank() > 0:
             return _follow(network)
         report = None
-        try:
-            report = initialize(model, *args, **kwargs)
-        finally:  # on an error too, for which the others would wait
-            _broadcast_text(report.to_json() if report else "", network)
-        _broadcast_state(network)
-        return report
+        with unchanged_on_error(network):
+            try:
+                report = initialize(model, *args, **kwargs)
+            finally:  # on an error too, for which the others would wait
+                _broadcast_text(report.to_json() if report else "", network)
+            _broadcast_state(network)
+            return report
 
     return on_every_rank
 

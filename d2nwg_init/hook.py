@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +25,7 @@ from d2nwg_init.refine import BATCH, can_be_refined, default_steps, refine, trai
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import compete, select
 from d2nwg_init.stages import Stages
+from d2nwg_init.torch_defaults import torch_defaults
 from d2nwg_init.undo import set_state, unchanged_on_error
 from d2nwg_init.unit_features import bring_features_to_unit_size
 from d2nwg_init.untrained import is_untrained
@@ -88,12 +91,12 @@ def initialize(
 
     Raises:
         DataError: the loader's batches cannot be used. ModelError: the model cannot. BundleError: the bundle cannot.
-        RecipeError: an unknown `head` or `scope`.
+        RecipeError: an unknown `head` or `scope`, or a number of something that is none.
     """
     began = time.perf_counter()
     stages = Stages()
     deadline = None if budget is None else began + budget
-    _check_head(head)
+    _check_arguments(head, num_candidates, refining_steps)
     network = unwrapped(model)
     num_classes = check_model(network)
     with (
@@ -101,9 +104,11 @@ def initialize(
         torch.enable_grad(),  # refining is a training, whatever the caller is at
         unchanged_on_error(network) as undo,
         unchanged_random_state(train_loader),
+        ExitStack() as after_reading,
     ):
         with stages("reading"):
             support = read_support_set(train_loader, num_support, num_classes, seed)
+            after_reading.enter_context(torch_defaults())  # the loader is the user's, and so are its defaults
             work = working_copy(network, device)  # all is tried in it
             _check_fit(work, support)
         with stages("bundle"):
@@ -179,7 +184,7 @@ def initialize(
             classes_seen=support.classes_seen,
             seconds=stages.seconds,
             peak_bytes=stages.peak_bytes,
-            seed=seed,
+            seed=int(seed),  # of any kind of integer, of which JSON knows one
             versions={name: version(name) for name in ("d2nwg-init", "torch", "timm")},
             undo=undo,
         )
@@ -188,7 +193,10 @@ def initialize(
     return report
 
 
-def _check_head(head: str) -> None:
+def _check_arguments(head: str, num_candidates: int, refining_steps: int | None) -> None:
+    for name, count in (("num_candidates", num_candidates), ("refining_steps", refining_steps or 0)):
+        if not isinstance(count, Integral) or count < 0:
+            raise RecipeError(f"{name} must be a whole number, 0 or more; got {count!r}.")
     if head not in get_args(Head):
         raise RecipeError(f"unknown head {head!r}; {nearest_names(head, get_args(Head))}")
     if head == "generate":
@@ -244,8 +252,8 @@ def _choose(candidates: Sequence[Candidate], by_loss: bool) -> Candidate:
 def _fresh_head(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     """The tensors of a random classifier, by their names in the model, as torch begins such a layer."""
     classifier = find_classifier(model)
-    layer = copy.deepcopy(classifier.layer)
-    torch.manual_seed(seed)  # the caller puts the random state back
+    layer = copy.deepcopy(classifier.layer).cpu()
+    torch.default_generator.manual_seed(seed)  # the caller puts the random state back; that of no GPU is touched
     layer.reset_parameters()
     return {f"{classifier.name}.{k}": v for k, v in layer.state_dict().items()}
 

@@ -72,9 +72,13 @@ class InitReport:
         """Give the model the state back that it was passed with. The training since then is lost with it.
 
         Raises:
-            ModelError: this report has let go of the model.
+            ModelError: this report has let go of the model, or the model has other parameters by now.
         """
-        self._with_model()()
+        undo = self._with_model()
+        try:
+            undo()
+        except RuntimeError as e:
+            raise ModelError(f"The model has other parameters than when it was initialised: {e}") from e
 
     def save(self, folder: str | Path) -> None:
         """Write the model, as it is now, and this report: see `save_model`. timm loads it, head included, by

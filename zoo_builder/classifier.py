@@ -80,11 +80,6 @@ def find_classifier(model: nn.Module) -> Classifier:
             f"The classifier of {type(model).__name__}, {names[layer]}, is parametrized: its weights are computed and "
             "cannot be set. Initialise the model before torch.nn.utils.parametrize is used on it."
         )
-    if isinstance(layer.weight, nn.UninitializedParameter):
-        raise ModelError(
-            f"The classifier of {type(model).__name__}, {names[layer]}, has no shape yet. Run an image through the "
-            "model first, or use nn.Linear."
-        )
     return Classifier(names[layer], layer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from zoo_builder.errors import DataError
@@ -15,9 +16,10 @@ def num_classes_of(train_loader: Any) -> int:
     """
     dataset = getattr(train_loader, "dataset", None)
     while dataset is not None:
-        if hasattr(dataset, "classes"):
-            return len(dataset.classes)
-        for feature in (getattr(dataset, "features", None) or {}).values():
+        classes, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
+        if isinstance(classes, Sized):
+            return len(classes)
+        for feature in features.values() if isinstance(features, Mapping) else ():
             if hasattr(feature, "names"):
                 return len(feature.names)
         dataset = getattr(dataset, "dataset", None)  # inside of a Subset

@@ -62,6 +62,13 @@ def test_classes_of_a_hugging_face_dataset_are_found():
     assert num_classes_of(DataLoader(data)) == 2
 
 
+def test_datasets_that_mean_something_else_by_the_same_names_are_asked_for_the_number():
+    data = TensorDataset(*labelled_images(24, 3))
+    data.classes, data.features = 3, data.tensors[0]
+    with pytest.raises(DataError, match="Pass num_classes"):
+        d2nwg_init.create_model("test_resnet", DataLoader(data, 8))
+
+
 @pytest.mark.parametrize("args", [{}, {"in_chans": 1}])
 def test_timms_own_door_gives_equal_bits_head_included(args, loader, init):
     if args:

@@ -1,13 +1,17 @@
 """The models that users bring: wrapped, in other precisions and layouts, and those that are refused."""
 
+import copy
+
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
 
 from d2nwg_init import initialize
+from d2nwg_init.accepted_model import working_copy
 from d2nwg_init.bundles import find_bundle
 from pretrained_generators.bundle import Bundle
 from tests.d2nwg_init.conftest import new_model
@@ -114,6 +118,8 @@ REFUSED = {
     "video": (lambda: torchvision.models.video.r3d_18(), "videos"),
     "no classes": (lambda: new_model(classes=0), "num_classes >= 2"),
     "one class": (lambda: new_model(classes=1), "num_classes >= 2"),
+    "made for inference": (lambda: torch.inference_mode()(new_model)(), "outside"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "no shape yet"),
     "no values": (lambda: new_model().to("meta"), "meta device"),
     "feature pyramid": (lambda: timm.create_model("test_resnet", features_only=True), "no linear classifier"),
 }
@@ -129,6 +135,11 @@ def test_other_models_are_refused_with_a_pointer_before_a_batch_is_read(case):
 
     with pytest.raises(ModelError, match=words):
         initialize(make(), never())
+
+
+def test_a_model_that_cannot_be_copied_is_refused(loader):
+    with pytest.raises(ModelError, match=r"cannot be copied.*prune"):
+        initialize(uncopyable(), loader)
 
 
 class WithLogits(nn.Module):
@@ -155,6 +166,51 @@ def test_models_of_transformers_are_refused_with_a_pointer(loader):
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=3)
     with pytest.raises(ModelError, match=r"Hugging Face transformers.*timm\.create_model"):
         initialize(transformers.ResNetForImageClassification(config), loader)
+
+
+@pytest.fixture
+def users_defaults():
+    """A default device that computes nothing, in place of a GPU."""
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+def test_the_users_default_device_and_dtype_are_kept_and_change_nothing(loader, bundle, expected, users_defaults):
+    with torch.device("cpu"):
+        torch.set_default_dtype(torch.float32)
+        model = new_model()
+        torch.set_default_dtype(torch.float64)
+        batches = list(loader)
+    initialize(model, batches, generator=bundle, num_candidates=1)
+    assert torch.zeros(1).is_meta
+    assert torch.zeros(1).dtype == torch.float64
+    assert same(model.state_dict(), expected)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_batchnorm_over_all_processes_is_local_in_the_copy(dimensions, process_group, loader):
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(WithAuxiliaryHead())
+    if dimensions == 2:
+        model.auxiliary[0] = nn.Identity()
+    initialize(model, loader, generator=None, head="solve")
+    assert isinstance(model.norm, nn.SyncBatchNorm)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in working_copy(model).modules())
+
+
+def test_timms_batchnorm_over_all_processes_computes_what_it_did_in_the_copy():
+    plain = timm.create_model("test_byobnet", num_classes=3)
+    synchronised = working_copy(timm.layers.convert_sync_batchnorm(copy.deepcopy(plain)))
+    images = labelled_images(8, 3)[0]
+    assert torch.equal(working_copy(plain).eval()(images), synchronised.eval()(images))
+
+
+def uncopyable():
+    model = new_model()
+    prune.l1_unstructured(model.layer1[0].conv1, "weight", 0.5)
+    return model
 
 
 class WithAuxiliaryHead(nn.Module):
@@ -197,7 +253,6 @@ HEADS = {
     "not linear": (lambda: CosineHead(96, 3), "are not those of its last layer"),
     "no bias": (lambda: nn.Linear(96, 3, bias=False), "no bias"),
     "computed weights": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(96, 3)), "parametrized"),
-    "lazy": (lambda: nn.LazyLinear(3), "no shape yet"),
 }
 
 
@@ -206,10 +261,10 @@ def test_a_head_that_a_solution_does_not_fit_is_refused(case, loader):
     make, words = HEADS[case]
     model = new_model()
     model.fc = make()
-    before = copied(model.state_dict()) if case != "lazy" else {}
+    before = copied(model.state_dict())
     with pytest.raises(ModelError, match=words):
         initialize(model, loader, generator=None)
-    assert case == "lazy" or same(model.state_dict(), before)
+    assert same(model.state_dict(), before)
 
 
 def test_the_last_linear_layer_of_what_a_user_put_in_the_heads_place_is_solved(loader):
