@@ -221,21 +221,23 @@ def _backward(model: nn.Module, parts: Sequence[torch.Tensor], labels: torch.Ten
     """Add the gradients of the left-out loss of a batch. In several parts the loss is still of the whole: its gradient
     in the features is taken first, and each part is run again for it (Gao et al., "Scaling Deep Contrastive Learning
     Batch Size under Memory Limited Setup", 2021)."""
+    device = parts[0].device
+    solving = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no double precision
     classes, y = labels.unique(return_inverse=True)
-    y = y.to(parts[0].device)
+    y = y.to(solving)
     with caught_features(model) as caught:
         with torch.set_grad_enabled(len(parts) == 1):
             for part in parts:
                 model(part)
         if len(parts) == 1:
-            left_out_loss(caught.pop(), y, len(classes)).backward()
+            left_out_loss(caught.pop().to(solving), y, len(classes)).backward()
             return
-        features = torch.cat(caught).requires_grad_()
+        features = torch.cat(caught).to(solving).requires_grad_()
         caught.clear()
         (gradients,) = torch.autograd.grad(left_out_loss(features, y, len(classes)), features)
         for part, gradient in zip(parts, gradients.split([len(p) for p in parts]), strict=True):
             model(part)
-            caught.pop().backward(gradient)
+            caught.pop().backward(gradient.to(device))
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:
