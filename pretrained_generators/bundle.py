@@ -113,17 +113,19 @@ def embedded_bundles(whole: bool = False) -> list[str]:
 
 
 def bundle_folder(name_or_path: str | Path) -> Path:
-    """The folder of an embedded bundle's name, or of a path.
+    """The folder of an embedded bundle's name, or of a path. A Path is always that folder, whatever its name.
 
     Raises:
         BundleError: there is none with a config.json.
     """
-    path = EMBEDDED / str(name_or_path) if str(name_or_path) in embedded_bundles() else Path(name_or_path)
+    embedded = isinstance(name_or_path, str) and name_or_path in embedded_bundles()
+    path = EMBEDDED / name_or_path if embedded else Path(name_or_path)
     if not (path / CONFIG).is_file():
+        if isinstance(name_or_path, Path):
+            raise BundleError(f"No bundle in {path}: expected a folder with {CONFIG}.")
         raise BundleError(
-            f"No bundle {str(name_or_path)!r}: expected a folder with {CONFIG}, ORG/NAME of the Hub, or an embedded "
-            f"name; "
-            f"{nearest_names(str(name_or_path), embedded_bundles())}"
+            f"No bundle {name_or_path!r}: expected a folder with {CONFIG}, ORG/NAME of the Hub, or an embedded name; "
+            f"{nearest_names(name_or_path, embedded_bundles())}"
         )
     return path
 

@@ -35,7 +35,7 @@ from pretrained_generators.bundle_config import BundleConfig
 from pretrained_generators.bundle_files import CONFIG
 from zoo_builder.errors import BundleError
 
-REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+REPOSITORY = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 def open_bundle(source: str | Path, base: nn.Module | None = None, **how: Any) -> Bundle:

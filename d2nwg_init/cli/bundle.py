@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-SOURCE = "Name of an embedded bundle, a folder, or ORG/NAME[@REVISION] of the Hub, from its client's cache."
+SOURCE = (
+    "Name of an embedded bundle, a folder (./NAME where an embedded one has its name), or ORG/NAME[@REVISION] of the "
+    "Hub, from its client's cache."
+)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and no table.")]
 
 app = typer.Typer(

@@ -29,6 +29,20 @@ def test_verify_names_what_is_damaged_and_goes_on(folder, bundle_path):
     assert f"{bundle_path}: 1 files" in result.output
 
 
+def test_a_folder_with_the_name_of_an_embedded_bundle_is_meant_where_a_folder_is(tmp_path, monkeypatch, bundle_path):
+    monkeypatch.chdir(tmp_path)
+    assert "No bundle in test_resnet-64" in fail("bundle", "card", "test_resnet-64", "--results", "none.json")
+    assert not (tmp_path / "test_resnet-64").exists()
+    shutil.copytree(bundle_path, tmp_path / "test_resnet-64")
+    assert json.loads(succeed("bundle", "show", "./test_resnet-64", "--json"))["name"] == "tiny-random"
+    (tmp_path / "test_resnet-64" / "generator.safetensors").write_bytes(b"")
+    for words in (("push", "test_resnet-64", "org/name"), ("card", "test_resnet-64")):
+        assert "not the file that config.json describes" in fail("bundle", *words)
+    result = run("bundle", "verify", "./test_resnet-64")
+    assert (result.exit_code, "SHA-256" in result.output) == (1, True)
+    assert "No bundle './test_resnet-65'" in fail("bundle", "show", "./test_resnet-65")
+
+
 def test_list_tells_the_embedded_ones_by_architecture_and_licence(tmp_path, monkeypatch, folder):
     monkeypatch.setattr(bundles, "EMBEDDED", folder.parent)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
