@@ -37,6 +37,7 @@ from zoo_builder.errors import DataError, RecipeError
 from zoo_builder.store import Zoo, ZooEntry
 
 STAGES = ("vae", "encoder", "diffusion", "functional")
+PLOT = "training.svg"
 MEASURED_ENTRIES = 16  # zoo entries that the samples are measured on
 MEASURED_SAMPLES = 2  # samples for each
 
@@ -70,9 +71,12 @@ def train_generator(
     trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
     if (out / "config.json").exists():
         before = load_config(out)
-        if before.trained_with == trained_with:
-            return before
-        raise RecipeError(f"{out} holds a bundle of another recipe or zoo. Remove it, or take another --out.")
+        if before.trained_with != trained_with:
+            raise RecipeError(f"{out} holds a bundle of another recipe or zoo. Remove it, or take another --out.")
+        if is_first():
+            finish(folder, out, before)
+        wait_for_all()
+        return load_config(out)
     others = [e for e in entries if e.task.plan not in recipe.probes]
     probes = len(entries) - len(others)
     if recipe.probes and not probes:
@@ -149,10 +153,19 @@ def train_generator(
         kept_back=tuple(e.id for e in held_back),
         trained_with=trained_with,
     )
-    write_log(folder, out, measured)
-    bundle = record_files(bundle, out)
-    shutil.rmtree(folder)
+    bundle = finish(folder, out, bundle)
     wait_for_all()
+    return bundle
+
+
+def finish(folder: Path, out: Path, bundle: BundleConfig) -> BundleConfig:
+    """Keep the log with the bundle, and remove what the stages resume from; goes on where a kill ended this."""
+    if not folder.exists():
+        return bundle
+    if not any(f.name == PLOT for f in bundle.files):  # else the log is whole, and what it was made of may not be
+        write_log(folder, out, bundle.measured)
+        bundle = record_files(bundle, out)
+    shutil.rmtree(folder)
     return bundle
 
 
@@ -160,10 +173,9 @@ def write_log(folder: Path, out: Path, measured: Mapping[str, float]) -> None:
     """metrics.jsonl, the stages' losses and what was measured in the end, and training.svg, drawn from it."""
     logs = [(folder / f"{stage}.jsonl") for stage in STAGES]
     lines = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
-    finite = {k: v for k, v in measured.items() if math.isfinite(v)}
-    text = "".join(f"{line}\n" for line in (*lines, json.dumps({"stage": "measured", **finite})))
+    text = "".join(f"{line}\n" for line in (*lines, json.dumps({"stage": "measured", **measured})))
     write_text_atomically(out / "metrics.jsonl", text)
-    write_text_atomically(out / "training.svg", draw_training([json.loads(line) for line in lines], finite, GATES))
+    write_text_atomically(out / PLOT, draw_training([json.loads(line) for line in lines], measured, GATES))
 
 
 def _check_datasets(entries: list[ZooEntry], data_dir: Path) -> None:

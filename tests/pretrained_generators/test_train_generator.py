@@ -166,6 +166,22 @@ def test_interrupted_training_resumes_to_equal_files(stage, path, zoo, tmp_path,
         assert (tmp_path / file).read_bytes() == (path / file).read_bytes()
 
 
+@pytest.mark.parametrize("killed_in", ["write_log", "draw_training", "record_files", "shutil.rmtree"])
+def test_what_was_killed_at_its_very_end_is_finished_to_equal_files(killed_in, path, zoo, tmp_path, monkeypatch):
+    def kill(at, *_):
+        if killed_in == "shutil.rmtree":
+            (at / "vae.jsonl").unlink()  # what it had come to
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pretrained_generators.training.train.{killed_in}", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train_generator(zoo, RECIPE, tmp_path)
+    assert (tmp_path / "training").exists()
+    assert train_generator(zoo, RECIPE, tmp_path) == load_bundle(tmp_path).config
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in path.iterdir()}
+
+
 def begin(zoo, out, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
