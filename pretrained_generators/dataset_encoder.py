@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import nn
 
 from pretrained_generators.attention import AttentionBlock
@@ -17,10 +18,10 @@ from pretrained_generators.attention import AttentionBlock
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    width: int = 64
-    inducing: int = 16
-    heads: int = 4
-    embedding: int = 64
+    width: PositiveInt = 64
+    inducing: PositiveInt = 16
+    heads: PositiveInt = 4
+    embedding: PositiveInt = 64
 
 
 class DatasetEncoder(nn.Module):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from pretrained_generators.attention import AttentionBlock
@@ -19,9 +20,9 @@ TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    width: int = 128
-    depth: int = 4
-    heads: int = 4
+    width: PositiveInt = 128
+    depth: NonNegativeInt = 4
+    heads: PositiveInt = 4
 
 
 class LatentDiffusion(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from pretrained_generators.attention import AttentionBlock
@@ -20,10 +21,10 @@ LEAST = 1e-4  # which half precision can hold
 
 @dataclass(frozen=True)
 class VAEConfig:
-    latent: int = 12  # numbers in a latent token
-    width: int = 96
-    depth: int = 2
-    heads: int = 4
+    latent: PositiveInt = 12  # numbers in a latent token
+    width: PositiveInt = 96
+    depth: NonNegativeInt = 2
+    heads: PositiveInt = 4
 
 
 class WeightVAE(nn.Module):

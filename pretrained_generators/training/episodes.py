@@ -12,7 +12,7 @@ import torch
 
 from zoo_builder.datasets import load_dataset
 from zoo_builder.domain_images import SharedImages
-from zoo_builder.domains import apply_domain
+from zoo_builder.domains import DOMAINS, apply_domain
 from zoo_builder.errors import DataError, RecipeError, nearest_names
 from zoo_builder.objectives import draw_episode
 from zoo_builder.tasks import Training
@@ -40,19 +40,11 @@ class EpisodeSource:
         """`shares`: the part of all episodes that a dataset has; the others share what is left alike.
 
         Raises:
-            RecipeError: a share of a dataset that is not among them, or shares of more than one.
+            RecipeError: as `probabilities`.
             DataError: a dataset is not in `data_dir`.
         """
-        for name in shares:
-            if name not in datasets:
-                raise RecipeError(f"shares: the zoo has no dataset {name!r}; {nearest_names(name, datasets)}")
-        others = [n for n in datasets if n not in shares]
-        left = 1 - sum(shares.values())
-        if left < 0 or (left > 1e-9 and not others):
-            raise RecipeError(f"shares must add up to 1 at most, with other datasets to have the rest: {dict(shares)}.")
         self.names, self.domains = list(datasets), list(domains)
-        self.probabilities = np.array([shares.get(n, left / max(len(others), 1)) for n in datasets])
-        self.probabilities /= self.probabilities.sum()
+        self.probabilities = probabilities(datasets, domains, shares)
         shared = SharedImages(folder, size, functools.partial(load_dataset, data_dir=data_dir, size=size))
         self.parts = {name: shared.read(name)[:2] for name in datasets}
         self.members = {name: _members(np.asarray(y)) for name, (_, y) in self.parts.items()}
@@ -66,6 +58,26 @@ class EpisodeSource:
         index, labels, count = draw_episode(self.members[name], Training(1, batch_size=size), rng)
         images = apply_domain(torch.from_numpy(self.parts[name][0][index]), domain, int(rng.integers(1 << 30)))
         return Episode(images, labels, count)
+
+
+def probabilities(datasets: Sequence[str], domains: Sequence[str], shares: Mapping[str, float]) -> np.ndarray:
+    """Of each dataset, to be drawn for an episode.
+
+    Raises:
+        RecipeError: an unknown domain, a share of a dataset that is not there, or shares of more than one.
+    """
+    for domain in domains:
+        if domain not in DOMAINS:
+            raise RecipeError(f"domains: there is no {domain!r}; {nearest_names(domain, DOMAINS)}")
+    for name in shares:
+        if name not in datasets:
+            raise RecipeError(f"shares: the zoo has no dataset {name!r}; {nearest_names(name, datasets)}")
+    others = [n for n in datasets if n not in shares]
+    left = 1 - sum(shares.values())
+    if left < 0 or (left > 1e-9 and not others):
+        raise RecipeError(f"shares must add up to 1 at most, with other datasets to have the rest: {dict(shares)}.")
+    found = np.array([shares.get(n, left / max(len(others), 1)) for n in datasets])
+    return found / found.sum()
 
 
 def _members(y: np.ndarray) -> list[np.ndarray]:

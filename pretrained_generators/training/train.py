@@ -21,11 +21,11 @@ from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.diffusion import train_diffusion
 from pretrained_generators.training.encoder import train_encoder
-from pretrained_generators.training.episodes import EpisodeSource
+from pretrained_generators.training.episodes import EpisodeSource, probabilities
 from pretrained_generators.training.functional import train_functional
 from pretrained_generators.training.gates import GATES, reconstruction_gain_kept, sampling_gain_kept
 from pretrained_generators.training.processes import is_first, wait_for_all
-from pretrained_generators.training.recipe import GeneratorRecipe
+from pretrained_generators.training.recipe import GeneratorRecipe, check_recipe
 from pretrained_generators.training.vae import encode_all, train_vae
 from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, select_entries, target_delta
 from pretrained_generators.training_plot import draw_training
@@ -52,13 +52,12 @@ def train_generator(
     end. Processes of a group share the batches of these stages, and the first one writes.
 
     Raises:
-        RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe holds nothing back, or
-            trains end to end and there is no `data_dir`, or no entry is of the plans that probe, or a group of
-            processes cannot share a batch alike.
+        RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe is wrong, or trains end to
+            end and there is no `data_dir`, or no entry is of the plans that probe, or all are, or a group of processes
+            cannot share a batch alike.
         DataError: a dataset of the zoo is not in `data_dir`.
     """
-    if recipe.held_back < 1:
-        raise RecipeError(f"held_back must be 1 or more, to measure reconstruction on; got {recipe.held_back}.")
+    check_recipe(recipe)
     if recipe.functional_training.steps and data_dir is None:
         raise RecipeError(f"{recipe.name} trains end to end, on the images of the zoo's datasets. Give their --data.")
     folder = out / "training"
@@ -81,12 +80,18 @@ def train_generator(
     probes = len(entries) - len(others)
     if recipe.probes and not probes:
         raise RecipeError(f"no entry of {list(recipe.plans)} is of {list(recipe.probes)}, to be a probe.")
-    _same_work_as_before(folder, trained_with)
+    if not others:
+        raise RecipeError(f"every entry of {list(recipe.plans)} is a probe, and none can be held back: fewer probes.")
     held_back = others[:: max(2, len(others) // recipe.held_back)][: recipe.held_back]
     learnt = [e for e in entries if e not in held_back]
+    names = sorted({name for e in learnt for name in e.task.datasets})
+    stage = recipe.functional_training
+    if stage.steps:
+        probabilities(names, stage.domains, stage.shares)  # raises where episodes could not be drawn
 
     torch.manual_seed(recipe.seed)
     layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope, recipe.rank)
+    _same_work_as_before(folder, trained_with)  # all that the recipe could have wrong is behind
     subspaces = SharedSubspaces(layout)
     subspaces.fit(target_delta(e) for e in learnt)
     layout = layout.scaled_to(subspaces.reduce(target_delta(e)) for e in learnt)
@@ -113,9 +118,7 @@ def train_generator(
         folder,
         recipe.seed,
     )
-    if recipe.functional_training.steps and data_dir is not None:
-        stage = recipe.functional_training
-        names = sorted({name for e in learnt for name in e.task.datasets})
+    if stage.steps and data_dir is not None:
         with tempfile.TemporaryDirectory() as images:
             source = EpisodeSource(names, data_dir, zoo.size, Path(images), stage.domains, stage.shares)
             train_functional(generator, source, stage, folder, recipe.seed)

@@ -192,7 +192,9 @@ def begin(zoo, out, monkeypatch):
             train_generator(zoo, RECIPE, out)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"chunk": 8192}, {"vae_training": RECIPE.encoder_training}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"chunk": 8192}, {"vae_training": dataclasses.replace(RECIPE.vae_training, steps=5)}]
+)
 def test_begun_training_refuses_another_recipe(zoo, tmp_path, monkeypatch, change):
     begin(zoo, tmp_path, monkeypatch)
     with pytest.raises(RecipeError, match="another recipe"):
@@ -210,12 +212,6 @@ def test_too_few_entries_are_an_error_before_any_work(tmp_path):
     zoo = small_zoo(tmp_path, 7)
     with pytest.raises(ZooError, match="at least 8"):
         train_generator(zoo, RECIPE, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_nothing_held_back_is_an_error_before_any_work(zoo, tmp_path):
-    with pytest.raises(RecipeError, match="held_back"):
-        train_generator(zoo, dataclasses.replace(RECIPE, held_back=0), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
