@@ -25,6 +25,7 @@ from pretrained_generators.bundle_files import (
     WEIGHTS,
     check_files,
     check_no_link,
+    file_sha256,
     recorded,
 )
 from pretrained_generators.bundle_tensors import check_header, read_finite, read_header
@@ -99,11 +100,21 @@ def record_files(config: BundleConfig, path: Path) -> BundleConfig:
     Raises:
         BundleError: the weights are not those that `config` knows; other files may have changed.
     """
+    check_weights(config, path)
     renewed = replace(config, files=recorded(path))
-    if not (path / WEIGHTS).is_file() or renewed.weights_sha256 != config.weights_sha256:
-        raise BundleError(f"{path / WEIGHTS} is not the file that config.json describes. Get the bundle again.")
     write_config(renewed, path)
     return renewed
+
+
+def check_weights(config: BundleConfig, path: Path) -> None:
+    """Before anything is said of them.
+
+    Raises:
+        BundleError: the weights are not those that `config` knows.
+    """
+    weights = path / WEIGHTS
+    if not weights.is_file() or file_sha256(weights) != config.weights_sha256:
+        raise BundleError(f"{weights} is not the file that config.json describes. Get the bundle again.")
 
 
 def embedded_bundles(whole: bool = False) -> list[str]:

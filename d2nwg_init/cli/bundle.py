@@ -189,12 +189,13 @@ def card(
     A card tells what was measured: there is none without results, kept now or before.
     The weights themselves must be those that are recorded already.
     """
-    from pretrained_generators.bundle import load_config
+    from pretrained_generators.bundle import check_weights, load_config
     from pretrained_generators.card import NO_CARD, write_card
     from pretrained_generators.card_results import keep_results
     from pretrained_generators.hub import verify_bundle
 
     config = load_config(folder)
+    check_weights(config, folder)
     if results:
         keep_results(results, config, folder)
     write_card(config, folder)

@@ -90,7 +90,11 @@ def test_the_commands_that_are_named_measure_it_and_write_its_card(
 def test_card_does_not_bless_other_weights(folder):
     save_random_bundle(folder.parent / "other", generator=random_generator(seed=1))
     shutil.copy(folder.parent / "other" / "generator.safetensors", folder)
-    assert "not the file that config.json describes" in fail("bundle", "card", folder)
+    (folder / "README.md").write_text("A card.")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    for more in ((), ("--results", results_file(folder.parent / "demo.json"))):
+        assert "not the file that config.json describes" in fail("bundle", "card", folder, *more)
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def test_card_brings_a_bundle_of_format_1_to_the_present_one(folder):
