@@ -136,6 +136,7 @@ def pull(
 ) -> None:
     """Fetch a bundle into the Hub client's cache, and check it."""
     import shutil
+    from tempfile import TemporaryDirectory
 
     from pretrained_generators.bundle_files import CONFIG
     from pretrained_generators.hub import locate, on_hub, verify_bundle
@@ -151,9 +152,13 @@ def pull(
     config = verify_bundle(pinned, local_files_only=True)
     typer.echo(f'{config.name}, checked, is in the cache: {folder}\nUse it with initialize(..., generator="{pinned}")')
     if out:
-        out.mkdir(parents=True)
-        for file in (*(f.name for f in config.files), CONFIG):
-            shutil.copyfile(folder / file, out / file)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:  # out is whole, or not there
+            copied = Path(beside) / out.name
+            copied.mkdir()
+            for file in (*(f.name for f in config.files), CONFIG):
+                shutil.copyfile(folder / file, copied / file)
+            copied.rename(out)
         typer.echo(f"Copied to {out}.")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
+import pytest
 import timm
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
@@ -63,6 +65,20 @@ def commit_of(source, **how):
 
 def listed(**how):
     return list_generators(**how)
+
+
+def interrupted(*words):
+    """`command`, of which Ctrl-C stops the copying of the second file."""
+    calls = iter(range(1))
+
+    def copy(source, target):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.copyfile", copy)
+        return command(*words)
 
 
 def command(*words):
