@@ -51,13 +51,22 @@ class BackboneSpec:
         library's own weights, which it may download.
 
         Raises:
-            ModelError: unknown name, no image classifier, or a checkpoint of another architecture.
+            ModelError: unknown name, no image classifier, a checkpoint of another architecture, or the library's own
+                weights cannot be fetched.
         """
         where = sorted(self.args.keys() & set(SOURCES))
         if where:
             raise ModelError(f"{self.model}: {where} say where weights come from or lie, not how the model is built.")
         make = self._torchvision if self.model.startswith(TORCHVISION) else self._timm
-        model = make(checkpoint == "pretrained", num_classes)
+        try:
+            model = make(checkpoint == "pretrained", num_classes)
+        except (OSError, RuntimeError) as e:  # of urllib and the Hub's client; or there are none
+            if checkpoint != "pretrained":
+                raise
+            raise ModelError(
+                f"The pretrained weights of {self.model} could not be fetched ({e}). Check the connection, or give a "
+                "safetensors file of them."
+            ) from e
         if checkpoint is not None and checkpoint != "pretrained":
             load_body(model, read_tensors(Path(checkpoint))[0], str(checkpoint))
         return model

@@ -15,7 +15,8 @@ from pretrained_generators.generator import Generator
 from pretrained_generators.generator_list import list_generators
 from pretrained_generators.hub import locate
 from pretrained_generators.push import push_bundle
-from zoo_builder.errors import BundleError
+from zoo_builder.backbones import create_backbone
+from zoo_builder.errors import BundleError, ModelError
 
 
 def digest(model):
@@ -57,6 +58,14 @@ def push_model(folder, repo, **how):
 def timm_model(repo):
     """The digest of what timm loads of the Hub."""
     return digest(timm.create_model(f"hf-hub:{repo}", pretrained=True))
+
+
+def create(model):
+    """The message of a ModelError, of a model with its library's own weights."""
+    try:
+        return str(create_backbone(model, "pretrained"))
+    except ModelError as e:
+        return f"ModelError: {e}"
 
 
 def commit_of(source, **how):

@@ -1,6 +1,8 @@
 """What the commands that ask the Hub make of a user's slips, and of what breaks off."""
 
-from tests.hub.client import command, interrupted
+import pytest
+
+from tests.hub.client import command, create, interrupted
 
 
 def test_pull_that_is_interrupted_goes_on(client, pushed, tmp_path):
@@ -10,3 +12,11 @@ def test_pull_that_is_interrupted_goes_on(client, pushed, tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
     assert client(command, "bundle", "pull", pushed[0], "--out", out)[0] == 0
     assert client(command, "bundle", "verify", out)[0] == 0
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "torchvision:squeezenet1_1"])
+def test_pretrained_weights_that_cannot_be_fetched_are_said(processes, tmp_path, model):
+    nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "TORCH_HOME": str(tmp_path)}
+    message = processes(**nowhere, https_proxy="http://127.0.0.1:9")(create, model)
+    assert message.startswith(f"ModelError: The pretrained weights of {model} could not be fetched")
+    assert "give a safetensors file" in message
