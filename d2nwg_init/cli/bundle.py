@@ -54,7 +54,7 @@ def list_(
     for i in found:
         use = "allowed" if i.commercial else "no"
         table.add_row(i.name, i.where, i.architecture, str(i.size), use, i.weights_sha256[:10])
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # names and architectures are anybody's
 
 
 @app.command(epilog="Example: d2nwg-init bundle show test_resnet-64")
@@ -246,7 +246,6 @@ def diff(
     import json
 
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from pretrained_generators.bundle_diff import compare_bundles
@@ -260,5 +259,5 @@ def diff(
         return
     table = Table("what", first, second)
     for name, (a, b) in found.items():
-        table.add_row(escape(name), *(escape("-" if v is None else str(v)[:200]) for v in (a, b)))
-    Console().print(table)
+        table.add_row(name, *("-" if v is None else str(v)[:200] for v in (a, b)))
+    Console(markup=False, emoji=False).print(table)

@@ -55,6 +55,24 @@ def test_list_tells_the_embedded_ones_by_architecture_and_licence(tmp_path, monk
     assert listed("--commercial") == listed("--architecture", "resnet50") == []
 
 
+def test_markup_in_names_is_printed_as_it_is(tmp_path, monkeypatch, folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["generator"]["backbone"]["model"] = "[/x]:smile:"
+    (tmp_path / "embedded" / "[red]y").mkdir(parents=True)
+    (tmp_path / "embedded" / "[red]y" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(bundles, "EMBEDDED", tmp_path / "embedded")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.setenv("COLUMNS", "200")
+    listed = succeed("bundle", "list")
+    assert "[red]y" in listed
+    assert "[/x]:smile:" in listed
+    monkeypatch.chdir(tmp_path)
+    save_random_bundle(tmp_path / "[" / "x]", name="[/z]")
+    compared = succeed("bundle", "diff", folder, "[/x]")
+    assert "[/x]" in compared
+    assert "[/z]" in compared
+
+
 def test_show_tells_what_the_config_says(folder):
     text = " ".join(succeed("bundle", "show", folder).split())
     for words in ("test_resnet, for images of 32 pixels", "stripes (4 entries, unknown)", "not allowed", "compression"):
