@@ -65,7 +65,10 @@ def locate(source: str | Path, **how: Any) -> tuple[Path, Path | None]:
     if name is None:
         return bundle_folder(source), None
     repo, pinned = name
-    folder = fetch_bundle(repo, **(how | {"revision": how.get("revision") or pinned}))
+    revision = how.get("revision") or pinned
+    if pinned not in (None, revision):
+        raise BundleError(f"{source} names one revision, and {revision!r} is asked for as well. Give one of them.")
+    folder = fetch_bundle(repo, **(how | {"revision": revision}))
     return folder, blobs_of(folder)
 
 

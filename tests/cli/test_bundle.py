@@ -152,9 +152,10 @@ def test_diff_tells_keys_and_tensors(folder, bundle_path):
     assert found == {"name": ["tiny-random", "other"], "tensor vae.mean": [0, 0.25]}
 
 
-def test_pull_of_what_is_no_repository_or_into_what_is_there_is_an_error(folder):
+def test_pull_of_what_is_no_repository_or_of_two_revisions_or_into_what_is_there_is_an_error(folder):
     assert "expected ORG/NAME" in fail("bundle", "pull", "test_resnet-64")
     assert "is there already" in fail("bundle", "pull", "org/name", "--out", folder)
+    assert "org/name@v1 names one revision" in fail("bundle", "pull", "org/name@v1", "--revision", "v2")
 
 
 def test_card_tells_committed_results_with_rivals_and_keeps_them(folder):
