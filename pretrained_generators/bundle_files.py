@@ -29,8 +29,12 @@ class BundleFile:
 
 def recorded(folder: Path) -> tuple[BundleFile, ...]:
     """What there is that may be part of a bundle, as it is."""
-    paths = [p for p in sorted(folder.iterdir()) if p.name != CONFIG and FILE_NAME.fullmatch(p.name) and p.is_file()]
+    paths = [p for p in sorted(folder.iterdir()) if p.name != CONFIG and _may_be_part(p)]
     return tuple(BundleFile(p.name, p.stat().st_size, file_sha256(p)) for p in paths)
+
+
+def _may_be_part(path: Path) -> bool:
+    return FILE_NAME.fullmatch(path.name) is not None and path.is_file()
 
 
 def check_list(files: Sequence[BundleFile]) -> None:
@@ -64,9 +68,13 @@ def check_files(folder: Path, files: Sequence[BundleFile], blobs: Path | None = 
         known = {CONFIG, *BESIDE, *(f.name for f in files)}
         strange = sorted(p.name for p in folder.iterdir() if p.name not in known)
         if strange:
+            mend = (
+                f"; or, if it belongs to the bundle and you trust it, record it: d2nwg-init bundle card {folder}"
+                if _may_be_part(folder / strange[0])
+                else "."
+            )
             raise BundleError(
-                f"{folder} holds {strange[0]!r}, which its config.json does not know. Move it elsewhere; or, if it "
-                f"belongs to the bundle and you trust it, record it: d2nwg-init bundle card {folder}"
+                f"{folder} holds {strange[0]!r}, which its config.json does not know. Move it elsewhere{mend}"
             )
     for name in (CONFIG, *(f.name for f in files)):
         check_no_link(folder / name, blobs)

@@ -80,6 +80,17 @@ def test_show_tells_what_the_config_says(folder):
     assert json.loads(succeed("bundle", "show", folder, "--json"))["name"] == "tiny-random"
 
 
+def test_recording_is_advised_for_what_can_be_recorded_alone(folder):
+    (folder / "audit.svg").write_text("<svg/>")
+    assert "bundle card" in run("bundle", "verify", folder).output
+    succeed("bundle", "card", folder)
+    (folder / "notes.txt").write_text("no part of a bundle")
+    assert run("bundle", "verify", folder).output.strip().endswith("does not know. Move it elsewhere.")
+    (folder / "notes.txt").unlink()
+    (folder / "older.svg").mkdir()
+    assert run("bundle", "verify", folder).output.strip().endswith("does not know. Move it elsewhere.")
+
+
 def test_everything_is_recorded_and_without_results_there_is_no_card(folder):
     (folder / "audit.svg").write_text("<svg/>")
     (folder / "README.md").write_text("A card of results that are gone.")
