@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -151,4 +152,8 @@ def _advice(e: Exception) -> str:
         return "Check the connection, HF_ENDPOINT, and that HF_HUB_OFFLINE is not set."
     if isinstance(e, EntryNotFoundError):
         return "It holds no bundle of this library, or not all of one."
-    return "Try again; what was fetched is kept."
+    if isinstance(e, HFValidationError):
+        return "Expected ORG/NAME."
+    if isinstance(e, ConnectionError) or "Connect" in type(e).__name__:  # by the name, of httpx's and of requests'
+        return "Check the connection and HF_ENDPOINT."
+    return "Try again."

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.hub.client import command, create, interrupted
+from tests.hub.server import TOKEN
 
 
 def test_pull_that_is_interrupted_goes_on(client, pushed, tmp_path):
@@ -20,3 +21,11 @@ def test_pretrained_weights_that_cannot_be_fetched_are_said(processes, tmp_path,
     message = processes(**nowhere, https_proxy="http://127.0.0.1:9")(create, model)
     assert message.startswith(f"ModelError: The pretrained weights of {model} could not be fetched")
     assert "give a safetensors file" in message
+
+
+def test_what_trying_again_would_not_mend_is_said(hub, client, processes, saved):
+    code, text = client(command, "bundle", "push", saved, "org/a--b")
+    assert (code, text.endswith("Expected ORG/NAME.")) == (1, True), text
+    nobody = processes(HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
+    code, text = nobody(command, "bundle", "push", saved, "org/tiny")
+    assert (code, text.endswith("Check the connection and HF_ENDPOINT.")) == (1, True), text
