@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrained_generators.generator import Generator
+from zoo_builder.datasets.image_dataset import spread_evenly
 
 IMAGES = 256  # looked at, of those given
 ENOUGH_IMAGES = 64  # of fewer, what is measured is chance
@@ -41,7 +42,7 @@ def nearest_datasets(generator: Generator, images: torch.Tensor) -> tuple[Neighb
     normalisation and size. None for too few images, or where the bundle does not say what its datasets look like."""
     if generator.bundle is None or generator.statistics is None or len(images) < ENOUGH_IMAGES:
         return ()
-    chosen = torch.linspace(0, len(images) - 1, min(IMAGES, len(images)), dtype=torch.float64).round().long()
+    chosen = spread_evenly(len(images), IMAGES)
     size = (generator.config.size, generator.config.size)
     resized = F.interpolate(images[chosen], size, mode="bilinear", antialias=True, align_corners=False)
     here = feature_statistics(generator, generator.features(resized))

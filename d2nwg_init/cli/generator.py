@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Train and audit weight generators.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Train and audit weight generators."""
-
-
 @app.command(epilog="Example: d2nwg-init generator train --zoo runs/zoo --recipe small --out runs/bundle")
 def train(
     zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],

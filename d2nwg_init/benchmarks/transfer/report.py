@@ -20,7 +20,6 @@ from zoo_builder.checkpoint import write_text_atomically
 Found = Mapping[Cell, Measured]
 POINTS = ("step/0", "step/10", "step/30", "step/100", "epoch/1", "epoch/10")
 TARGETS = {"pretrained_epoch1": "pretrained", "solved_epoch1": "solved"}
-VARIANT = ("condition", "shots", "sample", "sigma", "strength", "learning_rate")  # keys of a cell that rows have too
 RIVALS = ("solved", "pretrained", "refined", "no_generator")  # what every row is compared with
 
 
