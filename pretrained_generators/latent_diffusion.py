@@ -52,7 +52,7 @@ class LatentDiffusion(nn.Module):
         half = self.place.shape[1] // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=noisy.device) / half)
         angles = timesteps[:, None].float() * frequencies
-        c = self.time(torch.cat([angles.cos(), angles.sin()], dim=-1)) + self.condition(condition)
+        c = self.time(torch.cat([angles.cos(), angles.sin()], dim=-1).to(noisy)) + self.condition(condition)
         h = self.token_in(noisy) + self.place
         for block in self.blocks:
             h = block(h, condition=c)
@@ -75,7 +75,7 @@ class LatentDiffusion(nn.Module):
         scheduler = noise_schedule()
         scheduler.set_timesteps(steps)
         shape = (num_samples, *self.latent_mean.shape)
-        x = torch.randn(shape, generator=generator).to(self.latent_mean.device)
+        x = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.latent_mean)
         null = self.null_condition.expand(num_samples, -1)
         given = null if condition is None else condition.expand(num_samples, -1)
         for t in scheduler.timesteps:

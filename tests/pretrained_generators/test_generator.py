@@ -65,3 +65,22 @@ def test_deltas_fit_the_body_of_any_architecture(model):
         assert all(v.abs().max() > 0 for v in delta.values())
     images, labels = labelled_images(6, 2)
     assert generator.embed(images, labels, 2).shape == (8,)
+
+
+def test_double_precision_of_the_generator_or_by_default_gives_the_same_weights(generator):
+    images, labels = labelled_images(24, 3)
+
+    def sampled(of, images):
+        return of.sample_deltas(of.embed(images, labels, 3), 1, 0, steps=4)[0]
+
+    expected = sampled(generator, images)
+    double = sampled(random_generator().double(), images.double())
+    torch.set_default_dtype(torch.float64)
+    try:
+        by_default = sampled(generator, images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, delta in expected.items():
+        assert double[name].dtype == torch.float64
+        torch.testing.assert_close(double[name].float(), delta, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(by_default[name], delta, rtol=1e-3, atol=1e-6)
