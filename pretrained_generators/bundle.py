@@ -129,6 +129,11 @@ def bundle_folder(name_or_path: str | Path) -> Path:
     Raises:
         BundleError: there is none with a config.json.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise BundleError(
+            "Expected a bundle's embedded name, its folder or ORG/NAME of the Hub, as str or Path, or a Generator; got "
+            f"{type(name_or_path).__name__} {name_or_path!r:.40}."
+        )
     embedded = isinstance(name_or_path, str) and name_or_path in embedded_bundles()
     path = EMBEDDED / name_or_path if embedded else Path(name_or_path)
     if not (path / CONFIG).is_file():

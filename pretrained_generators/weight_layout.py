@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -191,6 +191,8 @@ def parameters_in_scope(model: nn.Module, scope: str | Sequence[str]) -> set[str
         chosen = _inside(names, modules)
     elif isinstance(scope, str):
         raise RecipeError(f"unknown scope {scope!r}; {nearest_names(scope, SCOPES)} Or give a list of modules.")
+    elif not isinstance(scope, Collection) or not all(isinstance(name, str) for name in scope):
+        raise RecipeError(f"expected a scope ({', '.join(SCOPES)}) or a list of modules' names, got {scope!r:.80}.")
     else:
         there = [name for name, _ in model.named_modules()]
         for name in scope:

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 from d2nwg_init import hook, initialize
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import SIZE, copied, labelled_images, same
-from zoo_builder.errors import DataError
+from zoo_builder.errors import BundleError, DataError, RecipeError
 
 
 def batch(count=12, channels=3, size=SIZE):
@@ -53,6 +53,23 @@ def test_wrong_input_is_named_and_leaves_the_model(case, model, bundle):
         initialize(model, batches, generator=bundle, num_candidates=1)
     assert same(model.state_dict(), before)
     assert [m.training for m in model.modules()] == modes
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"generator": 123}, BundleError, "embedded name, its folder or ORG/NAME .* got int 123"),
+        ({"generator": {"a": 1}}, BundleError, "got dict {'a': 1}"),
+        ({"scope": None}, RecipeError, "expected a scope .* got None"),
+        ({"scope": 3}, RecipeError, "got 3"),
+        ({"scope": ["layer1", 2]}, RecipeError, r"list of modules' names, got \['layer1', 2\]"),
+    ],
+)
+def test_wrong_option_is_named_and_leaves_the_model(options, error, words, model, bundle):
+    before = copied(model.state_dict())
+    with pytest.raises(error, match=words):
+        initialize(model, [batch()], **({"generator": bundle, "num_candidates": 1} | options))
+    assert same(model.state_dict(), before)
 
 
 def test_image_size_that_the_model_cannot_take_is_named():
