@@ -16,6 +16,9 @@ def init(
         typer.Option(help="Folder to write for timm's local-dir:, with the report; or one file, NAME.safetensors."),
     ],
     bundle: Annotated[str, typer.Option(help="Embedded bundle name or folder; auto takes one that fits.")] = "auto",
+    weights: Annotated[
+        Path | None, typer.Option(help="Pretrained weights of the model (safetensors); its classifier is left out.")
+    ] = None,
     size: Annotated[int, typer.Option(min=16, help="Side that images are resized to, in pixels.")] = 64,
     candidates: Annotated[int, typer.Option(min=1, help="Bodies to generate.")] = 8,
     images: Annotated[int, typer.Option(min=2, help="Training images to read, at most.")] = 1024,
@@ -37,7 +40,7 @@ def init(
 
     dataset = load_dataset(data)
     torch.manual_seed(seed)
-    network = create_backbone(model, num_classes=dataset.num_classes)
+    network = create_backbone(model, weights, dataset.num_classes)
     loader = train_loader(dataset, network, size=size, batch_size=128, seed=seed)
     report = initialize(network, loader, generator=bundle, num_candidates=candidates, num_support=images, seed=seed)
     if out.suffix == ".safetensors":
@@ -45,4 +48,6 @@ def init(
     else:
         report.save(out)
     Console().print(report)
+    if weights is None and report.bundle is None:
+        typer.echo(f"The body of {model} was never trained, and no bundle made up for it. Give pretrained --weights.")
     typer.echo(f"Weights written to {out}. The {dataset.num_classes} classes: {', '.join(dataset.class_names[:10])}")

@@ -4,11 +4,11 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from d2nwg_init.benchmarks.fine_tuning import accuracy, as_tensors
-from tests.cli.conftest import run, succeed, write_image_folder
-from tests.pretrained_generators.small import same
+from tests.cli.conftest import fail, run, succeed, write_image_folder
+from tests.pretrained_generators.small import random_generator, same, save_random_bundle
 from zoo_builder.datasets import load_dataset
 
 
@@ -74,8 +74,31 @@ def test_model_without_a_bundle_gets_its_own_body_solved(images, tmp_path):
     out = tmp_path / "w.safetensors"
     text = init(images, out, model="lcnet_050")
     assert "no embedded bundle covers" in " ".join(text.split())
+    assert "The body of lcnet_050 was never trained" in text
     model = timm.create_model("lcnet_050", num_classes=3, checkpoint_path=str(out))
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
+def test_pretrained_weights_are_taken_from_a_file(images, tmp_path):
+    pretrained, out = timm.create_model("lcnet_050"), tmp_path / "w.safetensors"
+    save_file(pretrained.state_dict(), tmp_path / "pretrained.safetensors")
+    text = init(images, out, "--weights", tmp_path / "pretrained.safetensors", model="lcnet_050")
+    assert "never trained" not in text
+    assert torch.equal(load_file(out)["conv_stem.weight"], pretrained.conv_stem.weight)  # which refining leaves
+
+
+def test_a_bundle_that_leaves_its_base_out_takes_it_from_the_file(images, tmp_path):
+    generator, out = random_generator(), tmp_path / "w.safetensors"
+    generator.base.half().float()
+    save_random_bundle(tmp_path / "bundle", generator=generator, base_source="here")
+    save_file(generator.base.state_dict(), tmp_path / "base.safetensors")
+    arguments = ("test_resnet", "--data", images, "--out", out, "--size", 32, "--bundle", tmp_path / "bundle")
+    assert "here" in fail("init", *arguments)
+    text = succeed("init", *arguments, "--candidates", 1, "--weights", tmp_path / "base.safetensors")
+    assert "generated_0" in text
+    assert "does not fit this model" in fail(
+        "init", "lcnet_050", *arguments[1:], "--weights", tmp_path / "base.safetensors"
+    )
 
 
 def test_markup_in_class_names_is_printed_as_it_is(bundle_path, tmp_path):
