@@ -41,7 +41,7 @@ def base(
         torch.set_num_threads(threads)
     config = PretrainConfig(model=model, size=size, epochs=epochs, seed=seed)
     accuracy = pretrain(load_dataset(dataset, data, size=size, max_images=None), config, out)
-    typer.echo(f"{model}: top-1 {accuracy:.1f} % on the test images of {dataset}. Body written to {out}.")
+    typer.echo(f"{model}: top-1 {accuracy:.1f} % on the test images of {dataset}. The body is in {out}.")
 
 
 @app.command(
