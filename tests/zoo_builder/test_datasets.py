@@ -10,7 +10,7 @@ from PIL import Image
 from tests.zoo_builder.synthetic import CLASSES, striped_dataset, striped_images, write_image_folder, write_npz
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
-from zoo_builder.datasets.read_images import Part, split_by_class
+from zoo_builder.datasets.read_images import TEST_PARTS, Part, split_by_class
 from zoo_builder.errors import DataError, DataWarning
 
 SPLITS = ("x_train", "y_train", "x_test", "y_test")
@@ -188,7 +188,7 @@ def test_digest_follows_the_images_and_their_names(tmp_path):
     assert len(digests) == 3
 
 
-@pytest.mark.parametrize("part", ["val", "test", "validation"])
+@pytest.mark.parametrize("part", TEST_PARTS)
 def test_image_folder_with_its_own_test_part_keeps_it(tmp_path, part):
     write_image_folder(tmp_path / "train", count=4)
     write_image_folder(tmp_path / part, count=3)
@@ -198,6 +198,21 @@ def test_image_folder_with_its_own_test_part_keeps_it(tmp_path, part):
     (tmp_path / part / "cat").rename(tmp_path / part / "cow")
     with pytest.raises(DataError, match=r"\['cat', 'cow'\]"):
         load_dataset(tmp_path)
+
+
+def test_train_folder_without_a_known_test_part_is_not_taken_for_a_class(tmp_path):
+    write_image_folder(tmp_path / "train")
+    with pytest.raises(DataError, match="beside it is nothing; expected"):
+        load_dataset(tmp_path)
+    write_image_folder(tmp_path / "eval")
+    with pytest.raises(DataError, match="is eval; expected a test part called test or val or valid or validation"):
+        load_dataset(tmp_path)
+    assert load_dataset(tmp_path / "train").num_classes == 2
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_image_folder(tmp_path, classes=("plane", "train"))
+    assert load_dataset(tmp_path).class_names == ("plane", "train")
 
 
 def test_images_of_any_shape_and_mode_are_cut_to_their_centre_square(tmp_path):

@@ -15,6 +15,7 @@ from zoo_builder.datasets.image_dataset import ImageDataset
 from zoo_builder.errors import DataError
 
 STORED_SIZE = 64  # pixels, unless a caller wants another
+TEST_PARTS = ("test", "val", "valid", "validation")  # how sources call their test part; the first of them is taken
 TEST_FRACTION = 0.2  # of each class, where a source has no test part
 
 

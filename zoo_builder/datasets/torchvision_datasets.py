@@ -10,11 +10,10 @@ import numpy as np
 from PIL import Image
 
 from zoo_builder.datasets.image_dataset import ImageDataset
-from zoo_builder.datasets.read_images import Part, Sample, assemble, read_part
+from zoo_builder.datasets.read_images import TEST_PARTS, Part, Sample, assemble, read_part
 from zoo_builder.errors import DataError, nearest_names
 
 TRAIN_SPLITS = ("trainval", "train", "train-standard")
-TEST_SPLITS = ("test", "val", "valid")
 
 
 def load_torchvision(
@@ -38,7 +37,7 @@ def load_torchvision(
     if "train" in parameters:
         parts = [_make(kind, root, train=flag, **options) for flag in (True, False)]
     elif "split" in parameters:
-        parts = [_first_split(kind, root, splits, options) for splits in (TRAIN_SPLITS, TEST_SPLITS)]
+        parts = [_first_split(kind, root, splits, options) for splits in (TRAIN_SPLITS, TEST_PARTS)]
     else:
         parts = [_make(kind, root, **options)]
     read = [_read(name, part, size, max_images) for part in parts]
