@@ -30,11 +30,13 @@ def demo(
     from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import load_bundle
     from zoo_builder.datasets import load_dataset
+    from zoo_builder.datasets.read_images import STORED_SIZE
     from zoo_builder.datasets.same_dataset import is_among
     from zoo_builder.errors import DataError
 
     loaded = load_bundle(bundle)
-    datasets = [load_dataset(source) for source in data or ["digits"]]
+    size = max(loaded.config.generator.size, STORED_SIZE)
+    datasets = [load_dataset(source, size=size) for source in data or ["digits"]]
     seen = [t.name for t in loaded.config.trained_on]
     for dataset in datasets:
         if is_among(dataset.name, seen):

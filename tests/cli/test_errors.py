@@ -116,7 +116,7 @@ def test_message_prints_markup_as_it_is(out):
 
 
 def test_interrupt_is_exit_code_130_without_a_traceback(monkeypatch, images, bundle_path):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zoo_builder.datasets.load_dataset", stop)
