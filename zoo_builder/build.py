@@ -15,8 +15,9 @@ from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import ZooError
 from zoo_builder.job import CPU, Device, Job
 from zoo_builder.progress import progress_bar
+from zoo_builder.sources import SourceRecord
 from zoo_builder.store import Zoo
-from zoo_builder.survey import SourceRecord, load_unchanged, surveyed
+from zoo_builder.survey import load_unchanged, surveyed
 from zoo_builder.tasks import FineTuneTask, ZooRecipe, choose_datasets, plan_tasks
 
 

@@ -16,6 +16,7 @@ from zoo_builder.errors import D2NWGError, ZooError
 from zoo_builder.progress import progress_bar
 from zoo_builder.rescore import TOLERANCE, Rescored, rescore, spread_over_plans
 from zoo_builder.rows import read_rows
+from zoo_builder.sources import read_sources
 from zoo_builder.store import Zoo, ZooEntry
 
 
@@ -37,6 +38,10 @@ def verify(
     """
     problems = _base_problems(zoo)
     base_is_sound = not problems
+    try:
+        read_sources(zoo.path)
+    except ZooError as e:
+        problems.append(str(e))
     shapes = {k: p.shape for k, p in zoo.backbone.create().named_parameters()}
     sound, damaged, failures = [], 0, 0
     rows = sorted((zoo.path / "rows").glob("*.parquet"))
