@@ -32,19 +32,23 @@ log = logging.getLogger(__name__)
 def surveyed(
     zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
 ) -> tuple[Zoo, dict[str, SourceRecord]]:
-    """What the zoo knows of the datasets `names`; it looks at them the first time, and then remembers. At the very
-    first it also decides how BatchNorm is fitted to them, before any entry is made.
+    """What the zoo knows of the datasets `names`; it looks at them the first time, and then remembers, those too that
+    a later recipe leaves out. At the very first it also decides how BatchNorm is fitted to them, before any entry is
+    made.
 
     Raises:
-        DataError: a dataset cannot be read, or leaks. ZooError: what the zoo knows of them is damaged.
+        DataError: a dataset cannot be read, has changed, or leaks. ZooError: what the zoo knows of them is damaged.
     """
     before = read_sources(zoo.path)
-    if set(before) == set(names):
-        return Zoo.open(zoo.path), before  # for another builder may have decided since it was opened
+    if before.keys() >= set(names):
+        known = {name: source for name, source in before.items() if name in names}
+        return Zoo.open(zoo.path), known  # for another builder may have decided since it was opened
     body = zoo.backbone.create()
     load_body(body, zoo.base(), str(zoo.path))
     check_body(body, zoo.size, zoo.backbone.in_chans)
     sources, lost = _survey(zoo, body.eval(), recipe, names, data_dir, download)
+    for name in sources.keys() & before.keys():
+        _check_unchanged(name, sources[name].sha256, before)
     zoo = Zoo.open(zoo.path)
     begun = (zoo.path / FILE).exists() or next((zoo.path / "rows").glob("*"), None) is not None
     if lost and not begun and can_absorb(body):
@@ -56,7 +60,9 @@ def surveyed(
             "lost base: with BatchNorm rescaled its features hardly vary any more on %s. What is trained on these will "
             "be of little use. Take another base, or for a zoo that was begun without them another --out.", lost
         )  # fmt: skip
-    write_sources(zoo.path, sources)
+    free = 1 + max(source.cluster for source in sources.values())  # clusters were numbered anew
+    left = {n: replace(s, cluster=free + s.cluster) for n, s in before.items() if n not in sources}
+    write_sources(zoo.path, sources | left)
     return zoo, sources
 
 
@@ -96,8 +102,12 @@ def load_unchanged(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the survey has told of broken images
         dataset = load_dataset(name, data_dir, size=size, download=download)
-    if dataset.sha256 != sources[name].sha256:
+    _check_unchanged(name, dataset.sha256, sources)
+    return dataset
+
+
+def _check_unchanged(name: str, sha256: str, sources: dict[str, SourceRecord]) -> None:
+    if sha256 != sources[name].sha256:
         raise DataError(
             f"The dataset {name!r} has changed since this zoo was begun. Put it back, or take another --out."
         )
-    return dataset
