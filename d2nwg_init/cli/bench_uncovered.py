@@ -36,7 +36,8 @@ def uncovered(
     from zoo_builder.executors.processes import process_executor
 
     names = listed(datasets) or SPLITS["development"]
-    cells = study.cells(model, weights, size, names, seeds)
+    hashes = {name: load_dataset(name, data).sha256 for name in names}
+    cells = study.cells(model, weights, size, hashes, seeds)
     study.run_cells(cells, data, work, process_executor(workers))
     rows = study.rows_of(cells, work)
     if not deliver(results("uncovered", (load_dataset(n, data) for n in names), rows), out, json_):

@@ -49,7 +49,7 @@ def test_a_cell_of_bench_uncovered_is_of_its_size(fine, tmp_path, monkeypatch):
     monkeypatch.setattr("d2nwg_init.benchmarks.uncovered.FineTuning", ShortFineTuning)
     torch.manual_seed(0)
     write_atomically(tmp_path / "weights", create_backbone("test_resnet").state_dict())
-    cell = Cell("test_resnet", str(tmp_path / "weights"), "0" * 64, LARGE, "stripes", "solved", 0)
+    cell = Cell("test_resnet", str(tmp_path / "weights"), "0" * 64, LARGE, "stripes", "0" * 64, "solved", 0)
     _run(fine, tmp_path, cell)
     found = json.loads((tmp_path / f"{cell.id}.json").read_text())["found"]
     assert found["accuracy"]["0.001"]["0"] > 90
