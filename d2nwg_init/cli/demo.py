@@ -54,8 +54,9 @@ def demo(
     for dataset in datasets:
         rows += run_demo(dataset, loaded, recipe, seeds=seeds)
     report = results("demo", datasets, rows)
+    printed = deliver(report, out, json_)  # first: what was measured must not be lost with a plot
     draw_curves(rows, plot)
-    if deliver(report, out, json_):
+    if printed:
         return
     for dataset in datasets:
         Console().print(

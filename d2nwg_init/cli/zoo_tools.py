@@ -136,9 +136,10 @@ def stats(
     opened = Zoo.open(zoo)
     found = zoo_stats(opened)
     report = header("zoo_stats") | found
+    printed = deliver(report, out, json_)  # first, lest a plot that fails takes it along
     if plot:
         draw_stats(opened, plot)
-    if deliver(report, out, json_):
+    if printed:
         return
     console = Console()
     for by in ("plan", "dataset", "domain"):
