@@ -17,7 +17,7 @@ from zoo_builder.checkpoint import load_checkpoint, read_tensors, save_checkpoin
 from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
-from zoo_builder.errors import RecipeError
+from zoo_builder.errors import DataError, RecipeError
 from zoo_builder.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,13 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
 
     Raises:
         RecipeError: `out` holds a body, or a begun training, of other settings or another dataset.
+        ModelError: the model has no linear head. DataError: there are no test images.
     """
+    if not len(dataset.x_test):
+        raise DataError(
+            f"Dataset {dataset.name!r} has no test images to measure the base on. Give 5 images a class or more, or a "
+            "test/ folder beside train/."
+        )
     work: dict[str, object] = {**asdict(config), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
     if out.exists():
         about = json.loads(read_tensors(out)[1].get("pretraining", "{}"))
@@ -76,6 +82,7 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
     torch.manual_seed(config.seed)
     spec = BackboneSpec(config.model, img_size=config.size)
     model = spec.create(num_classes=dataset.num_classes).to(memory_format=torch.channels_last)
+    find_classifier(model)  # a model without a linear head has no body to keep
     mean, std = image_statistics(model)
     average = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -129,7 +136,6 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
             bar.note(f"test {accuracy:.1f} %")
             progress = {"work": work, "epoch": epoch, "accuracy": accuracy}
             save_checkpoint(state, {"model": model, "average": average.module}, optimizer, progress)
-    find_classifier(average.module)  # a model without a linear head has no body to keep
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in body_state(average.module).items()}
     write_atomically(out, tensors, {"pretraining": json.dumps({**work, "test_accuracy": accuracy})})
     state.unlink(missing_ok=True)

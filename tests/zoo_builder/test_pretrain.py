@@ -7,7 +7,7 @@ import pytest
 from tests.zoo_builder.synthetic import random_body, striped_dataset
 from zoo_builder import pretrain as pretraining
 from zoo_builder.checkpoint import write_atomically
-from zoo_builder.errors import RecipeError
+from zoo_builder.errors import DataError, ModelError, RecipeError
 from zoo_builder.pretrain import PretrainConfig, pretrain
 
 CONFIG = PretrainConfig(size=32, epochs=2, batch_size=16)
@@ -61,3 +61,12 @@ def test_a_body_from_elsewhere_is_not_written_over(tmp_path):
     write_atomically(tmp_path / "base", random_body().state_dict())
     with pytest.raises(RecipeError, match="take another --out"):
         pretrain(DATASET, CONFIG, tmp_path / "base")
+
+
+def test_what_cannot_become_a_base_is_refused_before_the_first_epoch(tmp_path):
+    two_heads = dataclasses.replace(CONFIG, model="deit_tiny_distilled_patch16_224")
+    with pytest.raises(ModelError, match="no linear classifier"):
+        pretrain(DATASET, two_heads, tmp_path / "base")
+    with pytest.raises(DataError, match="no test images"):
+        pretrain(striped_dataset(test=0), CONFIG, tmp_path / "base")
+    assert not list(tmp_path.iterdir())
