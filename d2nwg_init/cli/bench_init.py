@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_file
+
 
 def init(
     bundles: Annotated[
@@ -16,7 +18,7 @@ def init(
     images: Annotated[int, typer.Option(min=2, help="Training images to read, at most.")] = 1024,
     candidates: Annotated[int, typer.Option(min=1, help="Bodies to generate.")] = 8,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Seconds of initialize() by stage, beside a forward pass and an epoch of fine-tuning; its memory; its import."""
     import functools

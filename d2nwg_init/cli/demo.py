@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_file
+
 
 def demo(
     data: Annotated[
@@ -18,9 +20,9 @@ def demo(
     ] = None,
     bundle: Annotated[str, typer.Option(help="Embedded bundle name, or a bundle's folder.")] = "test_resnet-64",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other heads, images and orders.")] = 3,
-    plot: Annotated[Path, typer.Option(help="PNG of the curves to write.")] = Path("demo_curves.png"),
+    plot: Annotated[Path, typer.Option(callback=out_file, help="PNG of the curves.")] = Path("demo_curves.png"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Initialise a model in five ways on images that the bundle never saw, fine-tune each for 100 steps, compare."""
     from rich.console import Console

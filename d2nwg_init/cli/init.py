@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_weights
+
 
 def init(
     model: Annotated[str, typer.Argument(help="timm model name.")],
     data: Annotated[Path, typer.Option(help="Folder with one folder of images a class, or an .npz file.")],
     out: Annotated[
         Path,
-        typer.Option(help="Folder to write for timm's local-dir:, with the report; or one file, NAME.safetensors."),
+        typer.Option(
+            callback=out_weights,
+            help="Folder to write for timm's local-dir:, with the report; or one file, NAME.safetensors.",
+        ),
     ],
     bundle: Annotated[str, typer.Option(help="Embedded bundle name or folder; auto takes one that fits.")] = "auto",
     size: Annotated[int, typer.Option(min=16, help="Side that images are resized to, in pixels.")] = 64,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from d2nwg_init.cli import zoo_datasets, zoo_tools
+from d2nwg_init.cli.outputs import out_file, out_zoo
 
 
 class Executors(StrEnum):
@@ -23,7 +24,7 @@ app = typer.Typer(help="Build the training set of a generator.", no_args_is_help
 @app.command(epilog="Example: d2nwg-init zoo base --data DIR --dataset tinyimagenet --out runs/base.safetensors")
 def base(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
-    out: Annotated[Path, typer.Option(help="The body to write (safetensors, fp16).")],
+    out: Annotated[Path, typer.Option(callback=out_file, help="The body to write (safetensors, fp16).")],
     dataset: Annotated[str, typer.Option(help="Dataset in the folder to pretrain on.")] = "tinyimagenet",
     model: Annotated[str, typer.Option(help="timm model name.")] = "test_resnet",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train images.")] = 60,
@@ -50,7 +51,9 @@ def base(
 def build(
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
-    out: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo; one that was begun is completed.")],
+    out: Annotated[
+        str, typer.Option(callback=out_zoo, help="Folder or fsspec URL of the zoo; one that was begun is completed.")
+    ],
     base: Annotated[
         str, typer.Option(help="Base checkpoint (safetensors), or 'pretrained' for the library's own weights.")
     ],
