@@ -113,6 +113,7 @@ X, Y = striped_images(6)
         ({"y_train": Y[:4]}, "6 train images but 4 labels"),
         ({"y_test": Y - 1}, r"test labels must lie in 0\.\.2, got -1\.\.1"),
         ({"class_names": np.array(["a", "b"])}, r"train labels must lie in 0\.\.1, got 0\.\.2"),
+        ({"y_test": np.array(list("012012"))}, "y_test must be numbers of classes, got <U1"),
         ({"y_train": Y * 0, "y_test": Y * 0}, "at least 2"),
         ({"x_train": X[:0], "y_train": Y[:0]}, "no training image"),
     ],
@@ -140,7 +141,7 @@ def test_broken_npz_is_named(tmp_path, damage):
         load_dataset("b", tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["empty", "npy", "jpeg_sizes"])
+@pytest.mark.parametrize("damage", ["empty", "npy", "jpeg_sizes", "offsets", "compressed"])
 def test_rarer_broken_npz_is_named(tmp_path, damage):
     path = tmp_path / "b.npz"
     if damage == "empty":
@@ -148,6 +149,15 @@ def test_rarer_broken_npz_is_named(tmp_path, damage):
     elif damage == "npy":
         with path.open("wb") as file:
             np.save(file, np.zeros(3))
+    elif damage == "offsets":
+        write_jpeg_npz(path, X[:2], Y[:2])
+        arrays = dict(np.load(path))
+        np.savez(path, **arrays | {"x_train_off": arrays["x_train_off"].astype(float)})
+    elif damage == "compressed":
+        np.savez_compressed(path, x_train=X, y_train=Y, x_test=X, y_test=Y)
+        whole = bytearray(path.read_bytes())
+        whole[100:200] = bytes(100)
+        path.write_bytes(whole)
     else:
         write_jpeg_npz(path, [X[0], X[1, :16, :16]], Y[:2])
     with pytest.raises(DataError, match=r"b\.npz"):
