@@ -29,7 +29,7 @@ def base(
     model: Annotated[str, typer.Option(help="timm model name.")] = "test_resnet",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train images.")] = 60,
     size: Annotated[int, typer.Option(min=32, help="Side of the square images, in pixels.")] = 64,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes torch's default.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes torch's default.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights, order and crops.")] = 0,
 ) -> None:
     """Pretrain a base checkpoint from scratch. Resumes after every epoch."""
