@@ -26,7 +26,7 @@ def base(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
     out: Annotated[Path, typer.Option(callback=out_file, help="The body to write (safetensors, fp16).")],
     dataset: Annotated[str, typer.Option(help="Dataset in the folder to pretrain on.")] = "tinyimagenet",
-    model: Annotated[str, typer.Option(help="timm model name.")] = "test_resnet",
+    model: Annotated[str, typer.Option(help="timm model name, or torchvision:NAME.")] = "test_resnet",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train images.")] = 60,
     size: Annotated[int, typer.Option(min=32, help="Side of the square images, in pixels.")] = 64,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes torch's default.")] = 0,
@@ -108,7 +108,7 @@ def build(
         tasks,
         sources,
         data,
-        _executor(executor, cores, address, device),
+        _executor(executor, workers if executor is Executors.ray else cores, address, device),
         retry_failed=retry_failed,
         device=place,
         download=download,
@@ -141,7 +141,7 @@ def _executor(kind: Executors, workers: int, address: str | None, device: str) -
     if kind is Executors.ray:
         from zoo_builder.executors.ray import RayExecutor
 
-        return RayExecutor(address, gpus=0 if device == "cpu" else 1)
+        return RayExecutor(address, gpus=0 if device == "cpu" else 1, workers=workers)
     from zoo_builder.executors.processes import process_executor
 
     return process_executor(workers)
