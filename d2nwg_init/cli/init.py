@@ -11,7 +11,7 @@ from d2nwg_init.cli.outputs import out_weights
 
 
 def init(
-    model: Annotated[str, typer.Argument(help="timm model name.")],
+    model: Annotated[str, typer.Argument(help="timm model name, or torchvision:NAME.")],
     data: Annotated[Path, typer.Option(help="Folder with one folder of images a class, or an .npz file.")],
     out: Annotated[
         Path,
