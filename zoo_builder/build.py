@@ -15,9 +15,10 @@ from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import ZooError
 from zoo_builder.job import CPU, Device, Job
 from zoo_builder.progress import progress_bar
+from zoo_builder.sources import SourceRecord
 from zoo_builder.store import Zoo
-from zoo_builder.survey import SourceRecord, load_unchanged, surveyed
-from zoo_builder.tasks import FineTuneTask, ZooRecipe, choose_datasets, plan_tasks
+from zoo_builder.survey import load_unchanged, surveyed
+from zoo_builder.tasks import FineTuneTask, ZooRecipe, check_recipe, choose_datasets, plan_tasks
 
 
 def begin_zoo(
@@ -33,9 +34,11 @@ def begin_zoo(
     The datasets are looked at, checked for leaks and clustered the first time; later that is read from the zoo.
 
     Raises:
-        RecipeError: the recipe names a held-out or unknown dataset. DataError: a dataset cannot be read, or leaks.
+        RecipeError: the recipe names a held-out or unknown dataset, or cannot be built, see `check_recipe`. DataError:
+            a dataset cannot be read, or leaks.
         ModelError: the base does not fit the backbone, or gives no features. ZooError: `out` holds another zoo.
     """
+    check_recipe(recipe)
     names = choose_datasets(recipe, dataset_names(data_dir))
     body = backbone.create(base)
     check_body(body, recipe.size, backbone.in_chans)

@@ -27,8 +27,11 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
     and recalibrated on them, as in its scores.
 
     Raises:
-        ZooError: no such entry.
+        ZooError: no such entry, or another suffix than .safetensors, by which timm and torch know what they read.
     """
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise ZooError(f"Weights are a .safetensors file, got {out.name!r}. Name it {out.stem}.safetensors.")
     entry = zoo.entry(entry_id)
     head = _head(entry)
     classes = len(head[1]) if head else 0
@@ -50,7 +53,7 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
         "base_sha256": zoo.base_sha256,
         "sources": entry.about.get("sources", {}),
     }
-    write_atomically(Path(out), model.state_dict(), {"zoo_entry": json.dumps(about)})
+    write_atomically(out, model.state_dict(), {"zoo_entry": json.dumps(about)})
     return classes
 
 

@@ -10,14 +10,26 @@ from zoo_builder.errors import ZooError
 
 
 def as_path(path: str | Path) -> Path:
-    """A local path, or a URL that fsspec knows (s3://, hf://, memory://) with a path's methods."""
+    """A local path, or a URL that fsspec knows (s3://, hf://, memory://) with a path's methods.
+
+    Raises:
+        ZooError: a URL of a kind that fsspec does not know, or that needs a package that is not installed.
+    """
     if "://" not in str(path):
         return Path(path)
     try:
         from upath import UPath
     except ImportError as e:
         raise ZooError(f"The URL {path} needs universal-pathlib: pip install 'd2nwg-init[zoo]'") from e
-    url = UPath(path)
+    try:
+        url = UPath(path)
+        _ = url.fs  # which needs the package of its kind
+    except ImportError as e:
+        raise ZooError(f"The URL {path} needs a package that is not installed ({e}).") from e
+    except ValueError as e:
+        raise ZooError(
+            f"{path} is no URL that fsspec can open ({e}). Expected a folder, or a URL such as s3://BUCKET/zoo."
+        ) from e
     return Path(url.path) if url.protocol in ("file", "local") else cast(Path, url)
 
 

@@ -16,8 +16,8 @@ from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import ZooError
 from zoo_builder.finetune import run_tasks
 from zoo_builder.finetune_result import FineTuneResult, Start
+from zoo_builder.sources import SourceRecord
 from zoo_builder.store import Zoo
-from zoo_builder.survey import SourceRecord
 from zoo_builder.tasks import FineTuneTask
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from zoo_builder.errors import ZooError
 from zoo_builder.files import write_bytes
 from zoo_builder.progress import progress_bar
+from zoo_builder.sources import SourceRecord, read_sources, write_sources
 from zoo_builder.store import Zoo
 
 
@@ -33,7 +32,7 @@ def merge(into: Zoo, others: Sequence[Zoo]) -> MergeReport:
         _check_alike(into, other)
     datasets = _merged_datasets(into, others)
     if datasets:
-        write_bytes(into.path / "datasets.json", json.dumps(datasets, indent=1).encode())
+        write_sources(into.path, datasets)
     there = {row["id"]: row["sha256"] for row in into.table().to_pylist()}  # None of a failure
     copied = kept = failures = 0
     conflicts, damaged = [], []
@@ -89,26 +88,21 @@ def _check_alike(into: Zoo, other: Zoo) -> None:
         )
 
 
-def _merged_datasets(into: Zoo, others: Sequence[Zoo]) -> dict[str, dict[str, Any]]:
+def _merged_datasets(into: Zoo, others: Sequence[Zoo]) -> dict[str, SourceRecord]:
     """What the zoos know of their datasets. Clusters are numbered in each zoo for itself: those of datasets that only
     another zoo has get numbers of their own.
 
     Raises:
-        ZooError: a dataset differs.
+        ZooError: a dataset differs, or what a zoo knows of them is damaged.
     """
-    merged = _datasets(into)
+    merged = read_sources(into.path)
     for other in others:
-        free = 1 + max((about["cluster"] for about in merged.values()), default=-1)
-        for name, about in _datasets(other).items():
-            before = merged.setdefault(name, about | {"cluster": free + about["cluster"]})
-            if before["sha256"] != about["sha256"]:
+        free = 1 + max((about.cluster for about in merged.values()), default=-1)
+        for name, about in read_sources(other.path).items():
+            before = merged.setdefault(name, replace(about, cluster=free + about.cluster))
+            if before.sha256 != about.sha256:
                 raise ZooError(
                     f"{other.path} cannot be merged into {into.path}: its dataset {name!r} has the SHA-256 "
-                    f"{about['sha256']}, expected {before['sha256']}. Build both on the same data."
+                    f"{about.sha256}, expected {before.sha256}. Build both on the same data."
                 )
     return merged
-
-
-def _datasets(zoo: Zoo) -> dict[str, dict[str, Any]]:
-    path = zoo.path / "datasets.json"
-    return json.loads(path.read_text()) if path.exists() else {}

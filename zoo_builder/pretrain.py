@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 from zoo_builder.backbones import BackboneSpec, body_state, image_statistics, predict
-from zoo_builder.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from zoo_builder.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_atomically
 from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
+from zoo_builder.errors import DataError, RecipeError
 from zoo_builder.progress import progress_bar
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,32 @@ def random_resized_crop(images: torch.Tensor, smallest_area: float, generator: t
 def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
     """Train a classifier and keep its body, averaged over time (EMA), in `out` (safetensors, fp16).
 
-    A checkpoint beside `out` after every epoch lets a killed run go on to the same weights.
+    A checkpoint beside `out` after every epoch lets a killed run go on to the same weights. A body of the same
+    settings and dataset that is there already is left as it is.
 
     Returns:
         Top-1 test accuracy in percent.
+
+    Raises:
+        RecipeError: `out` holds a body, or a begun training, of other settings or another dataset.
+        ModelError: the model has no linear head. DataError: there are no test images.
     """
+    if not len(dataset.x_test):
+        raise DataError(
+            f"Dataset {dataset.name!r} has no test images to measure the base on. Give 5 images a class or more, or a "
+            "test/ folder beside train/."
+        )
+    work: dict[str, object] = {**asdict(config), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
+    if out.exists():
+        about = json.loads(read_tensors(out)[1].get("pretraining", "{}"))
+        accuracy = float(about.pop("test_accuracy", 0.0))
+        _check_same_work(out, about, work)
+        log.warning("%s is there already, of these settings and this dataset: nothing is trained.", out)
+        return accuracy
     torch.manual_seed(config.seed)
     spec = BackboneSpec(config.model, img_size=config.size)
     model = spec.create(num_classes=dataset.num_classes).to(memory_format=torch.channels_last)
+    find_classifier(model)  # a model without a linear head has no body to keep
     mean, std = image_statistics(model)
     average = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -85,6 +107,7 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
     first, accuracy = 0, 0.0
     if state.exists():
         progress = load_checkpoint(state, {"model": model, "average": average.module}, optimizer)
+        _check_same_work(state, progress.get("work"), work)
         first, accuracy = int(str(progress["epoch"])) + 1, float(str(progress["accuracy"]))
 
     with progress_bar(
@@ -111,12 +134,17 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
             logits = torch.cat([predict(average.module, normalize_images(x, mean, std)) for x in x_test.split(1024)])
             accuracy = 100 * (logits.argmax(1) == y_test).float().mean().item()
             bar.note(f"test {accuracy:.1f} %")
-            save_checkpoint(
-                state, {"model": model, "average": average.module}, optimizer, {"epoch": epoch, "accuracy": accuracy}
-            )
-    find_classifier(average.module)  # a model without a linear head has no body to keep
+            progress = {"work": work, "epoch": epoch, "accuracy": accuracy}
+            save_checkpoint(state, {"model": model, "average": average.module}, optimizer, progress)
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in body_state(average.module).items()}
-    about = {**asdict(config), "dataset": dataset.name, "dataset_sha256": dataset.sha256, "test_accuracy": accuracy}
-    write_atomically(out, tensors, {"pretraining": json.dumps(about)})
+    write_atomically(out, tensors, {"pretraining": json.dumps({**work, "test_accuracy": accuracy})})
     state.unlink(missing_ok=True)
     return accuracy
+
+
+def _check_same_work(path: Path, found: object, work: dict[str, object]) -> None:
+    """What `path` says that it was made with must be what is asked for."""
+    before = found if isinstance(found, dict) else {}
+    differing = [f"{k} {before.get(k)!r}, asked for {v!r}" for k, v in work.items() if before.get(k) != v]
+    if differing:
+        raise RecipeError(f"{path} was made with {'; '.join(differing)}. Remove it, or take another --out.")

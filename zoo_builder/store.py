@@ -258,6 +258,8 @@ class Zoo:
         )
 
     def write_failure(self, task: FineTuneTask, error: str) -> None:
+        """The row; a file of the entry that is there goes first, or with a row it would count as done."""
+        self.entry_path(task.id).unlink(missing_ok=True)
         write_row(self.row_path(task.id), task, error=error)
 
     def _entry(self, row: dict[str, Any]) -> ZooEntry:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,45 +20,37 @@ from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.domain_images import sample_images
 from zoo_builder.errors import DataError, DataWarning
-from zoo_builder.files import write_bytes
 from zoo_builder.leakage import check_leakage, held_out_datasets
 from zoo_builder.progress import progress_bar
+from zoo_builder.sources import FILE, SourceRecord, read_sources, write_sources
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import ZooRecipe
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class SourceRecord:
-    """What a zoo remembers of a dataset."""
-
-    licence: str
-    origin: str
-    sha256: str
-    cluster: int
-
-
 def surveyed(
     zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
 ) -> tuple[Zoo, dict[str, SourceRecord]]:
-    """What the zoo knows of the datasets `names`; it looks at them the first time, and then remembers. At the very
-    first it also decides how BatchNorm is fitted to them, before any entry is made.
+    """What the zoo knows of the datasets `names`; it looks at them the first time, and then remembers, those too that
+    a later recipe leaves out. At the very first it also decides how BatchNorm is fitted to them, before any entry is
+    made.
 
     Raises:
-        DataError: a dataset cannot be read, or leaks.
+        DataError: a dataset cannot be read, has changed, or leaks. ZooError: what the zoo knows of them is damaged.
     """
-    record = zoo.path / "datasets.json"
-    if record.exists():
-        sources = {name: SourceRecord(**values) for name, values in json.loads(record.read_text()).items()}
-        if set(sources) == set(names):
-            return Zoo.open(zoo.path), sources  # for another builder may have decided since it was opened
+    before = read_sources(zoo.path)
+    if before.keys() >= set(names):
+        known = {name: source for name, source in before.items() if name in names}
+        return Zoo.open(zoo.path), known  # for another builder may have decided since it was opened
     body = zoo.backbone.create()
     load_body(body, zoo.base(), str(zoo.path))
     check_body(body, zoo.size, zoo.backbone.in_chans)
     sources, lost = _survey(zoo, body.eval(), recipe, names, data_dir, download)
+    for name in sources.keys() & before.keys():
+        _check_unchanged(name, sources[name].sha256, before)
     zoo = Zoo.open(zoo.path)
-    begun = record.exists() or next((zoo.path / "rows").glob("*"), None) is not None
+    begun = (zoo.path / FILE).exists() or next((zoo.path / "rows").glob("*"), None) is not None
     if lost and not begun and can_absorb(body):
         log.warning("BatchNorm absorbs the statistics of datasets: rescaled, the base would be lost on %s.", lost)
         zoo = replace(zoo, batchnorm="absorbed")
@@ -69,7 +60,9 @@ def surveyed(
             "lost base: with BatchNorm rescaled its features hardly vary any more on %s. What is trained on these will "
             "be of little use. Take another base, or for a zoo that was begun without them another --out.", lost
         )  # fmt: skip
-    write_bytes(record, json.dumps({n: asdict(s) for n, s in sources.items()}, indent=1).encode())
+    free = 1 + max(source.cluster for source in sources.values())  # clusters were numbered anew
+    left = {n: replace(s, cluster=free + s.cluster) for n, s in before.items() if n not in sources}
+    write_sources(zoo.path, sources | left)
     return zoo, sources
 
 
@@ -109,8 +102,12 @@ def load_unchanged(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the survey has told of broken images
         dataset = load_dataset(name, data_dir, size=size, download=download)
-    if dataset.sha256 != sources[name].sha256:
+    _check_unchanged(name, dataset.sha256, sources)
+    return dataset
+
+
+def _check_unchanged(name: str, sha256: str, sources: dict[str, SourceRecord]) -> None:
+    if sha256 != sources[name].sha256:
         raise DataError(
             f"The dataset {name!r} has changed since this zoo was begun. Put it back, or take another --out."
         )
-    return dataset

@@ -100,19 +100,37 @@ def choose_datasets(recipe: ZooRecipe, available: Sequence[str]) -> tuple[str, .
     chosen = recipe.datasets or tuple(sorted(n for n in available if not is_among(n, recipe.held_out)))
     if not chosen:
         raise RecipeError("No dataset is left for the zoo: all that there are are held out.")
+    for plan in recipe.plans:
+        if absent := sorted(set(plan.datasets) - set(chosen)):
+            raise RecipeError(f"plan {plan.name!r} is over {absent}, which the recipe's datasets lack. Add them there.")
     return chosen
+
+
+def check_recipe(recipe: ZooRecipe) -> None:
+    """What can be told of a recipe before any dataset is looked at.
+
+    Raises:
+        RecipeError: no plan, an unknown domain or start, a name given twice, or a number below 1.
+    """
+    if not recipe.plans:
+        raise RecipeError(
+            "The recipe has no plans, and hence no task. Give one: [[plans]] with name, kind and training."
+        )
+    _check_unique("plans", [plan.name for plan in recipe.plans])
+    _check_positive("the recipe", size=recipe.size, support=recipe.support, max_clusters=recipe.max_clusters)
+    for i, plan in enumerate(recipe.plans):
+        _check_plan(plan, [p.name for p in recipe.plans[:i]])
 
 
 def plan_tasks(recipe: ZooRecipe, clusters: Sequence[Sequence[str]]) -> list[FineTuneTask]:
     """All tasks of a recipe over `clusters`, which part its datasets; a task comes after the one that it goes on from.
 
     Raises:
-        RecipeError: an unknown domain or plan, or a name given twice.
+        RecipeError: see `check_recipe`; or no task is there that another goes on from.
     """
-    _check_unique("plans", [plan.name for plan in recipe.plans])
+    check_recipe(recipe)
     tasks: list[FineTuneTask] = []
     for plan in recipe.plans:
-        _check_plan(plan, [p.name for p in recipe.plans[: recipe.plans.index(plan)]])
         for datasets, related in _targets(plan, clusters):
             for domains in [plan.domains] if plan.pool_domains else [(domain,) for domain in plan.domains]:
                 for seed in range(recipe.seed, recipe.seed + plan.seeds):
@@ -167,6 +185,10 @@ def _check_plan(plan: Plan, earlier: list[str]) -> None:
     _check_unique(where, plan.domains)
     if not plan.domains or not plan.training.learning_rates or plan.training.steps < 1:
         raise RecipeError(f"{where} needs at least one domain, one learning rate and one step.")
+    training, subset = plan.training, 1 if plan.class_subset is None else plan.class_subset
+    _check_positive(
+        where, batch_size=training.batch_size, classes=training.classes, class_subset=subset, seeds=plan.seeds
+    )
     for domain in plan.domains:
         if domain not in DOMAINS:
             raise RecipeError(f"{where}: unknown domain {domain!r}; {nearest_names(domain, DOMAINS)}")
@@ -178,6 +200,12 @@ def _check_plan(plan: Plan, earlier: list[str]) -> None:
         raise RecipeError(f"{where}: an episodic task solves its head; its scope is 'all' or 'head+norm'.")
     if plan.training.rate_of_start is not None and plan.start is None:
         raise RecipeError(f"{where}: rate_of_start needs a start.")
+
+
+def _check_positive(where: str, **numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise RecipeError(f"{where}: {name} must be 1 or more, got {value}.")
 
 
 def _check_unique(where: str, names: Sequence[str]) -> None:

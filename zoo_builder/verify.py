@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 
 from zoo_builder.backbones import load_body
+from zoo_builder.datasets import dataset_names
 from zoo_builder.errors import D2NWGError, ZooError
 from zoo_builder.progress import progress_bar
 from zoo_builder.rescore import TOLERANCE, Rescored, rescore, spread_over_plans
 from zoo_builder.rows import read_rows
+from zoo_builder.sources import read_sources
 from zoo_builder.store import Zoo, ZooEntry
 
 
@@ -34,9 +36,18 @@ def verify(
     """Check all files of a zoo and, where `data_dir` is given, score `sample` sound entries again, spread over plans.
 
     `tolerance` is in points of accuracy. A problem does not end the check: all that there are are in the report.
+
+    Raises:
+        DataError: `data_dir` is no folder.
     """
+    if data_dir is not None:
+        dataset_names(data_dir)  # once and now, in place of a problem for each entry
     problems = _base_problems(zoo)
     base_is_sound = not problems
+    try:
+        read_sources(zoo.path)
+    except ZooError as e:
+        problems.append(str(e))
     shapes = {k: p.shape for k, p in zoo.backbone.create().named_parameters()}
     sound, damaged, failures = [], 0, 0
     rows = sorted((zoo.path / "rows").glob("*.parquet"))

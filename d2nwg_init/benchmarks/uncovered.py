@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from zoo_builder.backbones import BackboneSpec, prepare_images
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
+from zoo_builder.datasets.read_images import STORED_SIZE
 from zoo_builder.errors import ModelError
 from zoo_builder.progress import progress_bar
 
@@ -42,17 +43,18 @@ class Cell:
     weights_sha256: str
     size: int  # pixels
     dataset: str
+    dataset_sha256: str
     method: str
     seed: int
 
     @property
     def id(self) -> str:
         which = f"{self.model.replace(':', '_')}-{self.weights_sha256[:10]}-{self.size}"
-        return f"{which}-{self.dataset}-{self.method}-{self.seed}"
+        return f"{which}-{self.dataset}-{self.dataset_sha256[:10]}-{self.method}-{self.seed}"
 
 
-def cells(model: str, weights: Path, size: int, datasets: Sequence[str], seeds: int) -> list[Cell]:
-    """Of a file of weights, which is read.
+def cells(model: str, weights: Path, size: int, datasets: Mapping[str, str], seeds: int) -> list[Cell]:
+    """Of a file of weights, which is read, and of datasets by name with their SHA-256.
 
     Raises:
         ModelError: no such file.
@@ -60,8 +62,8 @@ def cells(model: str, weights: Path, size: int, datasets: Sequence[str], seeds: 
     if not weights.is_file():
         raise ModelError(f"No file {weights}. Expected pretrained weights of {model}, as safetensors.")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    which = itertools.product(datasets, METHODS, range(seeds))
-    return [Cell(model, str(weights), digest, size, d, m, s) for d, m, s in which]
+    which = itertools.product(datasets.items(), METHODS, range(seeds))
+    return [Cell(model, str(weights), digest, size, *d, m, s) for d, m, s in which]
 
 
 def run_cells(todo: Sequence[Cell], data: Path, folder: Path, executor: Executor) -> None:
@@ -73,7 +75,7 @@ def run_cells(todo: Sequence[Cell], data: Path, folder: Path, executor: Executor
 
 
 def _run(data: Path, folder: Path, cell: Cell) -> None:
-    found = measure(cell, load_dataset(cell.dataset, data))
+    found = measure(cell, load_dataset(cell.dataset, data, size=max(cell.size, STORED_SIZE)))
     write_text_atomically(folder / f"{cell.id}.json", json.dumps({"cell": asdict(cell), "found": found}) + "\n")
 
 

@@ -14,8 +14,8 @@ from zoo_builder.errors import D2NWGError, DataWarning
 
 
 class _Commands(TyperGroup):
-    """The project's own errors are a message and exit code 1, Ctrl-C is exit code 130; neither is a traceback. Its own
-    warnings are a message."""
+    """The project's own errors and the system's are a message and exit code 1, Ctrl-C is exit code 130; none is a
+    traceback. Its own warnings are a message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -31,6 +31,11 @@ class _Commands(TyperGroup):
                 warnings.showwarning = show  # type: ignore[assignment]
                 return super().invoke(ctx)
         except D2NWGError as e:
+            self._say(f"Error ({type(e).__name__}): {e}")
+            raise typer.Exit(1) from e
+        except BrokenPipeError:  # whoever reads the output has gone: typer ends quietly
+            raise
+        except OSError as e:  # a full disk, a path that cannot be written
             self._say(f"Error ({type(e).__name__}): {e}")
             raise typer.Exit(1) from e
         except KeyboardInterrupt as e:

@@ -17,6 +17,7 @@ from d2nwg_init.cli.bench_sensitivity import sensitivity
 from d2nwg_init.cli.bench_torch_versions import torch_versions
 from d2nwg_init.cli.bench_transfer import transfer
 from d2nwg_init.cli.bench_uncovered import uncovered
+from d2nwg_init.cli.outputs import out_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,11 +39,11 @@ def zoo(
     model: Annotated[str, typer.Option(help="timm model name, or torchvision:NAME.")] = "test_resnet",
     tasks: Annotated[int, typer.Option(min=1, help="Fine-tuning tasks, the same for both methods.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a task, of 128 images each.")] = 120,
-    workers: Annotated[int, typer.Option(help="The builder's processes of one thread; 0 takes one a core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="The builder's processes of one thread; 0 takes one a core.")] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="Models that the builder trains at once on a GPU.")] = 32,
     bf16: Annotated[bool, typer.Option("--bf16", help="The builder's forward pass in bfloat16.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Entries per hour of the zoo builder and of a plain loop over the same fine-tuning tasks, one after the other; on
     the CPU, and on a GPU where there is one."""
@@ -81,9 +82,11 @@ def bases(
     dataset: Annotated[str, typer.Option(help="Dataset in the folder to pretrain on.")] = "tinyimagenet",
     size: Annotated[int, typer.Option(min=32, help="Side of the square images, in pixels.")] = 64,
     seconds: Annotated[float, typer.Option(min=1, help="Time for each model, rounded to whole epochs.")] = 200,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes torch's default.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes torch's default.")] = 1,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well, after each model.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well, after each model.")
+    ] = None,
 ) -> None:
     """Test accuracy that models reach from scratch in equal time: which to pretrain as a base."""
     import torch

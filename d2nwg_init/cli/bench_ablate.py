@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from d2nwg_init.cli.lists import listed
+from d2nwg_init.cli.outputs import out_file
 
 
 def ablate(
@@ -19,7 +20,7 @@ def ablate(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, counted from 0.")] = 1,
     work: Annotated[Path, typer.Option(help="Folder of what is measured already.")] = Path("runs/ablate"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Test accuracy at step 0 of initialize(), and of one unselected sample, with one choice made otherwise."""
     from rich.console import Console

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_file
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -26,7 +28,10 @@ def generator(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Results; rows of other bundles stay. The compression curve lies beside it.")
+        Path,
+        typer.Option(
+            callback=out_file, help="Results; rows of other bundles stay. The compression curve lies beside it."
+        ),
     ] = Path("generator.json"),
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON and no table.")] = False,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_file
+
 
 def hub(
     repo: Annotated[
@@ -16,7 +18,7 @@ def hub(
     data: Annotated[str, typer.Option(help="Dataset to initialize a model for: 'digits', or a folder.")] = "digits",
     private: Annotated[bool, typer.Option("--private/--public", help="Of a repository that is made.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Push a bundle, pull that commit into a second cache, and initialize a model with what was pulled."""
     from tempfile import TemporaryDirectory
@@ -27,9 +29,11 @@ def hub(
 
     from d2nwg_init.benchmarks.hub import round_trip
     from d2nwg_init.benchmarks.results import deliver, results
+    from pretrained_generators.bundle import load_config
     from zoo_builder.datasets import load_dataset
+    from zoo_builder.datasets.read_images import STORED_SIZE
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, size=max(load_config(bundle).generator.size, STORED_SIZE))
     with TemporaryDirectory() as cache:
         found = round_trip(bundle, repo, private, dataset, Path(cache))
     where = {"endpoint": constants.ENDPOINT, "repository": repo, "revision": found.commit, "client": __version__}

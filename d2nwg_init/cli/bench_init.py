@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_file
+
 
 def init(
     bundles: Annotated[
@@ -16,7 +18,7 @@ def init(
     images: Annotated[int, typer.Option(min=2, help="Training images to read, at most.")] = 1024,
     candidates: Annotated[int, typer.Option(min=1, help="Bodies to generate.")] = 8,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Seconds of initialize() by stage, beside a forward pass and an epoch of fine-tuning; its memory; its import."""
     import functools
@@ -28,18 +30,20 @@ def init(
 
     from d2nwg_init.benchmarks.init import import_row, run_init_benchmark
     from d2nwg_init.benchmarks.results import deliver, results
-    from pretrained_generators.bundle import embedded_bundles
+    from pretrained_generators.bundle import embedded_bundles, load_config
     from zoo_builder.datasets import load_dataset
+    from zoo_builder.datasets.read_images import STORED_SIZE
 
-    dataset = load_dataset(data)
+    names = bundles or embedded_bundles(whole=True)
+    datasets = [load_dataset(data, size=max(load_config(name).generator.size, STORED_SIZE)) for name in names]
     rows = [import_row()]
-    measure = functools.partial(run_init_benchmark, dataset=dataset, num_candidates=candidates, num_support=images)
+    measure = functools.partial(run_init_benchmark, num_candidates=candidates, num_support=images)
     # Each in a process of its own: memory that one has freed would serve the next, and not be counted.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
-        for measured in fresh.map(measure, bundles or embedded_bundles(whole=True)):
+        for measured in fresh.map(measure, names, datasets):
             rows += measured
-    if not deliver(results("init", [dataset], rows), out, json_):
+    if not deliver(results("init", datasets[:1], rows), out, json_):
         table = Table("bundle", "metric", "of", "value")
         for row in rows:
             table.add_row(row.bundle, row.metric, row.method, f"{row.value:.4g} {row.unit if row.unit != '1' else ''}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from d2nwg_init.cli.lists import listed
+from d2nwg_init.cli.outputs import out_file
 
 
 def never_worse(
@@ -18,7 +19,7 @@ def never_worse(
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     work: Annotated[Path, typer.Option(help="Folder of the finished draws.")] = Path("runs/never_worse"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no summary.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """The share of random draws in which what is chosen is more than a point of test accuracy below the best of: the
     model as passed, its own body and the bundle's base with solved heads; before training and after an epoch, on at

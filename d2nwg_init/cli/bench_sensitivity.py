@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from d2nwg_init.cli.lists import listed
+from d2nwg_init.cli.outputs import out_file
 
 
 def sensitivity(
@@ -28,7 +29,7 @@ def sensitivity(
         "runs/sensitivity"
     ),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Train a generator anew with one number of its recipe otherwise, or on a zoo of fewer datasets, and measure it on
     the development sets before any training. Resumable."""

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_file
+
 
 def torch_versions(
     other: Annotated[str, typer.Option(help="Version of torch to compare with the installed one.")] = "2.6.0",
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Compare what the embedded bundles generate for a seed in two processes, and under another version of torch.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from d2nwg_init.cli.lists import listed
+from d2nwg_init.cli.outputs import out_file
 
 
 def transfer(
@@ -33,7 +34,10 @@ def transfer(
     workers: Annotated[int, typer.Option(min=0, help="Processes of one thread each; 0 takes one a core.")] = 0,
     work: Annotated[Path, typer.Option(help="Folder of the finished cells.")] = Path("runs/transfer"),
     out: Annotated[
-        Path, typer.Option(help="Results; what is chosen, the page and the record of held-out runs lie beside it.")
+        Path,
+        typer.Option(
+            callback=out_file, help="Results; what is chosen, the page and the record of held-out runs lie beside it."
+        ),
     ] = Path("transfer.json"),
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON and no table.")] = False,
 ) -> None:

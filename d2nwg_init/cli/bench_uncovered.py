@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from d2nwg_init.cli.lists import listed
+from d2nwg_init.cli.outputs import out_file
 
 
 def uncovered(
@@ -20,7 +21,7 @@ def uncovered(
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     work: Annotated[Path, typer.Option(help="Folder of what is finished.")] = Path("runs/uncovered"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Test accuracy of a pretrained model at steps 0, 10, 30 and 100 of fine-tuning: with a fresh head, with a solved
     head, and from initialize() without a bundle; each at the best of three learning rates. Resumable."""
@@ -36,7 +37,8 @@ def uncovered(
     from zoo_builder.executors.processes import process_executor
 
     names = listed(datasets) or SPLITS["development"]
-    cells = study.cells(model, weights, size, names, seeds)
+    hashes = {name: load_dataset(name, data).sha256 for name in names}
+    cells = study.cells(model, weights, size, hashes, seeds)
     study.run_cells(cells, data, work, process_executor(workers))
     rows = study.rows_of(cells, work)
     if not deliver(results("uncovered", (load_dataset(n, data) for n in names), rows), out, json_):

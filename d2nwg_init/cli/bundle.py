@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_folder
+
 SOURCE = (
     "Name of an embedded bundle, a folder (./NAME where an embedded one has its name), or ORG/NAME[@REVISION] of the "
     "Hub, from its client's cache."
@@ -132,7 +134,9 @@ def pull(
         str | None, typer.Option(help="Branch, tag or commit; the main branch if none is given.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch anew what is in the cache already.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder to make, and to copy it to as well.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=out_folder, help="Folder to make, and to copy it to as well.")
+    ] = None,
 ) -> None:
     """Fetch a bundle into the Hub client's cache, and check it."""
     import shutil

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_file
+
 
 def demo(
     data: Annotated[
@@ -18,9 +20,9 @@ def demo(
     ] = None,
     bundle: Annotated[str, typer.Option(help="Embedded bundle name, or a bundle's folder.")] = "test_resnet-64",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other heads, images and orders.")] = 3,
-    plot: Annotated[Path, typer.Option(help="PNG of the curves to write.")] = Path("demo_curves.png"),
+    plot: Annotated[Path, typer.Option(callback=out_file, help="PNG of the curves.")] = Path("demo_curves.png"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Initialise a model in five ways on images that the bundle never saw, fine-tune each for 100 steps, compare."""
     from rich.console import Console
@@ -30,11 +32,13 @@ def demo(
     from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import load_bundle
     from zoo_builder.datasets import load_dataset
+    from zoo_builder.datasets.read_images import STORED_SIZE
     from zoo_builder.datasets.same_dataset import is_among
     from zoo_builder.errors import DataError
 
     loaded = load_bundle(bundle)
-    datasets = [load_dataset(source) for source in data or ["digits"]]
+    size = max(loaded.config.generator.size, STORED_SIZE)
+    datasets = [load_dataset(source, size=size) for source in data or ["digits"]]
     seen = [t.name for t in loaded.config.trained_on]
     for dataset in datasets:
         if is_among(dataset.name, seen):
@@ -52,8 +56,9 @@ def demo(
     for dataset in datasets:
         rows += run_demo(dataset, loaded, recipe, seeds=seeds)
     report = results("demo", datasets, rows)
+    printed = deliver(report, out, json_)  # first: what was measured must not be lost with a plot
     draw_curves(rows, plot)
-    if deliver(report, out, json_):
+    if printed:
         return
     for dataset in datasets:
         Console().print(

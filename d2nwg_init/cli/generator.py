@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_folder
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -19,7 +21,9 @@ app = typer.Typer(help="Train and audit weight generators.", no_args_is_help=Tru
 def train(
     zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; a training that was begun there goes on.")],
+    out: Annotated[
+        Path, typer.Option(callback=out_folder, help="Folder of the bundle; a training that was begun there goes on.")
+    ],
     data: Annotated[
         Path | None, typer.Option(help="Folder of the zoo's datasets, for a recipe that trains end to end.")
     ] = None,

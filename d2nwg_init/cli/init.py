@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_weights
+
 
 def init(
-    model: Annotated[str, typer.Argument(help="timm model name.")],
+    model: Annotated[str, typer.Argument(help="timm model name, or torchvision:NAME.")],
     data: Annotated[Path, typer.Option(help="Folder with one folder of images a class, or an .npz file.")],
     out: Annotated[
         Path,
-        typer.Option(help="Folder to write for timm's local-dir:, with the report; or one file, NAME.safetensors."),
+        typer.Option(
+            callback=out_weights,
+            help="Folder to write for timm's local-dir:, with the report; or one file, NAME.safetensors.",
+        ),
     ],
     bundle: Annotated[str, typer.Option(help="Embedded bundle name or folder; auto takes one that fits.")] = "auto",
     weights: Annotated[
@@ -37,8 +42,9 @@ def init(
     from zoo_builder.backbones import create_backbone
     from zoo_builder.checkpoint import write_atomically
     from zoo_builder.datasets import load_dataset
+    from zoo_builder.datasets.read_images import STORED_SIZE
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, size=max(size, STORED_SIZE))
     torch.manual_seed(seed)
     network = create_backbone(model, weights, dataset.num_classes)
     loader = train_loader(dataset, network, size=size, batch_size=128, seed=seed)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from d2nwg_init.cli import zoo_datasets, zoo_tools
+from d2nwg_init.cli.outputs import out_file, out_zoo
 
 
 class Executors(StrEnum):
@@ -23,12 +24,12 @@ app = typer.Typer(help="Build the training set of a generator.", no_args_is_help
 @app.command(epilog="Example: d2nwg-init zoo base --data DIR --dataset tinyimagenet --out runs/base.safetensors")
 def base(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
-    out: Annotated[Path, typer.Option(help="The body to write (safetensors, fp16).")],
+    out: Annotated[Path, typer.Option(callback=out_file, help="The body to write (safetensors, fp16).")],
     dataset: Annotated[str, typer.Option(help="Dataset in the folder to pretrain on.")] = "tinyimagenet",
-    model: Annotated[str, typer.Option(help="timm model name.")] = "test_resnet",
+    model: Annotated[str, typer.Option(help="timm model name, or torchvision:NAME.")] = "test_resnet",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train images.")] = 60,
     size: Annotated[int, typer.Option(min=32, help="Side of the square images, in pixels.")] = 64,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes torch's default.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes torch's default.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights, order and crops.")] = 0,
 ) -> None:
     """Pretrain a base checkpoint from scratch. Resumes after every epoch."""
@@ -41,7 +42,7 @@ def base(
         torch.set_num_threads(threads)
     config = PretrainConfig(model=model, size=size, epochs=epochs, seed=seed)
     accuracy = pretrain(load_dataset(dataset, data, size=size, max_images=None), config, out)
-    typer.echo(f"{model}: top-1 {accuracy:.1f} % on the test images of {dataset}. Body written to {out}.")
+    typer.echo(f"{model}: top-1 {accuracy:.1f} % on the test images of {dataset}. The body is in {out}.")
 
 
 @app.command(
@@ -50,7 +51,9 @@ def base(
 def build(
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
-    out: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo; one that was begun is completed.")],
+    out: Annotated[
+        str, typer.Option(callback=out_zoo, help="Folder or fsspec URL of the zoo; one that was begun is completed.")
+    ],
     base: Annotated[
         str, typer.Option(help="Base checkpoint (safetensors), or 'pretrained' for the library's own weights.")
     ],
@@ -105,7 +108,7 @@ def build(
         tasks,
         sources,
         data,
-        _executor(executor, cores, address, device),
+        _executor(executor, workers if executor is Executors.ray else cores, address, device),
         retry_failed=retry_failed,
         device=place,
         download=download,
@@ -138,7 +141,7 @@ def _executor(kind: Executors, workers: int, address: str | None, device: str) -
     if kind is Executors.ray:
         from zoo_builder.executors.ray import RayExecutor
 
-        return RayExecutor(address, gpus=0 if device == "cpu" else 1)
+        return RayExecutor(address, gpus=0 if device == "cpu" else 1, workers=workers)
     from zoo_builder.executors.processes import process_executor
 
     return process_executor(workers)

@@ -24,7 +24,8 @@ def datasets(
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and no table.")] = False,
 ) -> None:
-    """Read every dataset and tell its size, licence, source and hash, and its images that are broken or leak."""
+    """Read every dataset and tell its size, licence, source and hash, and its images that are broken or leak. Exit code
+    1 where one cannot be read; the others are told all the same."""
     import functools
     import json
     from dataclasses import asdict
@@ -33,6 +34,7 @@ def datasets(
 
     from zoo_builder.datasets import dataset_names, load_dataset, plugin_names
     from zoo_builder.datasets.same_dataset import is_among
+    from zoo_builder.errors import DataError
     from zoo_builder.leakage import find_leaks, held_out_datasets
     from zoo_builder.progress import progress_bar
     from zoo_builder.recipe import read_recipe
@@ -41,11 +43,14 @@ def datasets(
     load = functools.partial(load_dataset, data_dir=data, download=download)
     held_out = read_recipe(recipe, ZooRecipe, "zoo_builder").held_out if recipe else ()
     available = dataset_names(data)
-    found = []
+    found, unreadable = [], {}
     chosen = names or [*available, *plugin_names()]
     with progress_bar("reading the datasets", total=len(chosen)) as bar:
         for name in chosen:
-            found.append(load(name))
+            try:
+                found.append(load(name))
+            except DataError as e:
+                unreadable[name] = str(e)
             bar.advance()
     ours = (d for d in found if not is_among(d.name, held_out))
     leaks = find_leaks(ours, held_out_datasets(held_out, available, load)) if recipe else {}
@@ -65,10 +70,13 @@ def datasets(
             }
             for d in found
         ]
-        typer.echo(json.dumps({"datasets": about, "leaks": [asdict(k) | {"images": n} for k, n in leaks.items()]}))
-        return
-    Console().print(datasets_table(found, held_out))
-    for leak, count in leaks.items():
-        typer.echo(f"- {count} images of {leak.zoo_dataset} are in {leak.held_out_dataset} ({leak.kind})")
-    if recipe and not leaks:
-        typer.echo("No held-out image was found in the other datasets.")
+        leaking = [asdict(k) | {"images": n} for k, n in leaks.items()]
+        typer.echo(json.dumps({"datasets": about, "leaks": leaking, "unreadable": unreadable}))
+    else:
+        Console().print(datasets_table(found, held_out))
+        for leak, count in leaks.items():
+            typer.echo(f"- {count} images of {leak.zoo_dataset} are in {leak.held_out_dataset} ({leak.kind})")
+        if recipe and not leaks:
+            typer.echo("No held-out image was found in the other datasets.")
+    if unreadable:
+        raise DataError(f"{len(unreadable)} of {len(chosen)} cannot be read. {' '.join(unreadable.values())}")

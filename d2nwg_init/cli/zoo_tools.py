@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.outputs import out_file
 from d2nwg_init.cli.zoo_tables import gains_table, pairs_table, scores_table, sources_table, tensors_table
 
 ZooPath = Annotated[str, typer.Argument(help="Folder or fsspec URL of the zoo.")]
@@ -75,7 +76,9 @@ def merge(
 
 def export(
     zoo: ZooPath,
-    out: Annotated[Path, typer.Option(help="Weights (.safetensors) of an entry, or the index (.parquet, .csv).")],
+    out: Annotated[
+        Path, typer.Option(callback=out_file, help="Weights (.safetensors) of an entry, or the index (.parquet, .csv).")
+    ],
     entry: Annotated[str | None, typer.Option(help="Entry to export; without it the whole index is.")] = None,
 ) -> None:
     """Write an entry as weights that timm.create_model(MODEL, num_classes=K, checkpoint_path=OUT) loads, or the index
@@ -121,9 +124,11 @@ def show(zoo: ZooPath, entry: Annotated[str, typer.Argument(help="Id of the entr
 
 def stats(
     zoo: ZooPath,
-    plot: Annotated[Path | None, typer.Option(help="PNG to draw: gains, a map of entries, norms of deltas.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=out_file, help="PNG to draw: gains, a map of entries, norms of deltas.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and no tables.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Print what a zoo's entries gain (points over a solved head on the base), how far they went, what they cost."""
     from rich.console import Console
@@ -136,9 +141,10 @@ def stats(
     opened = Zoo.open(zoo)
     found = zoo_stats(opened)
     report = header("zoo_stats") | found
+    printed = deliver(report, out, json_)  # first, lest a plot that fails takes it along
     if plot:
         draw_stats(opened, plot)
-    if deliver(report, out, json_):
+    if printed:
         return
     console = Console()
     for by in ("plan", "dataset", "domain"):

@@ -29,6 +29,18 @@ def test_curves_are_a_png(images, bundle_path, tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def test_curves_are_a_png_by_any_name_and_the_results_do_not_wait_for_them(images, bundle_path, tmp_path, monkeypatch):
+    succeed("demo", "--data", images, "--bundle", bundle_path, "--plot", tmp_path / "curves.foo", "--json")
+    assert (tmp_path / "curves.foo").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    out = tmp_path / "demo.json"
+
+    def draw(rows, path):
+        assert json.loads(out.read_text())["rows"]
+
+    monkeypatch.setattr("d2nwg_init.benchmarks.demo.draw_curves", draw)
+    demo(images, bundle_path, tmp_path, "--out", out)
+
+
 def test_json_is_written_to_a_file_as_well(images, bundle_path, tmp_path):
     out = tmp_path / "new" / "demo.json"
     printed = demo(images, bundle_path, tmp_path, "--json", "--out", out)

@@ -116,7 +116,7 @@ def test_message_prints_markup_as_it_is(out):
 
 
 def test_interrupt_is_exit_code_130_without_a_traceback(monkeypatch, images, bundle_path):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zoo_builder.datasets.load_dataset", stop)
@@ -134,3 +134,18 @@ def test_error_of_the_installed_command_goes_to_stderr(tmp_path):
     assert process.stdout == ""
     assert process.stderr.startswith("Error (ZooError)")
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("zoo", "base", "--data", "nowhere", "--out", "base", "--threads"),
+        ("bench", "bases", "test_resnet", "--data", "nowhere", "--threads"),
+        ("bench", "zoo", "--data", "nowhere", "--base", "none", "--workers"),
+    ],
+    ids=" ".join,
+)
+def test_number_below_its_least_is_a_wrong_option(command):
+    result = run(*command, -1)
+    assert result.exit_code == 2
+    assert command[-1] in result.output

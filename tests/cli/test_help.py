@@ -54,3 +54,12 @@ def test_wrong_usage_is_exit_code_two(arguments):
     result = run(*arguments)
     assert result.exit_code == click.UsageError.exit_code == 2
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("words", [("init",), ("zoo", "base"), ("zoo", "build")], ids=" ".join)
+def test_models_of_both_libraries_are_told(words):
+    command = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    (model,) = (p for p in command.params if p.name == "model")
+    assert model.help == "timm model name, or torchvision:NAME."

@@ -59,3 +59,16 @@ def test_leaks_are_told(data):
 
 def test_unknown_name_is_an_error(data):
     assert "did you mean 'bands'" in fail("zoo", "datasets", "band", "--data", data)
+
+
+@pytest.mark.filterwarnings("ignore:insects")
+def test_a_broken_file_does_not_hide_the_others(data):
+    (data / "apples.npz").write_bytes(b"broken")
+    assert "1 of 4 cannot be read" in fail("zoo", "datasets", "--data", data)
+    result = run("zoo", "datasets", "--data", data, "--json")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert [d["name"] for d in told["datasets"]] == ["bands", "insects", "secret"]
+    assert told["unreadable"].keys() == {"apples"}
+    assert "apples.npz is not a readable" in told["unreadable"]["apples"]
+    assert "bands" in run("zoo", "datasets", "--data", data).stdout

@@ -33,6 +33,12 @@ def test_verify_fails_on_damage_and_forgives_orphans(zoo):
     assert second.id in message
 
 
+def test_verify_names_a_data_folder_that_is_not_there_once(whole, tmp_path):
+    message = fail("zoo", "verify", whole.path, "--data", tmp_path / "nowhere")
+    assert message.startswith("Error (DataError): No data folder")
+    assert message.count("nowhere") == 1
+
+
 def test_merge_completes_a_zoo(whole, zoo):
     for entry in list(zoo.entries())[:3]:
         zoo.row_path(entry.id).unlink()
@@ -55,6 +61,9 @@ def test_export_of_an_entry_and_of_the_index(whole, tmp_path):
     assert "head of 3 classes" in text
     assert load_file(tmp_path / "a.safetensors")["fc.weight"].shape[0] == 3
     assert f"{ENTRIES} rows" in succeed("zoo", "export", whole.path, "--out", tmp_path / "index.csv")
+    message = fail("zoo", "export", whole.path, "--entry", entry.id, "--out", tmp_path / "a.bin")
+    assert "a.safetensors" in message
+    assert not (tmp_path / "a.bin").exists()
     assert "index.txt" in fail("zoo", "export", whole.path, "--out", tmp_path / "index.txt")
 
 

@@ -20,7 +20,7 @@ def test_every_method_is_measured_once_and_kept(tmp_path, monkeypatch):
     model = timm.create_model("test_resnet", num_classes=0)
     torch.nn.init.normal_(model.bn1.bias)  # else it would count as one that was never trained
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    todo = cells("test_resnet", tmp_path / "weights.safetensors", 32, ["stripes"], 1)
+    todo = cells("test_resnet", tmp_path / "weights.safetensors", 32, {"stripes": "0" * 64}, 1)
     run_cells(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
     rows = rows_of(todo, tmp_path / "work")
     assert {(r.method, r.step) for r in rows if r.metric == "test_accuracy"} == {
@@ -37,15 +37,21 @@ def test_other_weights_are_measured_anew_and_a_file_that_is_not_there_is_named(t
     ids = []
     for content in ("one", "other"):
         file.write_text(content)
-        ids.append({c.id for c in cells("m", file, 64, ["a"], 1)})
+        ids.append({c.id for c in cells("m", file, 64, {"a": "0" * 64}, 1)})
     assert not ids[0] & ids[1]
     with pytest.raises(ModelError, match="absent"):
-        cells("m", tmp_path / "absent", 64, ["a"], 1)
+        cells("m", tmp_path / "absent", 64, {"a": "0" * 64}, 1)
+
+
+def test_another_dataset_of_the_name_is_measured_anew(tmp_path):
+    (tmp_path / "weights").touch()
+    first, other = ({c.id for c in cells("m", tmp_path / "weights", 64, {"a": d * 64}, 1)} for d in "01")
+    assert not first & other
 
 
 def test_each_method_has_the_rate_that_is_best_in_the_mean_over_datasets_and_late_steps(tmp_path):
     (tmp_path / "weights").touch()
-    todo = cells("m", tmp_path / "weights", 64, ["a", "b"], 1)
+    todo = cells("m", tmp_path / "weights", 64, {"a": "0" * 64, "b": "1" * 64}, 1)
     for cell in todo:
         best = RATES[METHODS.index(cell.method)]
         # At step 0 another is ahead, and on one of the two sets too.

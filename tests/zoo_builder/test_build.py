@@ -24,7 +24,7 @@ from tests.zoo_builder.test_rescaling import leaning_on_its_means
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
-from zoo_builder.errors import DataError, ZooError
+from zoo_builder.errors import DataError, RecipeError, ZooError
 from zoo_builder.executors.processes import process_executor
 from zoo_builder.job import Device
 from zoo_builder.rescore import rescore
@@ -308,6 +308,21 @@ def test_a_leak_is_refused_before_any_task(data, tmp_path):
         run_build(leaky, tmp_path / "zoo")
     assert not list((tmp_path / "zoo").glob("entries/*"))
     assert run_build(leaky, tmp_path / "zoo", dataclasses.replace(RECIPE, leakage="report")) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"plans": ()}, "no plans"),
+        ({"support": 0}, "support must be 1"),
+        ({"plans": (dataclasses.replace(PLAIN, domains=("rotat",)),)}, "unknown domain 'rotat'"),
+        ({"plans": (dataclasses.replace(PLAIN, seeds=0),)}, "seeds must be 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_built_leaves_no_zoo(data, tmp_path, changes, words):
+    with pytest.raises(RecipeError, match=words):
+        run_build(data, tmp_path / "zoo", dataclasses.replace(RECIPE, **changes))
+    assert not (tmp_path / "zoo").exists()
 
 
 def leaning_base(data, folder):

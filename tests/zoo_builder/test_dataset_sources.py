@@ -75,6 +75,11 @@ def test_torchvision_dataset_with_named_splits_and_an_argument(tmp_path):
         ("FakeData", "cannot be made of a folder"),
         ("EMNIST", r"EMNIST\?split=balanced"),
         ("_VisionDataset", "no dataset"),
+        ("SVHN?split=extra", "is given split by this library: leave that out"),
+        ("CIFAR10?train=no", "is given train by"),
+        ("CIFAR10?download=yes", "is given download by"),
+        ("EMNIST?split=bogus", r"EMNIST cannot be made with .*'bogus'"),
+        ("Imagenette?size=3px", r"none of the splits trainval.* cannot be made with .*'3px'"),
     ],
 )
 def test_torchvision_dataset_that_cannot_be_used_is_refused(tmp_path, name, words):

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.zoo_builder.synthetic import CLASSES, striped_dataset, striped_images, write_image_folder, write_npz
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
-from zoo_builder.datasets.read_images import Part, split_by_class
+from zoo_builder.datasets.read_images import TEST_PARTS, Part, split_by_class
 from zoo_builder.errors import DataError, DataWarning
 
 SPLITS = ("x_train", "y_train", "x_test", "y_test")
@@ -113,6 +113,7 @@ X, Y = striped_images(6)
         ({"y_train": Y[:4]}, "6 train images but 4 labels"),
         ({"y_test": Y - 1}, r"test labels must lie in 0\.\.2, got -1\.\.1"),
         ({"class_names": np.array(["a", "b"])}, r"train labels must lie in 0\.\.1, got 0\.\.2"),
+        ({"y_test": np.array(list("012012"))}, "y_test must be numbers of classes, got <U1"),
         ({"y_train": Y * 0, "y_test": Y * 0}, "at least 2"),
         ({"x_train": X[:0], "y_train": Y[:0]}, "no training image"),
     ],
@@ -140,7 +141,7 @@ def test_broken_npz_is_named(tmp_path, damage):
         load_dataset("b", tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["empty", "npy", "jpeg_sizes"])
+@pytest.mark.parametrize("damage", ["empty", "npy", "jpeg_sizes", "offsets", "compressed"])
 def test_rarer_broken_npz_is_named(tmp_path, damage):
     path = tmp_path / "b.npz"
     if damage == "empty":
@@ -148,6 +149,15 @@ def test_rarer_broken_npz_is_named(tmp_path, damage):
     elif damage == "npy":
         with path.open("wb") as file:
             np.save(file, np.zeros(3))
+    elif damage == "offsets":
+        write_jpeg_npz(path, X[:2], Y[:2])
+        arrays = dict(np.load(path))
+        np.savez(path, **arrays | {"x_train_off": arrays["x_train_off"].astype(float)})
+    elif damage == "compressed":
+        np.savez_compressed(path, x_train=X, y_train=Y, x_test=X, y_test=Y)
+        whole = bytearray(path.read_bytes())
+        whole[100:200] = bytes(100)
+        path.write_bytes(whole)
     else:
         write_jpeg_npz(path, [X[0], X[1, :16, :16]], Y[:2])
     with pytest.raises(DataError, match=r"b\.npz"):
@@ -188,7 +198,7 @@ def test_digest_follows_the_images_and_their_names(tmp_path):
     assert len(digests) == 3
 
 
-@pytest.mark.parametrize("part", ["val", "test", "validation"])
+@pytest.mark.parametrize("part", TEST_PARTS)
 def test_image_folder_with_its_own_test_part_keeps_it(tmp_path, part):
     write_image_folder(tmp_path / "train", count=4)
     write_image_folder(tmp_path / part, count=3)
@@ -198,6 +208,21 @@ def test_image_folder_with_its_own_test_part_keeps_it(tmp_path, part):
     (tmp_path / part / "cat").rename(tmp_path / part / "cow")
     with pytest.raises(DataError, match=r"\['cat', 'cow'\]"):
         load_dataset(tmp_path)
+
+
+def test_train_folder_without_a_known_test_part_is_not_taken_for_a_class(tmp_path):
+    write_image_folder(tmp_path / "train")
+    with pytest.raises(DataError, match="beside it is nothing; expected"):
+        load_dataset(tmp_path)
+    write_image_folder(tmp_path / "eval")
+    with pytest.raises(DataError, match="is eval; expected a test part called test or val or valid or validation"):
+        load_dataset(tmp_path)
+    assert load_dataset(tmp_path / "train").num_classes == 2
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_image_folder(tmp_path, classes=("plane", "train"))
+    assert load_dataset(tmp_path).class_names == ("plane", "train")
 
 
 def test_images_of_any_shape_and_mode_are_cut_to_their_centre_square(tmp_path):

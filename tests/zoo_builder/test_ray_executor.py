@@ -47,3 +47,11 @@ def test_a_node_that_dies_loses_nothing(cluster, data, whole, tmp_path):  # noqa
 def test_no_cluster_at_the_address_is_an_error():
     with pytest.raises(ZooError, match=r"127\.0\.0\.1:1.*ray start"):
         RayExecutor("127.0.0.1:1")
+
+
+def test_a_new_cluster_has_as_many_cores_as_workers_are_asked_for():
+    with RayExecutor(workers=3) as executor:
+        assert ray.cluster_resources()["CPU"] == 3
+        assert executor.submit(sum, [1, 2]).result() == 3
+    with pytest.raises(ZooError, match="Leave --workers out"):
+        RayExecutor("127.0.0.1:1", workers=3)

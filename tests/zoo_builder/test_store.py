@@ -120,6 +120,15 @@ def test_failures_are_rows_and_a_success_replaces_them(zoo):
     assert task.id in zoo
 
 
+def test_a_failure_of_an_entry_whose_file_is_there_is_not_done(zoo):
+    task = tiny_task()
+    zoo.write(task, result())
+    zoo.write_failure(task, "it broke")
+    assert task.id not in zoo
+    assert zoo.failures() == {task.id: "it broke"}
+    assert not zoo.entry_path(task.id).exists()
+
+
 def test_rows_are_parquet_that_anything_reads(tmp_path):
     zoo = new_zoo(tmp_path)
     zoo.write(tiny_task(), result())

@@ -114,6 +114,10 @@ def test_another_trunk_means_other_branches():
         ({"domains": ()}, "at least one domain"),
         ({"training": Training(4, learning_rates=())}, "one learning rate"),
         ({"training": Training(0)}, "one step"),
+        ({"training": Training(1, batch_size=0)}, "plan 'mine': batch_size must be 1 or more, got 0"),
+        ({"training": Training(1, classes=0)}, "classes must be 1 or more"),
+        ({"class_subset": 0}, "class_subset must be 1 or more"),
+        ({"seeds": 0}, "seeds must be 1 or more"),
         ({"domains": ("plain", "rotat")}, "unknown domain 'rotat'; did you mean 'rotate'"),
         ({"domains": ("plain", "plain")}, r"\['plain'\] given more than once"),
         ({"datasets": ("cats", "cats")}, r"\['cats'\] given more than once"),
@@ -129,6 +133,20 @@ def test_plan_that_cannot_be_built_is_refused(changes, words):
     plan = replace(Plan("mine", "episodic", Training(1)), **changes)
     with pytest.raises(RecipeError, match=words):
         plan_tasks(recipe(TRUNK, plan), CLUSTERS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"plans": ()}, "has no plans, and hence no task"),
+        ({"support": 0}, "the recipe: support must be 1 or more, got 0"),
+        ({"size": 0}, "size must be 1 or more"),
+        ({"max_clusters": 0}, "max_clusters must be 1 or more"),
+    ],
+)
+def test_recipe_that_cannot_be_built_is_refused(changes, words):
+    with pytest.raises(RecipeError, match=words):
+        plan_tasks(recipe(**changes), CLUSTERS)
 
 
 def test_all_domains_can_be_planned():
@@ -149,6 +167,7 @@ def test_all_datasets_but_the_held_out_are_taken_where_none_is_named():
         ({"datasets": ("a", "lettrs")}, "'lettrs', which is not there; did you mean 'letters'"),
         ({"datasets": ("a", "a")}, "given more than once"),
         ({"held_out": ("a", "letters")}, "No dataset is left"),
+        ({"datasets": ("a",), "plans": (replace(TRUNK, datasets=("letters",)),)}, r"over \['letters'\], which"),
     ],
 )
 def test_datasets_that_cannot_be_used_are_refused(changes, words):

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo_builder.datasets.image_dataset import ImageDataset
-from zoo_builder.datasets.read_images import Sample, assemble, read_part
+from zoo_builder.datasets.read_images import TEST_PARTS, Sample, assemble, read_part
 from zoo_builder.errors import DataError, nearest_names
 
-TEST_SPLITS = ("test", "validation", "valid", "val")
 FILES = ["*.parquet", "**/*.parquet", "README.md"]  # nothing of a repository runs
 # What else may lie in a local folder; the library also reads formats that run what is in them.
 HARMLESS = (".parquet", ".md", ".txt", ".gitattributes", "")
@@ -49,7 +48,7 @@ def load_hugging_face(
     label = _column(name, "label", arguments, features, lambda f: isinstance(f, datasets.ClassLabel))
     if not isinstance(features[label], datasets.ClassLabel):  # numbers or names
         found = found.class_encode_column(label)
-    splits = ["train", *[s for s in TEST_SPLITS if s in found][:1]]
+    splits = ["train", *[s for s in TEST_PARTS if s in found][:1]]
     parts = []
     for split in splits:
         rows = found[split].select_columns([image, label]).cast_column(image, datasets.Image(decode=False))

@@ -1,27 +1,31 @@
-"""A folder with one folder of images a class, as ImageFolder reads it; train/ and val/ or test/ where they exist."""
+"""A folder with one folder of images a class, as ImageFolder reads it; train/ and a test part where they exist."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from zoo_builder.datasets.image_dataset import ImageDataset
-from zoo_builder.datasets.read_images import STORED_SIZE, Part, Sample, assemble, read_part
+from zoo_builder.datasets.read_images import STORED_SIZE, TEST_PARTS, Part, Sample, assemble, read_part
 from zoo_builder.errors import DataError
-
-TEST_PARTS = ("test", "val", "validation")
 
 
 def load_image_folder(path: Path, size: int = STORED_SIZE, max_images: int | None = None) -> ImageDataset:
-    """Read `path`/class/*.png, or `path`/train/class and `path`/{test,val,validation}/class.
+    """Read `path`/class/*.png, or `path`/train/class and `path`/{test,val,valid,validation}/class.
 
     Raises:
-        DataError: no class folders, or no image that can be read.
+        DataError: no class folders, no image that can be read, or class folders in train/ and no test part.
     """
-    test_dir = next((path / d for d in TEST_PARTS if (path / d).is_dir()), None)
-    if not (path / "train").is_dir() or test_dir is None:
+    train_dir, test_dir = path / "train", next((path / d for d in TEST_PARTS if (path / d).is_dir()), None)
+    if test_dir is None and any(d.is_dir() for d in train_dir.glob("*")):
+        beside = ", ".join(sorted(d.name for d in path.iterdir() if d != train_dir)) or "nothing"
+        raise DataError(
+            f"{path}: train/ holds class folders, and beside it is {beside}; expected a test part called "
+            f"{' or '.join(TEST_PARTS)}. Name it so, or give {train_dir}, of which a part is set aside."
+        )
+    if not train_dir.is_dir() or test_dir is None:
         part, classes = _read(path, size, max_images)
         return assemble(path.name, part, None, classes, path.name)
-    train, classes = _read(path / "train", size, max_images)
+    train, classes = _read(train_dir, size, max_images)
     test, test_classes = _read(test_dir, size, max_images)
     if test_classes != classes:
         raise DataError(

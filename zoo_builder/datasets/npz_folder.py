@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def load_npz(path: Path) -> ImageDataset:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as e:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as e:
         raise DataError(f"{path} is not a readable .npz file without pickled objects ({e}).") from e
     missing = {"y_train", "y_test"} - arrays.keys()
     if missing:
@@ -46,12 +47,17 @@ def load_npz(path: Path) -> ImageDataset:
 
 def _part(arrays: dict[str, np.ndarray], part: str, path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Images, labels, and the names of images that cannot be decoded, which are in neither."""
-    labels = arrays[f"y_{part}"].astype(np.int64).reshape(-1)
+    labels = arrays[f"y_{part}"]
+    if labels.dtype.kind not in "iufb":
+        raise DataError(f"{path}: y_{part} must be numbers of classes, got {labels.dtype}. Put names in class_names.")
+    labels = labels.astype(np.int64).reshape(-1)
     if f"x_{part}" in arrays:
         images = arrays[f"x_{part}"]
         return np.repeat(images[..., None], 3, axis=-1) if images.ndim == 3 else images, labels, []
     if f"x_{part}_jpeg" in arrays and f"x_{part}_off" in arrays:
-        images, broken = _decode_jpegs(arrays[f"x_{part}_jpeg"].tobytes(), arrays[f"x_{part}_off"], path)
+        if (offsets := arrays[f"x_{part}_off"]).dtype.kind not in "iu":
+            raise DataError(f"{path}: x_{part}_off must be whole numbers [N+1], got {offsets.dtype}.")
+        images, broken = _decode_jpegs(arrays[f"x_{part}_jpeg"].tobytes(), offsets, path)
         if len(images) + len(broken) != len(labels):
             raise DataError(f"{path}: {len(images) + len(broken)} {part} images but {len(labels)} labels.")
         return images, np.delete(labels, broken), [f"{part} image {i}" for i in broken]

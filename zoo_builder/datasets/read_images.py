@@ -14,7 +14,8 @@ from PIL import Image
 from zoo_builder.datasets.image_dataset import ImageDataset
 from zoo_builder.errors import DataError
 
-STORED_SIZE = 64  # pixels, unless a caller wants another
+STORED_SIZE = 64  # pixels, unless a caller wants another; for smaller ones most resize these
+TEST_PARTS = ("test", "val", "valid", "validation")  # how sources call their test part; the first of them is taken
 TEST_FRACTION = 0.2  # of each class, where a source has no test part
 
 

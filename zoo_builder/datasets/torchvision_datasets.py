@@ -10,11 +10,10 @@ import numpy as np
 from PIL import Image
 
 from zoo_builder.datasets.image_dataset import ImageDataset
-from zoo_builder.datasets.read_images import Part, Sample, assemble, read_part
+from zoo_builder.datasets.read_images import TEST_PARTS, Part, Sample, assemble, read_part
 from zoo_builder.errors import DataError, nearest_names
 
 TRAIN_SPLITS = ("trainval", "train", "train-standard")
-TEST_SPLITS = ("test", "val", "valid")
 
 
 def load_torchvision(
@@ -24,7 +23,8 @@ def load_torchvision(
     parts is split.
 
     Raises:
-        DataError: no such dataset, it is not there, or its items are not an image with a label.
+        DataError: no such dataset, it is not there, does not take its arguments, or its items are not images with a
+            label.
     """
     from torchvision import datasets
 
@@ -32,13 +32,17 @@ def load_torchvision(
     if kind is None:
         raise DataError(f"torchvision has no dataset {name!r}; {nearest_names(name, datasets.__all__)}")
     parameters = {p for c in kind.__mro__[:-1] for p in inspect.signature(c.__init__).parameters}
+    part = "train" if "train" in parameters else "split"
+    ours = sorted({part, "root", "download", "transform", "target_transform"} & arguments.keys())
+    if ours:
+        raise DataError(f"torchvision:{name} is given {', '.join(ours)} by this library: leave that out.")
     options: dict[str, Any] = dict(arguments)
     if download and "download" in parameters:
         options["download"] = True
     if "train" in parameters:
         parts = [_make(kind, root, train=flag, **options) for flag in (True, False)]
     elif "split" in parameters:
-        parts = [_first_split(kind, root, splits, options) for splits in (TRAIN_SPLITS, TEST_SPLITS)]
+        parts = [_first_split(kind, root, splits, options) for splits in (TRAIN_SPLITS, TEST_PARTS)]
     else:
         parts = [_make(kind, root, **options)]
     read = [_read(name, part, size, max_images) for part in parts]
@@ -50,13 +54,18 @@ def load_torchvision(
     return assemble(f"torchvision:{name}", read[0], test, classes, f"torchvision.datasets.{name}")
 
 
+class _ValueRefused(DataError):
+    """torchvision takes the argument, and not this value of it."""
+
+
 def _first_split(kind: Any, root: Path, splits: tuple[str, ...], options: dict[str, Any]) -> Any:
+    refused = None
     for split in splits:
         try:
             return _make(kind, root, split=split, **options)
-        except ValueError:  # as torchvision says of a split that a dataset has not
-            continue
-    raise DataError(f"torchvision:{kind.__name__} has none of the splits {', '.join(splits)}.")
+        except _ValueRefused as e:  # a split that a dataset has not; or another argument
+            refused = e
+    raise DataError(f"torchvision:{kind.__name__} has none of the splits {', '.join(splits)}. {refused}") from refused
 
 
 def _make(kind: Any, root: Path, **options: Any) -> Any:
@@ -67,6 +76,8 @@ def _make(kind: Any, root: Path, **options: Any) -> Any:
             f"torchvision:{kind.__name__} cannot be read in {root} ({e}). Put it there, or ask for a download "
             "(--download)."
         ) from e
+    except ValueError as e:
+        raise _ValueRefused(f"torchvision:{kind.__name__} cannot be made with {options} ({e}).") from e
     except TypeError as e:
         raise DataError(
             f"torchvision:{kind.__name__} cannot be made of a folder and {options} ({e}). Arguments are written behind "

@@ -14,13 +14,19 @@ RETRIES = 3
 
 
 class RayExecutor(Executor):
-    """Tasks of one core and `gpus` each, on a new local cluster or the one at `address` (what `ray start` printed).
+    """Tasks of one core and `gpus` each, on the cluster at `address` (what `ray start` printed), or on a new local one
+    of `workers` cores, or of all where that is 0.
 
     Raises:
-        ZooError: Ray is not installed, or no cluster answers at the address.
+        ZooError: Ray is not installed, or no cluster answers at the address, or it is to have another number of cores.
     """
 
-    def __init__(self, address: str | None = None, gpus: int = 0) -> None:
+    def __init__(self, address: str | None = None, gpus: int = 0, workers: int = 0) -> None:
+        if address and workers:
+            raise ZooError(
+                f"The Ray cluster at {address} has the cores that it was started with, and no {workers} workers. Leave "
+                "--workers out, or --address."
+            )
         try:
             import ray
         except ImportError as e:
@@ -29,7 +35,8 @@ class RayExecutor(Executor):
         self._began = not ray.is_initialized()
         if self._began:
             _check_answers(address)
-            ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING)
+            cores = workers or None
+            ray.init(address or "local", num_cpus=cores, log_to_driver=False, logging_level=logging.WARNING)
         self._call = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_call)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
