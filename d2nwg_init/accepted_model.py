@@ -81,6 +81,8 @@ def working_copy(model: nn.Module, device: torch.device | str | None = None) -> 
     forget_biases(model)  # they may have a gradient, and then there is no copy of them
     try:
         work = copy.deepcopy(model).requires_grad_(False)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError) as e:
         raise ModelError(
             f"{type(model).__name__} cannot be copied, and nothing is tried in the model itself ({e}). Remove what "

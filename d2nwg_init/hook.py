@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -94,9 +95,10 @@ def initialize(
         RecipeError: an unknown `head` or `scope`, or a number of something that is none.
     """
     began = time.perf_counter()
+    seed = operator.index(seed)  # NumPy's, too, which torch and JSON do not take
     stages = Stages()
     deadline = None if budget is None else began + budget
-    _check_arguments(head, num_candidates, refining_steps)
+    _check_arguments(head, num_candidates=num_candidates, num_support=num_support, refining_steps=refining_steps or 0)
     network = unwrapped(model)
     num_classes = check_model(network)
     with (
@@ -184,7 +186,7 @@ def initialize(
             classes_seen=support.classes_seen,
             seconds=stages.seconds,
             peak_bytes=stages.peak_bytes,
-            seed=int(seed),  # of any kind of integer, of which JSON knows one
+            seed=seed,
             versions={name: version(name) for name in ("d2nwg-init", "torch", "timm")},
             undo=undo,
         )
@@ -193,8 +195,8 @@ def initialize(
     return report
 
 
-def _check_arguments(head: str, num_candidates: int, refining_steps: int | None) -> None:
-    for name, count in (("num_candidates", num_candidates), ("refining_steps", refining_steps or 0)):
+def _check_arguments(head: str, **counts: int) -> None:
+    for name, count in counts.items():
         if not isinstance(count, Integral) or count < 0:
             raise RecipeError(f"{name} must be a whole number, 0 or more; got {count!r}.")
     if head not in get_args(Head):
@@ -214,7 +216,7 @@ def _check_fit(model: nn.Module, support: SupportSet) -> None:
             logits = model(support.images[:2].to(parameter.device, parameter.dtype))
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError, ValueError) as e:
+    except (RuntimeError, AssertionError, ValueError, IndexError) as e:
         stem, channels = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None), support.images.shape[1]
         if stem is not None and stem.in_channels != channels:
             raise DataError(
@@ -231,7 +233,9 @@ def _check_fit(model: nn.Module, support: SupportSet) -> None:
         )
     if isinstance(head.layer, nn.Linear) and len(caught) == 1 and torch.isfinite(logits).all():
         expected = F.linear(caught[0].to(logits.dtype), head.layer.weight, head.layer.bias)
-        if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        if expected.shape != logits.shape or not torch.allclose(
+            logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+        ):
             raise ModelError(
                 f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done "
                 "to them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."

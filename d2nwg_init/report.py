@@ -75,10 +75,12 @@ class InitReport:
             ModelError: this report has let go of the model, or the model has other parameters by now.
         """
         undo = self._with_model()
-        try:
-            undo()
-        except RuntimeError as e:
-            raise ModelError(f"The model has other parameters than when it was initialised: {e}") from e
+        now = undo.model.state_dict()
+        for name in now.keys() | undo.state.keys():
+            before, after = (getattr(state.get(name), "shape", None) for state in (undo.state, now))
+            if before != after:
+                raise ModelError(f"The model is another than was initialised: {name} was {before} and is {after}.")
+        undo()
 
     def save(self, folder: str | Path) -> None:
         """Write the model, as it is now, and this report: see `save_model`. timm loads it, head included, by

@@ -39,13 +39,13 @@ def _save_for_timm(model: nn.Module, folder: Path) -> None:
 
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # safetensors takes no other
     # Where the user put another layer in the head's place, timm still tells the number of classes of its own.
-    classes = find_classifier(plain).num_classes
-    plain.num_classes = classes  # type: ignore[assignment]
+    head = find_classifier(plain)
+    plain.num_classes = head.num_classes  # type: ignore[assignment]
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         try:
-            if isinstance(plain.get_classifier(), nn.Sequential):  # type: ignore[operator]
+            if head.layer is not plain.get_classifier():  # type: ignore[operator]
                 raise ValueError("several layers were put in its head's place")
-            save_for_hf(plain, temporary, safe_serialization=True, model_args={"num_classes": classes})
+            save_for_hf(plain, temporary, safe_serialization=True, model_args={"num_classes": head.num_classes})
         except (ValueError, RuntimeError) as e:
             raise ModelError(
                 f"timm cannot describe this {type(model).__name__} ({e}). Save model.state_dict() instead."

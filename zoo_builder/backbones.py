@@ -23,6 +23,7 @@ SOURCES = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights", "device",
     "dtype",
 )  # fmt: skip
+AUXILIARY = ("AuxLogits", "aux1", "aux2")  # heads of torchvision's inception_v3 and googlenet, for training alone
 EVAL_BATCH = 128  # images in one pass without gradients: of more, a core's cache holds too little
 
 
@@ -64,8 +65,8 @@ class BackboneSpec:
             if checkpoint != "pretrained":
                 raise
             raise ModelError(
-                f"The pretrained weights of {self.model} could not be fetched ({e}). Check the connection, or give a "
-                "safetensors file of them."
+                f"The pretrained weights of {self.model} cannot be had ({e}). Where that is for want of a connection, "
+                "give a safetensors file of them."
             ) from e
         if checkpoint is not None and checkpoint != "pretrained":
             load_body(model, read_tensors(Path(checkpoint))[0], str(checkpoint))
@@ -145,7 +146,7 @@ def load_body(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str
         ModelError: names or shapes differ; the first difference is named.
     """
     expected = body_state(model)
-    heads = tuple(f"{name}." for name in _classifier_names(model))
+    heads = tuple(f"{name}." for name in (*_classifier_names(model), *AUXILIARY))
     tensors = {k: v for k, v in tensors.items() if k in expected or not k.startswith(heads)}
     for key in sorted(expected.keys() | tensors.keys()):
         want = tuple(expected[key].shape) if key in expected else None

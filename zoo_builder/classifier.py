@@ -50,8 +50,8 @@ class Classifier:
 
 
 def find_classifier(model: nn.Module) -> Classifier:
-    """What timm's get_classifier() gives, or the last layer in that; else the last linear layer, or the 1x1 convolution
-    that ends the model.
+    """What timm's get_classifier() gives, or the last of several layers that a user put there; else the last linear
+    layer, or the 1x1 convolution that ends the model.
 
     Raises:
         ModelError: the model has none (a detector, a headless body), or one that no solution fits.
@@ -61,7 +61,7 @@ def find_classifier(model: nn.Module) -> Classifier:
         layer = get_classifier() if get_classifier is not None else _last_layer(model)
     except AttributeError:  # some of timm's, without their heads
         layer = None
-    if isinstance(layer, nn.Module) and not isinstance(layer, nn.ModuleList | nn.ModuleDict):  # which are several heads
+    if isinstance(layer, nn.Sequential):  # other modules of timm's may hold several heads
         layer = _last_layer(layer)
     names = {module: name for name, module in model.named_modules()}
     if not isinstance(layer, nn.Linear | nn.Conv2d) or layer not in names:

@@ -106,8 +106,8 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
     state = out.with_name(out.name + ".resume")
     first, accuracy = 0, 0.0
     if state.exists():
+        _check_same_work(state, json.loads(read_tensors(state)[1].get("progress", "{}")).get("work"), work)
         progress = load_checkpoint(state, {"model": model, "average": average.module}, optimizer)
-        _check_same_work(state, progress.get("work"), work)
         first, accuracy = int(str(progress["epoch"])) + 1, float(str(progress["accuracy"]))
 
     with progress_bar(
@@ -145,6 +145,8 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
 def _check_same_work(path: Path, found: object, work: dict[str, object]) -> None:
     """What `path` says that it was made with must be what is asked for."""
     before = found if isinstance(found, dict) else {}
+    if not before:
+        raise RecipeError(f"{path} does not say what it was made with. Remove it, or take another --out.")
     differing = [f"{k} {before.get(k)!r}, asked for {v!r}" for k, v in work.items() if before.get(k) != v]
     if differing:
         raise RecipeError(f"{path} was made with {'; '.join(differing)}. Remove it, or take another --out.")

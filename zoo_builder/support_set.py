@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data.loader import MultiEpochsDataLoader
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from zoo_builder.errors import DataError
 
@@ -109,7 +109,8 @@ def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]
         return _changed(loader)
     if type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler and len(batches.sampler) > count:
         notes.append("the loader does not shuffle: images were drawn at random from its dataset")
-        order = RandomSampler(batches.sampler.data_source, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(batches.sampler), generator=generator, device="cpu").tolist()
         batches = BatchSampler(order, batches.batch_size, batches.drop_last)
     return _changed(loader, batch_sampler=_FirstBatches(batches, count))
 

@@ -13,7 +13,7 @@ from d2nwg_init.cli.outputs import out_file
 
 def uncovered(
     model: Annotated[str, typer.Argument(help="timm's name, or torchvision:NAME.")],
-    weights: Annotated[Path, typer.Option(help="Pretrained weights of it (safetensors).")],
+    weights: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Pretrained weights of it (safetensors).")],
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
     size: Annotated[int, typer.Option(min=32, help="Side of the images, in pixels.")] = 64,
     datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development split.")] = "",

@@ -26,7 +26,9 @@ def out_folder(path: Path | None) -> Path | None:
         D2NWGError: the folder is not there and cannot be made, or cannot be written to.
     """
     if path is not None:
-        there = next(p for p in (path, *path.parents) if p.exists())
+        there = next((p for p in (path, *path.parents) if p.exists()), None)
+        if there is None:
+            raise D2NWGError(f"{path} cannot be a folder: there is no {path.anchor or path}. Name another place.")
         if not there.is_dir():
             raise D2NWGError(f"{path} cannot be a folder: {there} is a file. Name another place to write to.")
         if not os.access(there, os.W_OK):

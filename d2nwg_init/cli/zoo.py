@@ -32,7 +32,8 @@ def base(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes torch's default.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights, order and crops.")] = 0,
 ) -> None:
-    """Pretrain a base checkpoint from scratch. Resumes after every epoch."""
+    """Pretrain a base checkpoint from scratch. Resumes after every epoch, and leaves a finished one as it is; of other
+    settings, or another dataset, than it was begun with it makes nothing."""
     import torch
 
     from zoo_builder.datasets import load_dataset

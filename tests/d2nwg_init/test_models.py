@@ -119,6 +119,7 @@ REFUSED = {
     "no classes": (lambda: new_model(classes=0), "num_classes >= 2"),
     "one class": (lambda: new_model(classes=1), "num_classes >= 2"),
     "made for inference": (lambda: torch.inference_mode()(new_model)(), "outside"),
+    "several heads": (lambda: timm.create_model("repvit_m0_9", num_classes=3), "no linear classifier"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "no shape yet"),
     "no values": (lambda: new_model().to("meta"), "meta device"),
     "feature pyramid": (lambda: timm.create_model("test_resnet", features_only=True), "no linear classifier"),
@@ -242,6 +243,22 @@ def test_a_head_for_training_alone_stays_as_it_is(monkeypatch):
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert {"conv.weight", "norm.running_mean", "fc.weight"} <= changed
     assert not any(k.startswith("auxiliary.") for k in changed)
+
+
+class Tokens(nn.Module):
+    """Whose head sees each of them, before they are pooled."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).flatten(2).mT).mean(1)
+
+
+def test_a_head_that_sees_more_than_one_vector_an_image_is_refused(loader):
+    with pytest.raises(ModelError, match="are not those of its last layer"):
+        initialize(Tokens(), loader)
 
 
 class CosineHead(nn.Linear):

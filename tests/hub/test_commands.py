@@ -19,7 +19,7 @@ def test_pull_that_is_interrupted_goes_on(client, pushed, tmp_path):
 def test_pretrained_weights_that_cannot_be_fetched_are_said(processes, tmp_path, model):
     nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "TORCH_HOME": str(tmp_path)}
     message = processes(**nowhere, https_proxy="http://127.0.0.1:9")(create, model)
-    assert message.startswith(f"ModelError: The pretrained weights of {model} could not be fetched")
+    assert message.startswith(f"ModelError: The pretrained weights of {model} cannot be had")
     assert "give a safetensors file" in message
 
 

@@ -137,6 +137,21 @@ def test_a_timm_body_is_all_of_the_model_but_its_classifier(name):
         assert body_state(model).keys() == body.state_dict().keys()
 
 
+def test_the_features_of_a_body_with_two_heads_are_not_those_of_one_of_them():
+    body = BackboneSpec("repvit_m0_9").create().eval()
+    assert body(torch.zeros(2, 3, 32, 32)).shape == (2, body.num_features)
+    assert not any("head_dist" in name for name in body_state(body))
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_second_heads_of_torchvisions_own_weights_are_left_out():
+    with torch.device("meta"):
+        theirs = torchvision.models.googlenet(init_weights=False).state_dict()
+        body = BackboneSpec("torchvision:googlenet").create()
+    load_body(body.to_empty(device="cpu"), {k: torch.zeros_like(v, device="cpu") for k, v in theirs.items()}, "theirs")
+    assert not any(p.any() for p in body.parameters())
+
+
 def test_a_model_without_a_head_is_no_classifier():
     with pytest.raises(ModelError, match="no linear classifier"):
         find_classifier(timm.create_model("efficientvit_m0", num_classes=0))

@@ -15,6 +15,7 @@ DATASET = striped_dataset()
 OTHERS = [
     (DATASET, dataclasses.replace(CONFIG, seed=1), "seed 0, asked for 1"),
     (DATASET, dataclasses.replace(CONFIG, size=48), "size 32, asked for 48"),
+    (DATASET, dataclasses.replace(CONFIG, model="test_vit"), "model 'test_resnet', asked for 'test_vit'"),
     (dataclasses.replace(DATASET, sha256="1" * 64), CONFIG, "dataset_sha256"),
     (striped_dataset("bands"), CONFIG, "dataset 'stripes', asked for 'bands'"),
 ]
