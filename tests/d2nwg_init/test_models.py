@@ -245,6 +245,20 @@ def test_a_head_for_training_alone_stays_as_it_is(monkeypatch):
     assert not any(k.startswith("auxiliary.") for k in changed)
 
 
+def test_a_head_that_is_kept_may_do_what_it_likes(loader):
+    model = new_model()
+    model.fc = CosineHead(96, 3)
+    before = copied(model.fc.state_dict())
+    initialize(model, loader, generator=None, head="keep")
+    assert same(model.fc.state_dict(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_a_plain_head_is_taken(dtype, loader):
+    with torch.autocast("cpu", dtype):
+        assert initialize(new_model(), loader, generator=None, head="solve").chosen != "as_passed"
+
+
 class Tokens(nn.Module):
     """Whose head sees each of them, before they are pooled."""
 
