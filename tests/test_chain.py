@@ -13,7 +13,6 @@ from d2nwg_init.cli import app
 from pretrained_generators.bundle import load_bundle
 from pretrained_generators.training import train as training
 from pretrained_generators.training.recipe import GeneratorRecipe
-from zoo_builder import pretrain
 from zoo_builder.recipe import read_recipe
 from zoo_builder.store import Zoo
 
@@ -187,24 +186,3 @@ def test_init_writes_weights_that_timm_loads(work, bundle_path, tmp_path):
     written = load_file(out)
     assert model.state_dict().keys() == written.keys()
     assert all(torch.equal(v, written[k]) for k, v in model.state_dict().items())
-
-
-def test_pretraining_interrupted_after_an_epoch_resumes_to_equal_bits(work, tmp_path, monkeypatch):
-    from zoo_builder.datasets import load_dataset
-
-    dataset = load_dataset("blobs", work / "data")
-    config = pretrain.PretrainConfig(size=32, epochs=2, batch_size=16)
-    pretrain.pretrain(dataset, config, tmp_path / "whole.safetensors")
-    save = pretrain.save_checkpoint
-
-    def save_and_stop(*args):
-        save(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "save_checkpoint", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain.pretrain(dataset, config, tmp_path / "parts.safetensors")
-    pretrain.pretrain(dataset, config, tmp_path / "parts.safetensors")
-    whole, parts = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "parts"))
-    assert all(torch.equal(whole[k], parts[k]) for k in whole)

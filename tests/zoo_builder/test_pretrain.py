@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
+from safetensors.torch import load_file
 
-from tests.zoo_builder.synthetic import random_body, striped_dataset
+from tests.zoo_builder.synthetic import random_body, same, striped_dataset
 from zoo_builder import pretrain as pretraining
 from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import DataError, ModelError, RecipeError
@@ -35,6 +36,12 @@ def begun(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             pretrain(DATASET, CONFIG, tmp_path / "base")
     return tmp_path / "base"
+
+
+def test_one_interrupted_after_an_epoch_resumes_to_equal_bits(begun, tmp_path):
+    pretrain(DATASET, CONFIG, begun)
+    pretrain(DATASET, CONFIG, tmp_path / "whole")
+    assert same(load_file(begun), load_file(tmp_path / "whole"))
 
 
 def test_a_training_begun_otherwise_is_not_resumed(begun):
