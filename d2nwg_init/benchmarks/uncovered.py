@@ -27,7 +27,7 @@ from zoo_builder.backbones import BackboneSpec, prepare_images
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
-from zoo_builder.datasets.read_images import STORED_SIZE
+from zoo_builder.datasets.read_images import stored_size
 from zoo_builder.errors import ModelError
 from zoo_builder.progress import progress_bar
 
@@ -75,7 +75,7 @@ def run_cells(todo: Sequence[Cell], data: Path, folder: Path, executor: Executor
 
 
 def _run(data: Path, folder: Path, cell: Cell) -> None:
-    found = measure(cell, load_dataset(cell.dataset, data, size=max(cell.size, STORED_SIZE)))
+    found = measure(cell, load_dataset(cell.dataset, data, size=stored_size(cell.size)))
     write_text_atomically(folder / f"{cell.id}.json", json.dumps({"cell": asdict(cell), "found": found}) + "\n")
 
 

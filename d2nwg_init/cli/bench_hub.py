@@ -31,9 +31,9 @@ def hub(
     from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import load_config
     from zoo_builder.datasets import load_dataset
-    from zoo_builder.datasets.read_images import STORED_SIZE
+    from zoo_builder.datasets.read_images import stored_size
 
-    dataset = load_dataset(data, size=max(load_config(bundle).generator.size, STORED_SIZE))
+    dataset = load_dataset(data, size=stored_size(load_config(bundle).generator.size))
     with TemporaryDirectory() as cache:
         found = round_trip(bundle, repo, private, dataset, Path(cache))
     where = {"endpoint": constants.ENDPOINT, "repository": repo, "revision": found.commit, "client": __version__}

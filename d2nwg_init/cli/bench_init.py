@@ -32,10 +32,10 @@ def init(
     from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import embedded_bundles, load_config
     from zoo_builder.datasets import load_dataset
-    from zoo_builder.datasets.read_images import STORED_SIZE
+    from zoo_builder.datasets.read_images import stored_size
 
     names = bundles or embedded_bundles(whole=True)
-    datasets = [load_dataset(data, size=max(load_config(name).generator.size, STORED_SIZE)) for name in names]
+    datasets = [load_dataset(data, size=stored_size(load_config(name).generator.size)) for name in names]
     rows = [import_row()]
     measure = functools.partial(run_init_benchmark, num_candidates=candidates, num_support=images)
     # Each in a process of its own: memory that one has freed would serve the next, and not be counted.

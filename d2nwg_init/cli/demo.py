@@ -32,12 +32,12 @@ def demo(
     from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import load_bundle
     from zoo_builder.datasets import load_dataset
-    from zoo_builder.datasets.read_images import STORED_SIZE
+    from zoo_builder.datasets.read_images import stored_size
     from zoo_builder.datasets.same_dataset import is_among
     from zoo_builder.errors import DataError
 
     loaded = load_bundle(bundle)
-    size = max(loaded.config.generator.size, STORED_SIZE)
+    size = stored_size(loaded.config.generator.size)
     datasets = [load_dataset(source, size=size) for source in data or ["digits"]]
     seen = [t.name for t in loaded.config.trained_on]
     for dataset in datasets:

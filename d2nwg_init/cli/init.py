@@ -42,9 +42,9 @@ def init(
     from zoo_builder.backbones import create_backbone
     from zoo_builder.checkpoint import write_atomically
     from zoo_builder.datasets import load_dataset
-    from zoo_builder.datasets.read_images import STORED_SIZE
+    from zoo_builder.datasets.read_images import stored_size
 
-    dataset = load_dataset(data, size=max(size, STORED_SIZE))
+    dataset = load_dataset(data, size=stored_size(size))
     torch.manual_seed(seed)
     network = create_backbone(model, weights, dataset.num_classes)
     loader = train_loader(dataset, network, size=size, batch_size=128, seed=seed)

@@ -13,7 +13,7 @@ from pretrained_generators.training.zoo_data import ZooData
 from zoo_builder.backbones import prepare_images
 from zoo_builder.datasets import load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
-from zoo_builder.datasets.read_images import STORED_SIZE
+from zoo_builder.datasets.read_images import stored_size
 from zoo_builder.progress import progress_bar
 
 IMAGES = 512  # of a dataset, at random
@@ -42,7 +42,7 @@ def statistics_of_datasets(generator: Generator, names: Sequence[str], data_dir:
     rows = []
     with progress_bar("looking at datasets", total=len(names)) as bar:
         for name in names:
-            x = load_dataset(name, data_dir, size=max(generator.config.size, STORED_SIZE)).x_train
+            x = load_dataset(name, data_dir, size=stored_size(generator.config.size)).x_train
             chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:IMAGES].numpy()
             images = prepare_images(generator.base, resize_images(x[chosen], generator.config.size))
             rows.append(feature_statistics(generator, generator.features(images)))

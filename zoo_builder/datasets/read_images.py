@@ -14,7 +14,7 @@ from PIL import Image
 from zoo_builder.datasets.image_dataset import ImageDataset
 from zoo_builder.errors import DataError
 
-STORED_SIZE = 64  # pixels, unless a caller wants another; for smaller ones most resize these
+STORED_SIZE = 64  # pixels, unless a caller wants another
 TEST_PARTS = ("test", "val", "valid", "validation")  # how sources call their test part; the first of them is taken
 TEST_FRACTION = 0.2  # of each class, where a source has no test part
 
@@ -33,6 +33,11 @@ class Part:
     labels: np.ndarray  # int64 [N]
     skipped: tuple[str, ...]  # names of the others
     sha256: str  # of all files, the broken ones too
+
+
+def stored_size(used: int) -> int:
+    """The side to read images at that are looked at with a side of `used` pixels: smaller ones are made of these."""
+    return max(used, STORED_SIZE)
 
 
 def read_part(get: Callable[[int], Sample], count: int, size: int, max_images: int | None, seed: int = 0) -> Part:
