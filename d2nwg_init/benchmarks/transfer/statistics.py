@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,23 +32,26 @@ def paired_bootstrap(first: Sequence[np.ndarray], second: Sequence[np.ndarray], 
     shapes = [[part.shape for part in parts] for parts in (first, second)]
     if shapes[0] != shapes[1] or any(len(shape) != 1 for shape in shapes[0]):
         raise ValueError(f"expected arrays [images] of the same seeds, got those of {shapes[0]} and {shapes[1]}")
-    differences = [100 * (a.astype(np.float32) - b.astype(np.float32)) for a, b in zip(first, second, strict=True)]
-    by_seed = np.stack([_draws(len(d), seed) @ d for d in differences], axis=1)
-    means = (by_seed * _draws(len(differences), seed)).sum(1)
+    differences = [a.astype(np.float32) - b.astype(np.float32) for a, b in zip(first, second, strict=True)]
+    # Seeds count alike. All sums are of whole numbers, and exact: a draw in which both are as good is a tie.
+    images = math.lcm(*(len(d) for d in differences))
+    by_seed = [(_draws(len(d), seed) @ d).astype(np.float64) * (images // len(d)) for d in differences]
+    sums = (np.stack(by_seed, axis=1) * _draws(len(differences), seed)).sum(1)
+    means = 100 * sums / (images * len(differences))
     return Difference(
-        mean=float(np.mean([d.mean() for d in differences])),
+        mean=100 * float(np.mean([d.mean() for d in differences])),
         low=float(np.quantile(means, LEVEL)),
         high=float(np.quantile(means, 1 - LEVEL)),
-        p_win=float((1 + (means <= 0).sum()) / (1 + RESAMPLES)),
-        p_loss=float((1 + (means >= 0).sum()) / (1 + RESAMPLES)),
+        p_win=float((1 + (sums <= 0).sum()) / (1 + RESAMPLES)),
+        p_loss=float((1 + (sums >= 0).sum()) / (1 + RESAMPLES)),
     )
 
 
 @functools.lru_cache(maxsize=32)
 def _draws(count: int, seed: int) -> np.ndarray:
-    """float32 [RESAMPLES, count]: how often each of `count` is in a draw of as many with replacement, over `count`."""
+    """float32 [RESAMPLES, count]: how often each of `count` is in a draw of as many with replacement."""
     rng = np.random.default_rng((count, seed))
-    return (rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count).astype(np.float32)
+    return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float32)
 
 
 def with_verdicts(differences: Mapping[str, Difference]) -> dict[str, Difference]:

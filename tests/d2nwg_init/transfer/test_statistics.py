@@ -1,11 +1,15 @@
 """Intervals that hold as often as they say, and corrections that keep their level."""
 
+import math
+
 import numpy as np
 import pytest
 
 from d2nwg_init.benchmarks.transfer.statistics import (
     LEVEL,
+    RESAMPLES,
     Difference,
+    _draws,
     holm,
     paired_bootstrap,
     steps_to_target,
@@ -55,6 +59,22 @@ def test_the_same_answers_differ_by_nothing():
     found = paired_bootstrap(first, first)
     assert (found.mean, found.low, found.high) == (0, 0, 0)
     assert min(found.p_win, found.p_loss) == 1
+
+
+@pytest.mark.parametrize("counts", [(30, 30, 30), (30, 20)])
+def test_a_draw_in_which_both_are_as_good_counts_against_either(counts):
+    """In whole numbers: rounding must make no tie a win, and there are many of few images."""
+    rng = np.random.default_rng(5)
+    first, second = ([rng.random(n) < p for n in counts] for p in (0.6, 0.5))
+    found = paired_bootstrap(first, second)
+    images = math.lcm(*counts)
+    drawn = [_draws(n, 0).astype(int) @ (a.astype(int) - b) * (images // n)
+             for n, a, b in zip(counts, first, second, strict=True)]  # fmt: skip
+    sums = (np.stack(drawn, axis=1) * _draws(len(counts), 0).astype(int)).sum(1)
+    assert (sums == 0).any()
+    expected = [(1 + (sign * sums <= 0).sum()) / (1 + RESAMPLES) for sign in (1, -1)]
+    assert [found.p_win, found.p_loss] == expected
+    assert found.low == pytest.approx(100 * np.quantile(sums / images / len(counts), LEVEL))
 
 
 def test_seeds_may_have_other_numbers_of_images():
