@@ -13,7 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-COPYING_Z = -2.58  # one in two hundred, one-sided
+LEVEL = 0.005  # one-sided: of models no nearer than others one audit in two hundred says that they are copies
+FOUND = {
+    True: "Copying or interpolating: generated models lie nearer",
+    False: "No copying found: generated models lie no nearer",
+    None: "Too few models to tell whether it copies: of so few, even copies could by chance lie nearer",
+}
 GENERATED = ("generated", "generated_shuffled", "generated_null")  # for a task, for another one's images, for none
 TRAINED = ("held_out", "training")  # what the others are seen beside: models of the zoo, kept back or learnt from
 
@@ -32,18 +37,19 @@ class Sighting:
 @dataclass(frozen=True)
 class Verdict:
     distance_z: float  # Mann-Whitney: generated against held-out models, distances to the nearest training model
-    condition_drop: float  # points that another dataset's condition costs
+    distance_p: float  # that generated models are no nearer, one-sided
+    condition_drop: float | None  # points that another dataset's condition costs; None where there is no other
     null_drop: float  # points that it costs to have none
     beaten_by: tuple[str, ...]  # simpler methods that are as accurate in the mean
-    copies: bool
+    copies: bool | None  # None: too few models to tell, however near they lie
 
     def __str__(self) -> str:
-        found, nearness = ("Copying or interpolating", "nearer") if self.copies else ("No copying found", "no nearer")
+        drop = self.condition_drop
+        other = "" if drop is None else f"another dataset's condition costs {drop:.1f} points, "
         simpler = ", ".join(self.beaten_by) or "nothing"
         return (
-            f"{found}: generated models lie {nearness} to training models than models of unseen tasks do "
-            f"(z = {self.distance_z:.1f}); another dataset's condition costs {self.condition_drop:.1f} points, none at "
-            f"all {self.null_drop:.1f}; as accurate and simpler: {simpler}."
+            f"{FOUND[self.copies]} to training models than models of unseen tasks do (z = {self.distance_z:.1f}, p = "
+            f"{self.distance_p:.2g}); {other}none at all {self.null_drop:.1f}; as accurate and simpler: {simpler}."
         )
 
 
@@ -58,31 +64,37 @@ def largest_overlap(wrong: torch.Tensor, known: torch.Tensor) -> float:
     return (both / either.clamp_min(1)).max().item()
 
 
-def mann_whitney_z(first: Sequence[float], second: Sequence[float]) -> float:
-    """How many standard deviations the rank sum of `first` is above what chance gives; 0 where one is empty."""
+def mann_whitney(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """How many standard deviations the rank sum of `first` is above what chance gives, and the chance of one as low,
+    exact where there are few and no ties; 0 and 1 where one is empty."""
     from scipy.stats import mannwhitneyu
 
     n, m = len(first), len(second)
     if not n or not m:
-        return 0.0
-    u = mannwhitneyu(first, second).statistic
-    return float((u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12))
+        return 0.0, 1.0
+    found = mannwhitneyu(first, second, alternative="less")
+    return float((found.statistic - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)), float(found.pvalue)
 
 
 def judge(sightings: Sequence[Sighting]) -> Verdict:
-    """Of sightings of all GENERATED, of "held_out" and of any simpler methods."""
+    """Of sightings of all GENERATED, the shuffled one if there is another dataset, of "held_out" and of any simpler
+    methods."""
     by_method: dict[str, list[Sighting]] = {}
     for s in sightings:
         by_method.setdefault(s.method, []).append(s)
     accuracy = {m: sum(s.accuracy for s in found) / len(found) for m, found in by_method.items()}
-    z = mann_whitney_z([s.distance for s in by_method["generated"]], [s.distance for s in by_method["held_out"]])
+    made, held_out = ([s.distance for s in by_method[m]] for m in ("generated", "held_out"))
+    z, p = mann_whitney(made, held_out)
+    enough = 1 / math.comb(len(made) + len(held_out), len(made)) <= LEVEL  # if all were nearer than any other
+    shuffled = accuracy.get("generated_shuffled")
     simpler = [m for m in accuracy if m not in (*GENERATED, *TRAINED)]
     return Verdict(
         distance_z=z,
-        condition_drop=accuracy["generated"] - accuracy["generated_shuffled"],
+        distance_p=p,
+        condition_drop=None if shuffled is None else accuracy["generated"] - shuffled,
         null_drop=accuracy["generated"] - accuracy["generated_null"],
         beaten_by=tuple(m for m in simpler if accuracy[m] >= accuracy["generated"]),
-        copies=z < COPYING_Z,
+        copies=p <= LEVEL if enough else None,
     )
 
 

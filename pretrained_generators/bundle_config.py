@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class BundleConfig:
     measured: dict[str, float] = field(default_factory=dict)  # what training measured, see the card
     learnt: tuple[str, ...] = ()  # ids of the zoo's entries that it was trained on
     kept_back: tuple[str, ...] = ()  # ids of those that were kept out, to measure reconstruction on
+    zoo_sha256: str | None = None  # of the files of `learnt`, see `files_sha256`: a zoo may be built again
     trained_with: str | None = None  # SHA-256 of recipe, base, its fit and entries; equal: the same training
     format: int = FORMAT
     readable_since: str = READABLE_SINCE
@@ -83,12 +84,23 @@ def write_config(config: BundleConfig, folder: Path) -> None:
     Raises:
         BundleError: it could not be read again.
     """
-    text = json.dumps(asdict(config), indent=1)
+    check_can_be_told(asdict(config))
+    write_text_atomically(folder / CONFIG, json.dumps(asdict(config), indent=1))
+
+
+def check_can_be_told(about: Mapping[str, Any]) -> None:
+    """Of some or all fields of a config, as in JSON.
+
+    Raises:
+        BundleError: it could not be read again.
+    """
     try:
-        check_plain(json.loads(text))
+        check_plain(dict(about))
     except ValueError as e:
-        raise BundleError(f"What the bundle {config.name!r} should say of itself cannot be stored: {e}.") from e
-    write_text_atomically(folder / CONFIG, text)
+        raise BundleError(
+            f"What the bundle {about['name']!r} should say of itself cannot be stored: {e}. Names are those of the "
+            "recipe and of the zoo's datasets, licences those that the zoo was built with."
+        ) from e
 
 
 def read_config(path: Path) -> BundleConfig:

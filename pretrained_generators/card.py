@@ -60,9 +60,9 @@ Never trained on: {{ config.held_out | join(", ") }}.
 - `{{ name }}`: {{ "%.3g" | format(value) }}
 {% endfor %}
 
-Gains are points of accuracy of a solved head over the base's, on left-out support images. `reconstruction` is what
-the VAE keeps on zoo entries that it was not trained on; `sampling` is what samples have, without selection, on zoo
-datasets.
+Gains are points of accuracy over the base's, on support images, each under a head that is solved without it; the zoo's
+own bodies were trained on these images. `reconstruction` is what the VAE keeps on zoo entries that it was not trained
+on; `sampling` is what samples have, without selection, on zoo datasets.
 
 ## How it does on data that it never saw
 

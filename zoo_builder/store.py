@@ -55,6 +55,18 @@ class ZooEntry:
     def path(self) -> Path:
         return self.zoo.entry_path(self.id)
 
+    def ancestry(self) -> Iterator[ZooEntry]:
+        """Itself, the entry that it went on from, and so on, down to one that began at the base.
+
+        Raises:
+            ZooError: one of them is not in the zoo.
+        """
+        entry = self
+        yield entry
+        while entry.task.start is not None:
+            entry = self.zoo.entry(entry.task.start)
+            yield entry
+
     def delta(self) -> dict[str, torch.Tensor]:
         """float32 tensors by parameter name, fine-tuned minus base; what was not trained is not there."""
         tensors = self._tensors("delta/", "weights/")
@@ -274,3 +286,9 @@ class Zoo:
             seconds=row["seconds"],
             about=json.loads(row["about"]),
         )
+
+
+def files_sha256(entries: Iterable[ZooEntry]) -> str:
+    """Of the hashes of these entries' files: equal where all weights are, as those of a zoo that was built again on
+    another machine are not."""
+    return hashlib.sha256("".join(e.sha256 for e in entries).encode()).hexdigest()

@@ -68,7 +68,6 @@ def audit(
 
     from rich.console import Console
 
-    from pretrained_generators.audit import judge
     from pretrained_generators.card import write_card
     from pretrained_generators.training.audit_zoo import audit_zoo, write_audit
     from pretrained_generators.training.zoo_data import load_bundle_beside
@@ -77,13 +76,13 @@ def audit(
     opened = Zoo.open(zoo)
     loaded = load_bundle_beside(opened, bundle)
     found = audit_zoo(loaded, opened, samples)
-    report = write_audit(found, bundle)
+    report = write_audit(found, loaded.config, bundle)
     write_card(loaded.config, bundle)
     if json_:
         typer.echo(json.dumps(report))
         return
     Console().print(_audit_table(found))
-    typer.echo(str(judge(found)))
+    typer.echo(report["verdict"]["text"])
 
 
 def _audit_table(found: list[Sighting]) -> Table:

@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pretrained_generators.audit import GENERATED, Sighting, gaussian, judge, largest_overlap, nearest_distance, noisy
 from pretrained_generators.audit_plot import draw_audit
-from pretrained_generators.bundle import Bundle
+from pretrained_generators.bundle import Bundle, BundleConfig
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.gates import left_out_logits
 from pretrained_generators.training.zoo_data import target_delta
@@ -22,9 +23,13 @@ from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.errors import BundleError
 from zoo_builder.progress import progress_bar
-from zoo_builder.store import Zoo, ZooEntry
+from zoo_builder.store import Zoo, ZooEntry, files_sha256
 
 SIGMAS = (0.1, 0.3, 1.0)  # of the noise on the nearest model
+RETRAINED = (
+    "The bundle does not tell the hashes of what it was trained on: the training models seen here are of the same "
+    "tasks, and may have been trained again."
+)
 NEIGHBOURS = 12  # training models, those nearest to a held-out one, whose wrong answers all are compared with
 
 
@@ -32,7 +37,8 @@ def audit_zoo(bundle: Bundle, zoo: Zoo, samples: int = 2, seed: int = 0) -> list
     """Sightings of all methods on every entry that the bundle held back.
 
     Raises:
-        BundleError: the zoo is not the one it was trained on, or the bundle does not say what it held back.
+        BundleError: the zoo is not the one it was trained on, or was built again since, to other weights; or the bundle
+            does not say what it held back.
     """
     config = bundle.config
     if (config.base_sha256, config.generator.batchnorm) != (zoo.base_sha256, zoo.batchnorm):
@@ -40,12 +46,17 @@ def audit_zoo(bundle: Bundle, zoo: Zoo, samples: int = 2, seed: int = 0) -> list
     if not config.learnt or not config.kept_back:
         raise BundleError(f"{config.name} does not say which entries it learnt from: train it again to audit it.")
     learnt, held = ([zoo.entry(i) for i in ids] for ids in (config.learnt, config.kept_back))
+    if config.zoo_sha256 not in (None, files_sha256(learnt)):
+        raise BundleError(
+            f"{config.name} was trained on other weights than {zoo.path} has: it was built again. Give its own zoo, or "
+            "train the bundle on this one."
+        )
     library = _library(bundle.generator, learnt)
     found: list[Sighting] = []
     with progress_bar("audit", total=len(held)) as bar:
         for i, entry in enumerate(held):
-            others = [e for e in held[i:] + held[:i] if e.task.datasets != entry.task.datasets]
-            other = others[0] if others else entry
+            others = (e for e in held[i:] + held[:i] + learnt if e.task.datasets != entry.task.datasets)
+            other = next(others, None)
             found += _audit_entry(bundle.generator, entry, other, library, samples, seed)
             bar.advance()
             bar.note(entry.task.datasets[0])
@@ -65,7 +76,7 @@ def _library(generator: Generator, learnt: Sequence[ZooEntry]) -> DeltaLibrary:
 
 
 def _audit_entry(
-    generator: Generator, entry: ZooEntry, other: ZooEntry, library: DeltaLibrary, samples: int, seed: int
+    generator: Generator, entry: ZooEntry, other: ZooEntry | None, library: DeltaLibrary, samples: int, seed: int
 ) -> Iterator[Sighting]:
     images, labels = _support(generator, entry)
     known, own = library.stacked, _flat(generator, target_delta(entry))
@@ -97,10 +108,12 @@ def _audit_entry(
 
 
 def _generated(
-    generator: Generator, entry: ZooEntry, other: ZooEntry, samples: int, seed: int
+    generator: Generator, entry: ZooEntry, other: ZooEntry | None, samples: int, seed: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Under the entry's own condition, another one's, and none."""
+    """Under the entry's own condition, another one's, where there is another dataset, and none."""
     for method, shown in zip(GENERATED, (entry, other, None), strict=True):
+        if shown is None and method == "generated_shuffled":
+            continue
         images_of = None if shown is None else _support(generator, shown)
         condition = None if images_of is None else generator.embed(*images_of, int(images_of[1].max()) + 1)
         for delta in generator.sample_deltas(condition, samples, seed):
@@ -140,10 +153,11 @@ def _delta(generator: Generator, flat: torch.Tensor) -> dict[str, torch.Tensor]:
     return {b.name: p.view(b.shape) for b, p in zip(blocks, flat.split([b.size for b in blocks]), strict=True)}
 
 
-def write_audit(found: Sequence[Sighting], folder: Path) -> dict[str, object]:
+def write_audit(found: Sequence[Sighting], bundle: BundleConfig, folder: Path) -> dict[str, Any]:
     """Write audit.json (all sightings and the verdict) and audit.svg into a bundle's folder; the former is returned."""
     verdict = judge(found)
-    report = {"schema": 1, "verdict": asdict(verdict) | {"text": str(verdict)}, "models": [asdict(s) for s in found]}
+    text = f"{verdict} {RETRAINED}" if bundle.zoo_sha256 is None else str(verdict)
+    report = {"schema": 2, "verdict": asdict(verdict) | {"text": text}, "models": [asdict(s) for s in found]}
     write_text_atomically(folder / "audit.json", json.dumps(report, indent=1) + "\n")
     write_text_atomically(folder / "audit.svg", draw_audit(found))
     return report

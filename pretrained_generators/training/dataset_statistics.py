@@ -9,27 +9,27 @@ import torch
 
 from pretrained_generators.generator import Generator
 from pretrained_generators.nearest_datasets import feature_statistics
-from pretrained_generators.training.zoo_data import ZooData
 from zoo_builder.backbones import prepare_images
 from zoo_builder.datasets import load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.datasets.read_images import stored_size
 from zoo_builder.progress import progress_bar
+from zoo_builder.store import ZooEntry
 
 IMAGES = 512  # of a dataset, at random
 
 
-def statistics_of_zoo(generator: Generator, data: ZooData, names: Sequence[str]) -> torch.Tensor | None:
+def statistics_of_zoo(generator: Generator, entries: Sequence[ZooEntry], names: Sequence[str]) -> torch.Tensor | None:
     """[D, 2, f] of the images that the zoo's entries keep of each dataset, through no domain where there are such. None
     where there are none of a dataset."""
     rows = []
     for name in names:
-        own = [(e, f) for e, f in zip(data.entries, data.features, strict=True) if e.task.datasets[0] == name]
-        plain = [f for e, f in own if e.task.domains[0] == "plain"]
-        features = plain or [f for _, f in own]
-        if not features:
+        own = [e for e in entries if e.task.datasets[0] == name]
+        chosen = [e for e in own if e.task.domains[0] == "plain"] or own
+        if not chosen:
             return None
-        rows.append(feature_statistics(generator, torch.cat(features).cpu()))
+        images = torch.cat([e.support()[0] for e in chosen])
+        rows.append(feature_statistics(generator, generator.features(prepare_images(generator.base, images))))
     return torch.stack(rows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,15 +35,17 @@ class EpisodeSource:
 
     def __init__(
         self, datasets: Sequence[str], data_dir: Path, size: int, folder: Path, domains: Sequence[str],
-        shares: Mapping[str, float],
+        shares: Mapping[str, float], without: Collection[tuple[str, str]] = (),
     ) -> None:  # fmt: skip
-        """`shares`: the part of all episodes that a dataset has; the others share what is left alike.
+        """`shares`: the part of all episodes that a dataset has; the others share what is left alike. `without`: pairs
+        of a dataset and a domain that it is not seen through; it must have others.
 
         Raises:
             RecipeError: as `probabilities`.
             DataError: a dataset is not in `data_dir`.
         """
-        self.names, self.domains = list(datasets), list(domains)
+        self.names = list(datasets)
+        self.domains = {name: [d for d in domains if (name, d) not in without] for name in datasets}
         self.probabilities = probabilities(datasets, domains, shares)
         shared = SharedImages(folder, size, functools.partial(load_dataset, data_dir=data_dir, size=size))
         self.parts = {name: shared.read(name)[:2] for name in datasets}
@@ -54,7 +56,7 @@ class EpisodeSource:
 
     def draw(self, size: int, rng: np.random.Generator) -> Episode:
         name = self.names[rng.choice(len(self.names), p=self.probabilities)]
-        domain = self.domains[rng.integers(len(self.domains))]
+        domain = self.domains[name][rng.integers(len(self.domains[name]))]
         index, labels, count = draw_episode(self.members[name], Training(1, batch_size=size), rng)
         images = apply_domain(torch.from_numpy(self.parts[name][0][index]), domain, int(rng.integers(1 << 30)))
         return Episode(images, labels, count)

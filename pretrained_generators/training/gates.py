@@ -1,6 +1,7 @@
 """What survives each stage, in accuracy: of the gain of zoo deltas, how much the VAE keeps and how much samples have.
 
-Accuracies are those of solved heads on left-out support images, so that no dataset is needed beyond the zoo.
+Accuracies are those of support images, each under a head that is solved without it, so that no dataset is needed beyond
+the zoo. The zoo's own bodies were trained on these images: what is beside them has the harder task.
 """
 
 from __future__ import annotations

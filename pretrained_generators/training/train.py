@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import shutil
 import tempfile
 from collections import Counter
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, record_files, save_bundle
+from pretrained_generators.bundle_config import check_can_be_told
 from pretrained_generators.generator import Generator, GeneratorConfig
 from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
@@ -33,8 +36,8 @@ from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import load_body
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import dataset_names
-from zoo_builder.errors import DataError, RecipeError
-from zoo_builder.store import Zoo, ZooEntry
+from zoo_builder.errors import DataError, RecipeError, ZooError
+from zoo_builder.store import Zoo, ZooEntry, files_sha256
 
 STAGES = ("vae", "encoder", "diffusion", "functional")
 PLOT = "training.svg"
@@ -55,7 +58,8 @@ def train_generator(
         RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe is wrong, or trains end to
             end and there is no `data_dir`, or no entry is of the plans that probe, or all are, or a group of processes
             cannot share a batch alike.
-        DataError: a dataset of the zoo is not in `data_dir`.
+        DataError: a dataset of the zoo is not in `data_dir`. ZooError: an entry is not there that another went on from,
+            or the base is beyond half precision. BundleError: a name or licence that no bundle can tell.
     """
     check_recipe(recipe)
     if recipe.functional_training.steps and data_dir is None:
@@ -64,7 +68,7 @@ def train_generator(
     entries = select_entries(zoo, recipe.plans)
     if recipe.functional_training.steps and data_dir is not None:
         _check_datasets(entries, data_dir)
-    work: dict[str, Any] = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": [e.id for e in entries]}
+    work: dict[str, Any] = {"recipe": asdict(recipe), "base": zoo.base_sha256, "entries": files_sha256(entries)}
     if zoo.batchnorm != "rescaled":  # so that older bundles keep their hashes
         work["batchnorm"] = zoo.batchnorm
     trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
@@ -82,12 +86,29 @@ def train_generator(
         raise RecipeError(f"no entry of {list(recipe.plans)} is of {list(recipe.probes)}, to be a probe.")
     if not others:
         raise RecipeError(f"every entry of {list(recipe.plans)} is a probe, and none can be held back: fewer probes.")
-    held_back = others[:: max(2, len(others) // recipe.held_back)][: recipe.held_back]
+    count = min(recipe.held_back, max(1, len(others) // 2))
+    held_back = random.Random(recipe.seed).sample(others, count)  # of all domains, which ids are in the order of
     learnt = [e for e in entries if e not in held_back]
-    names = sorted({name for e in learnt for name in e.task.datasets})
     stage = recipe.functional_training
+    unseen = {(e.task.datasets[0], d) for e in held_back if len(e.task.datasets) == 1 for d in e.task.domains}
+    names = sorted({n for e in learnt for n in e.task.datasets if any((n, d) not in unseen for d in stage.domains)})
     if stage.steps:
         probabilities(names, stage.domains, stage.shares)  # raises where episodes could not be drawn
+    licences = {n: s["licence"] for e in entries for a in e.ancestry() for n, s in a.about.get("sources", {}).items()}
+    trained_on = _trained_on(learnt, licences)
+    about: dict[str, Any] = {
+        "name": recipe.name,
+        "trained_on": trained_on,
+        "held_out": zoo.held_out,
+        "base_sha256": zoo.base_sha256,
+        "base_pretrained_on": zoo.base_pretrained_on(),
+        "base_licence": licences.get(zoo.base_pretrained_on(), "unknown"),
+        "learnt": tuple(e.id for e in learnt),
+        "kept_back": tuple(e.id for e in held_back),
+        "zoo_sha256": files_sha256(learnt),
+        "trained_with": trained_with,
+    }
+    check_can_be_told(about | {"trained_on": [asdict(t) for t in trained_on]})
 
     torch.manual_seed(recipe.seed)
     layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope, recipe.rank)
@@ -100,6 +121,7 @@ def train_generator(
     generator = Generator(config)
     generator.subspaces.load_state_dict(subspaces.state_dict())
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
+    _check_half(generator.base)
 
     data = read_zoo_data(learnt, generator)
     train_vae(generator.vae, data.chunks, recipe.vae_training, folder, recipe.seed)
@@ -120,7 +142,7 @@ def train_generator(
     )
     if stage.steps and data_dir is not None:
         with tempfile.TemporaryDirectory() as images:
-            source = EpisodeSource(names, data_dir, zoo.size, Path(images), stage.domains, stage.shares)
+            source = EpisodeSource(names, data_dir, zoo.size, Path(images), stage.domains, stage.shares, unseen)
             train_functional(generator, source, stage, folder, recipe.seed)
     _round_to_half(generator.cpu())
 
@@ -139,23 +161,9 @@ def train_generator(
         "sampling_gain_original": sampled.original,
         "compression": layout.size / (layout.num_chunks * recipe.vae.latent),
     }
-    counts = Counter(name for e in learnt for name in e.task.datasets)
-    generator.statistics = statistics_of_zoo(generator, data, sorted(counts))
-    licences = {name: source["licence"] for e in learnt for name, source in e.about.get("sources", {}).items()}
-    bundle = save_bundle(
-        generator,
-        out,
-        name=recipe.name,
-        trained_on=tuple(TrainedOn(n, c, licences.get(n, "unknown")) for n, c in sorted(counts.items())),
-        held_out=zoo.held_out,
-        base_sha256=zoo.base_sha256,
-        base_pretrained_on=zoo.base_pretrained_on(),
-        base_licence=licences.get(zoo.base_pretrained_on(), "unknown"),
-        measured={k: v for k, v in measured.items() if math.isfinite(v)},  # JSON has no NaN; absent: no gain to keep
-        learnt=tuple(e.id for e in learnt),
-        kept_back=tuple(e.id for e in held_back),
-        trained_with=trained_with,
-    )
+    generator.statistics = statistics_of_zoo(generator, entries, [t.name for t in trained_on])
+    measured = {k: v for k, v in measured.items() if math.isfinite(v)}  # JSON has no NaN; absent: no gain to keep
+    bundle = save_bundle(generator, out, measured=measured, **about)
     bundle = finish(folder, out, bundle)
     wait_for_all()
     return bundle
@@ -181,6 +189,15 @@ def write_log(folder: Path, out: Path, measured: Mapping[str, float]) -> None:
     write_text_atomically(out / PLOT, draw_training([json.loads(line) for line in lines], measured, GATES))
 
 
+def _trained_on(entries: list[ZooEntry], licences: Mapping[str, str]) -> tuple[TrainedOn, ...]:
+    """All datasets that had a part in the weights of entries: their own, those related to them, and those of what they
+    went on from. The first alone count as entries of a dataset."""
+    counts = Counter(name for e in entries for name in e.task.datasets)
+    tasks = [a.task for e in entries for a in e.ancestry()]
+    names = sorted({name for t in tasks for name in (*t.datasets, *t.related)})
+    return tuple(TrainedOn(n, counts[n], licences.get(n, "unknown")) for n in names)
+
+
 def _check_datasets(entries: list[ZooEntry], data_dir: Path) -> None:
     """Those of the folder are there; others (`torchvision:NAME` and the like) are looked for when they are read."""
     there = dataset_names(data_dir)
@@ -200,6 +217,21 @@ def _same_work_as_before(folder: Path, trained_with: str) -> None:
         )
     if is_first():
         write_text_atomically(record, trained_with)
+
+
+def _check_half(base: nn.Module) -> None:
+    """Before anything is trained: what is shipped is in half precision.
+
+    Raises:
+        ZooError: a tensor of the base has values beyond that.
+    """
+    most = torch.finfo(torch.float16).max
+    for name, tensor in base.state_dict().items():
+        if tensor.is_floating_point() and not (tensor.abs() <= most).all():
+            raise ZooError(
+                f"The base's {name} has values beyond {most:.0f}, which a bundle, in half precision, cannot hold. "
+                "Build the zoo on another base."
+            )
 
 
 def _round_to_half(generator: Generator) -> None:

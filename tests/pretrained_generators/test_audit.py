@@ -8,7 +8,7 @@ from pretrained_generators.audit import (
     gaussian,
     judge,
     largest_overlap,
-    mann_whitney_z,
+    mann_whitney,
     nearest_distance,
     noisy,
 )
@@ -35,10 +35,13 @@ def test_overlap_is_of_the_most_alike_mistakes():
 
 def test_rank_test_is_low_where_the_first_are_nearer_and_agrees_with_its_mirror():
     near, far = [0.1, 0.2, 0.3, 0.4] * 4, [0.5, 0.6, 0.7, 0.8] * 4
-    assert mann_whitney_z(near, far) < -4
-    assert mann_whitney_z(near, far) == pytest.approx(-mann_whitney_z(far, near))
-    assert mann_whitney_z(near, near) == pytest.approx(0)
-    assert mann_whitney_z([], far) == 0
+    (z, p), (mirrored, not_nearer) = mann_whitney(near, far), mann_whitney(far, near)
+    assert z < -4
+    assert z == pytest.approx(-mirrored)
+    assert p < 1e-4 < 1 - 1e-4 < not_nearer
+    assert mann_whitney(near, near)[0] == pytest.approx(0)
+    assert mann_whitney([], far) == (0, 1)
+    assert mann_whitney([1, 2], [3, 4, 5]) == (pytest.approx(-(3**0.5)), pytest.approx(1 / 10))  # of ten orders one
 
 
 def sightings(generated, held_out, mean=50.0):
@@ -58,6 +61,19 @@ def test_verdict_tells_copies_from_models_of_their_own():
     assert (honest.condition_drop, honest.null_drop) == (5, 8)
     assert (copying.beaten_by, honest.beaten_by) == ((), ("zoo_mean",))
     assert "zoo_mean" in str(honest)
+
+
+@pytest.mark.parametrize(("generated", "held_out", "copies"), [(2, 1, None), (4, 4, None), (8, 4, True), (16, 8, True)])
+def test_copies_are_told_where_there_are_enough_models_to(generated, held_out, copies):
+    found = judge(sightings([0.0] * generated, [0.5 + 0.01 * i for i in range(held_out)]))
+    assert found.copies is copies
+    assert str(found).startswith("Too few" if copies is None else "Copying")
+
+
+def test_verdict_of_a_zoo_of_one_dataset_has_no_other_condition():
+    found = judge([s for s in sightings([1.0] * 9, [0.5] * 9) if s.method != "generated_shuffled"])
+    assert found.condition_drop is None
+    assert "another dataset" not in str(found)
 
 
 def test_noise_is_relative_to_each_tensor():

@@ -37,6 +37,18 @@ def test_an_episode_has_each_class_in_both_halves_and_no_image_twice(data_dir, t
     assert len(episode.images.flatten(1).unique(dim=0)) == len(episode.images) == 30
 
 
+def test_a_dataset_is_not_seen_through_a_domain_that_was_held_back(data_dir, tmp_path):
+    """An image that is inverted is as bright as it was dark."""
+    names, domains = ["blobs", "stripes"], ("plain", "invert")
+    for kept_out, other in (("plain", "invert"), ("invert", "plain")):
+        drawn = EpisodeSource(names, data_dir, SIZE, tmp_path / other, domains, {}, [("blobs", kept_out)])
+        assert drawn.domains == {"blobs": [other], "stripes": ["plain", "invert"]}
+        alone = EpisodeSource(["blobs"], data_dir, SIZE, tmp_path / "alone", (other,), {})
+        drawn.probabilities = np.array([1.0, 0.0])  # nothing but blobs
+        seen = [s.draw(30, np.random.default_rng(3)).images for s in (drawn, alone)]
+        assert torch.equal(*seen)
+
+
 def test_shares_are_kept(data_dir, tmp_path):
     drawn = source(data_dir, tmp_path)
     assert drawn.probabilities[drawn.names.index("blobs")] == pytest.approx(0.9)

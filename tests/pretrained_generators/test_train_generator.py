@@ -1,7 +1,6 @@
-import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,17 +11,16 @@ from pretrained_generators.training import loop
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.train import train_generator
-from pretrained_generators.training.zoo_data import ZooData
 from pretrained_generators.training_plot import draw_training
 from tests.pretrained_generators.small import (
     RECIPE,
     interrupted_stage,
     labelled_images,
     random_generator,
-    seeded,
     small_zoo,
     write_measured_card,
 )
+from zoo_builder.backbones import prepare_images
 from zoo_builder.errors import RecipeError, ZooError
 
 
@@ -64,9 +62,9 @@ def test_bundle_tells_what_it_was_made_of(path, zoo):
 
 def test_bundle_tells_what_its_datasets_look_like(path, zoo):
     bundle = load_bundle(path)
-    generator, learnt = bundle.generator, [e for e in zoo.entries(("branch",)) if e.id in bundle.config.learnt]
+    generator, entries = bundle.generator, list(zoo.entries(("branch",)))
     for trained_on, kept in zip(bundle.config.trained_on, generator.statistics, strict=True):
-        supports = [e.support()[0].float() for e in learnt if e.task.datasets == (trained_on.name,)]
+        supports = [e.support()[0].float() for e in entries if e.task.datasets == (trained_on.name,)]
         features = torch.cat([generator.features(support) for support in supports])
         torch.testing.assert_close(kept, feature_statistics(generator, features), atol=0.03, rtol=0.03)
 
@@ -75,15 +73,18 @@ def test_a_dataset_looks_as_it_does_through_no_domain_where_that_is_known(zoo):
     generator = random_generator()
 
     def statistics(*seen):
-        entries = [SimpleNamespace(task=SimpleNamespace(datasets=(d,), domains=(look,))) for d, look, _ in seen]
-        features = [f for _, _, f in seen]
-        return statistics_of_zoo(generator, ZooData(entries, None, features, [], None), ["a", "b"])
+        entries = [replace(e, task=replace(e.task, datasets=(d,), domains=(look,))) for e, d, look in seen]
+        return statistics_of_zoo(generator, entries, ["a", "b"])
 
-    plain, other, more, b = (torch.randn(4, 96, generator=seeded(i)) for i in range(4))
-    found = statistics(("a", "plain", plain), ("a", "invert", other), ("a", "plain", more), ("b", "invert", b))
-    assert torch.equal(found[0], feature_statistics(generator, torch.cat([plain, more])))
-    assert torch.equal(found[1], feature_statistics(generator, b))
-    assert statistics(("a", "plain", plain)) is None
+    def of(*entries):
+        images = torch.cat([e.support()[0] for e in entries])
+        return feature_statistics(generator, generator.features(prepare_images(generator.base, images)))
+
+    plain, other, more, b = list(zoo.entries())[:4]
+    found = statistics((plain, "a", "plain"), (other, "a", "invert"), (more, "a", "plain"), (b, "b", "invert"))
+    assert torch.equal(found[0], of(plain, more))
+    assert torch.equal(found[1], of(b))
+    assert statistics((plain, "a", "plain")) is None
 
 
 def test_losses_and_what_was_measured_are_kept_and_drawn(path):
@@ -100,7 +101,7 @@ def test_losses_and_what_was_measured_are_kept_and_drawn(path):
 
 
 def test_a_scope_of_norm_layers_generates_these_alone(zoo, tmp_path):
-    recipe = dataclasses.replace(RECIPE, scope="norm", vectorisation="layer")
+    recipe = replace(RECIPE, scope="norm", vectorisation="layer")
     train_generator(zoo, recipe, tmp_path)
     generator = load_bundle(tmp_path).generator
     images, labels = labelled_images(24, 3)
@@ -125,8 +126,7 @@ def test_measured_it_gets_a_card(path, tmp_path):
         "# tiny",
         "`test_resnet`",
         "32x32",
-        "| stripes | 4 |",
-        "| blobs | 4 |",
+        *(f"| {t.name} | {t.entries} |" for t in load_bundle(path).config.trained_on),
         "secret",
         "compression",
     ):
@@ -144,7 +144,7 @@ def test_finished_training_is_not_run_again(path, zoo):
     assert train_generator(zoo, RECIPE, path) == load_bundle(path).config
     assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in path.iterdir()} == before
     with pytest.raises(RecipeError, match="another recipe"):
-        train_generator(zoo, dataclasses.replace(RECIPE, seed=RECIPE.seed + 1), path)
+        train_generator(zoo, replace(RECIPE, seed=RECIPE.seed + 1), path)
     assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in path.iterdir()} == before
 
 
@@ -193,12 +193,12 @@ def begin(zoo, out, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"chunk": 8192}, {"vae_training": dataclasses.replace(RECIPE.vae_training, steps=5)}]
+    "change", [{"seed": 1}, {"chunk": 8192}, {"vae_training": replace(RECIPE.vae_training, steps=5)}]
 )
 def test_begun_training_refuses_another_recipe(zoo, tmp_path, monkeypatch, change):
     begin(zoo, tmp_path, monkeypatch)
     with pytest.raises(RecipeError, match="another recipe"):
-        train_generator(zoo, dataclasses.replace(RECIPE, **change), tmp_path)
+        train_generator(zoo, replace(RECIPE, **change), tmp_path)
 
 
 def test_begun_training_refuses_a_zoo_that_has_grown(zoo, tmp_path, monkeypatch):
@@ -216,13 +216,13 @@ def test_too_few_entries_are_an_error_before_any_work(tmp_path):
 
 
 def test_held_back_entries_have_no_influence_on_the_weights(path, zoo, tmp_path):
-    """Entries 0 and 5 of ten are held back: what they hold changes what is measured, and nothing else."""
+    """What they hold changes what is measured, and no weight."""
     copy = tmp_path / "zoo"
     shutil.copytree(zoo.path, copy)
-    entries = sorted((copy / "entries").iterdir())
-    for kept_out, other in ((0, 1), (5, 6)):
-        renamed = entries[other].read_bytes()
-        entries[kept_out].write_bytes(renamed)
+    config = load_bundle(path).config
+    assert len(config.kept_back) == RECIPE.held_back
+    for kept_out, other in zip(config.kept_back, config.learnt, strict=False):
+        shutil.copyfile(zoo.entry(other).path, copy / "entries" / zoo.entry(kept_out).path.name)
     train_generator(type(zoo).open(copy), RECIPE, tmp_path / "out")
     weights = "generator.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (path / weights).read_bytes()

@@ -26,30 +26,30 @@ def recall_at_1(
 ) -> dict[str, float]:
     """Share in percent of queries whose nearest key is their own.
 
-    A query is the embedding of a support set of a dataset's test images, of which neither zoo nor generator has seen
-    any. Keys are weight latents of entries over one dataset in one domain, mapped to embeddings. The map that training
-    aligns them by is not kept; this one is ridge regression on the support sets of the `learnt` entries.
+    A query is the embedding of a support set of a dataset's test images, which no weights were trained on (the zoo
+    chose strengths and learning rates on them). Keys are weight latents of entries over one dataset in one domain,
+    mapped to embeddings. The map that training aligns them by is not kept; for this one see `keys_of`.
 
     Returns:
         Over queries for learnt entries "entry", where the key must be of the same dataset and domain, and "dataset",
-        where any domain will do; over those for the entries kept back, whose keys the map was not fitted on,
-        "kept_back", of the same dataset and domain. NaN where there are none.
+        where any domain will do; over those for the entries kept back "kept_back", of the same dataset and domain. NaN
+        where there are none.
 
     Raises:
         DataError: a dataset is not in `data_dir`.
     """
     entries = [e for e in (*learnt, *kept_back) if len(e.task.datasets) == len(e.task.domains) == 1]
-    fitted = [e in learnt for e in entries]
+    fitted = torch.tensor([e in learnt for e in entries])
     chunks = torch.stack([generator.to_chunks(target_delta(e)) for e in entries])
     latents = torch.cat([generator.vae.encode(part)[0].flatten(1) for part in chunks.split(16)])
-    known = torch.stack([_embed(generator, *e.support()) for e, f in zip(entries, fitted, strict=True) if f])
-    keys = torch.stack([ridge_weights(latents[fitted], latent, RIDGE) @ known for latent in latents])
+    known = torch.stack([_embed(generator, *e.support()) for e in entries])
+    keys = keys_of(latents, known, fitted)
     hits: dict[str, list[bool]] = {"entry": [], "dataset": [], "kept_back": []}
     with tempfile.TemporaryDirectory(prefix="d2nwg-recall-") as folder:
         load = functools.partial(load_dataset, data_dir=data_dir, size=generator.config.size)
         shared = SharedImages(Path(folder), generator.config.size, load)
         with progress_bar("retrieval", total=len(entries)) as bar:
-            for entry, seen in zip(entries, fitted, strict=True):
+            for entry in entries:
                 (name,), (domain,) = entry.task.datasets, entry.task.domains
                 unseen = shared.view(name, domain, entry.task)
                 images, index = sample_images(unseen.x_test, entry.task.support, entry.task.seed)
@@ -59,10 +59,20 @@ def recall_at_1(
                 query = _embed(generator, images, unseen.y_test[index])
                 found = entries[int(cosines(keys, query).argmax())].task
                 same = (found.datasets, found.domains) == (entry.task.datasets, entry.task.domains)
-                hits["entry" if seen else "kept_back"].append(same)
-                if seen:
+                hits["entry" if entry in learnt else "kept_back"].append(same)
+                if entry in learnt:
                     hits["dataset"].append(found.datasets == entry.task.datasets)
     return {match: 100 * sum(own) / len(own) if own else float("nan") for match, own in hits.items()}
+
+
+def keys_of(latents: torch.Tensor, embeddings: torch.Tensor, fitted: torch.Tensor) -> torch.Tensor:
+    """Latents [E, z] as embeddings [E, k], each by ridge regression on all other entries that are `fitted` on [E]. With
+    so few of so many numbers, a map that was fitted on an entry gives it its own embedding, whatever its weights."""
+    keys = []
+    for i, latent in enumerate(latents):
+        others = fitted & (torch.arange(len(latents)) != i)
+        keys.append(ridge_weights(latents[others], latent, RIDGE) @ embeddings[others])
+    return torch.stack(keys)
 
 
 def _embed(generator: Generator, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

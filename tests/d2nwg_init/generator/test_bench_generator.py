@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from d2nwg_init.benchmarks.generator.benchmark import shuffled_drop
-from d2nwg_init.benchmarks.generator.recall import recall_at_1
+from d2nwg_init.benchmarks.generator.recall import keys_of, recall_at_1
 from d2nwg_init.benchmarks.transfer.report import TransferRow, merge_report
 from pretrained_generators.bundle import load_bundle
 from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.zoo_data import target_delta
 from tests.cli.conftest import fail, succeed
-from tests.pretrained_generators.small import random_generator, save_random_bundle
-from tests.zoo_builder.synthetic import striped_dataset, write_npz
+from tests.pretrained_generators.small import random_generator, save_random_bundle, seeded
 from zoo_builder.backbones import load_body
 
 
@@ -53,9 +53,9 @@ def test_every_gate_is_measured_and_printed(written):
         assert values(rows, metric=gate, method="generator")
     assert "not measured" in text
     assert values(rows, metric="condition_shuffled_drop", split="development") == [None]
-    (recall,) = values(rows, metric="recall_at_1", match="entry")
-    assert 0 <= recall <= 100
-    assert values(rows, metric="copies") in ([0.0], [1.0])
+    assert [r["match"] for r in rows if r["metric"] == "recall_at_1"] == ["entry", "dataset", "kept_back"]
+    (z,), (p,) = (values(rows, metric=f"memorisation_{m}") for m in "zp")
+    assert (z < 0) == (p < 0.5)
     assert {r["method"] for r in rows if r["metric"] == "nearest_distance"} >= {"generated", "held_out", "zoo_mean"}
     assert {r["codec"] for r in rows if r["metric"] == "gain_kept"} == {"vae", "svd", "pca", "pca_chunks"}
 
@@ -89,27 +89,46 @@ def test_bundle_of_another_zoo_is_refused(whole, tmp_path):
     assert "another base" in fail("bench", "generator", "--zoo", whole.path, "--bundle", tmp_path)
 
 
-def test_entries_are_found_by_what_they_show_as_long_as_their_weights_differ(whole, bundle, tmp_path):
-    """The zoo's datasets are alike, so here the test images are those that the entries keep."""
-    for seed, name in enumerate(("stripes", "bands")):
-        dataset = striped_dataset(name, seed=100 * seed)
-        write_npz(tmp_path / f"{name}.npz", replace(dataset, x_test=dataset.x_train, y_test=dataset.y_train))
+def test_keys_tell_the_weights_that_follow_from_embeddings_and_no_others():
+    noise = seeded(0)
+    embeddings = torch.randn(60, 8, generator=noise)
+    latents = embeddings @ torch.randn(8, 500, generator=noise)
+    everyone = torch.ones(60, dtype=torch.bool)
+
+    def found(latents, fitted=everyone):
+        return (cosines_of(keys_of(latents, embeddings, fitted), embeddings).argmax(0) == torch.arange(60)).float()
+
+    assert found(latents).mean() > 0.9
+    assert found(torch.randn(60, 500, generator=noise)).mean() < 0.1  # nor if there are more numbers than entries
+    some = everyone.clone()
+    some[:20] = False
+    assert found(latents, some)[:20].mean() > 0.9
+
+
+def cosines_of(keys, queries):
+    return F.normalize(keys - keys.mean(0), dim=1) @ F.normalize(queries - keys.mean(0), dim=1).T
+
+
+def test_queries_are_counted_by_whether_their_entries_were_learnt(whole, data, bundle):
     generator = load_bundle(bundle).generator
     entries = list(whole.entries(["finetune"]))
     generator.vae.start_at_svd(torch.stack([generator.config.layout.to_chunks(target_delta(e)) for e in entries]))
-    found = recall_at_1(generator, entries, [], tmp_path)
-    assert found["entry"] == found["dataset"] == 100
+    found = recall_at_1(generator, entries, [], data)
     assert math.isnan(found["kept_back"])
-    assert 0 <= recall_at_1(generator, entries[1:], entries[:1], tmp_path)["kept_back"] <= 100
-    generator.vae.basis.zero_()
-    assert recall_at_1(generator, entries, [], tmp_path)["entry"] == 100 / len(entries)
+    assert 0 <= found["entry"] <= found["dataset"] <= 100
+    assert recall_at_1(generator, entries[1:], entries[:1], data)["kept_back"] in (0, 100)
+    generator.vae.basis.zero_()  # all weights are the same
+    assert recall_at_1(generator, entries, [], data)["entry"] <= 100 / len(entries)
 
 
-def transfer_report(tmp_path, config, values):
-    """transfer.json with step 0 of methods on development sets."""
+def transfer_report(tmp_path, config, values, more=()):
+    """transfer.json with step 0 of methods on development sets; `more` are of the next seed."""
     rows = [
-        TransferRow(config.name, dataset, method, 0, "test_accuracy", value, "%", "development", 0, condition=condition)
-        for (method, condition), by_dataset in values.items()
+        TransferRow(
+            config.name, dataset, method, seed, "test_accuracy", value, "%", "development", 0, condition=condition
+        )
+        for seed, found in enumerate((values, dict(more)))
+        for (method, condition), by_dataset in found.items()
         for dataset, value in by_dataset.items()
     ]
     header = {"name": "transfer", "data": [], "weights_sha256": config.weights_sha256}
@@ -126,6 +145,8 @@ def test_drop_counts_the_sets_where_there_is_something_to_win(bundle, tmp_path):
     }
     report = transfer_report(tmp_path, loaded.config, measured)
     assert shuffled_drop(report, loaded) == pytest.approx((6.0 + 2.0) / 2)
+    harder = {("solved", "right"): {"a": 59.0, "b": 51.0, "c": 40.0}}  # of a seed that the oracle was not asked for
+    assert shuffled_drop(transfer_report(tmp_path, loaded.config, measured, harder), loaded) == pytest.approx(4.0)
     del measured["oracle", "right"]
     assert math.isnan(shuffled_drop(transfer_report(tmp_path, loaded.config, measured), loaded))
 
