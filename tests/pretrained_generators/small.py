@@ -19,7 +19,7 @@ from pretrained_generators.training import loop
 from pretrained_generators.training.recipe import DiffusionStage, EncoderStage, GeneratorRecipe, VAEStage
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig
-from zoo_builder.backbones import BackboneSpec, create_backbone
+from zoo_builder.backbones import BackboneSpec
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.store import Zoo
@@ -138,13 +138,14 @@ def labelled_images(count: int, classes: int, seed: int = 0, size: int = SIZE) -
     return images, labels
 
 
-def small_zoo(path: Path, entries: int = 10, size: int = SIZE) -> Zoo:
+def small_zoo(path: Path, entries: int = 10, size: int = SIZE, in_chans: int = 3) -> Zoo:
     """Branches of two datasets, whose deltas lie along a direction of their dataset's; three classes each."""
+    backbone = BackboneSpec(MODEL, in_chans)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base = create_backbone(MODEL)
+        base = backbone.create()
     recipe = ZooRecipe(plans=(), held_out=("secret",), size=size, support=12)
-    zoo = Zoo.create(path / "zoo", BackboneSpec(MODEL), base.state_dict(), recipe)
+    zoo = Zoo.create(path / "zoo", backbone, base.state_dict(), recipe)
     for i in range(entries):
         dataset, noise = ("stripes", "blobs")[i % 2], seeded(i)
         direction = seeded(100 + i % 2)
