@@ -94,6 +94,11 @@ def check_recipe(recipe: GeneratorRecipe) -> None:
         check_plain([recipe.name])
     except ValueError as e:
         raise RecipeError(f"name: {e}") from e
+    if recipe.scope in ("head", "head+norm"):
+        raise RecipeError(
+            f"scope: {recipe.scope!r} has a head, and a generator has none: it is solved on the user's images. Take "
+            "'all', 'norm', or a list of modules of the body."
+        )
     for part in ("vae", "encoder", "diffusion"):
         config = getattr(recipe, part)
         if config.width % config.heads:

@@ -39,20 +39,26 @@ def load_bundle_beside(zoo: Zoo, name_or_path: str | Path) -> Bundle:
 
 
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
-    """The delta times the strength that served its dataset best: what harms where it is strong is learnt as weak."""
-    strength = entry.metrics["best_strength"]
-    return {k: v * strength for k, v in entry.delta().items()}
+    """The delta times the strength that served its dataset best: what harms where it is strong is learnt as weak.
+    Zero where nothing was trained."""
+    delta, strength = entry.delta(), entry.metrics["best_strength"]
+    return {k: delta[k] * strength if k in delta else torch.zeros(s) for k, s in entry.zoo.shapes.items()}
 
 
 def select_entries(zoo: Zoo, plans: tuple[str, ...]) -> list[ZooEntry]:
     """Entries of the given plans.
 
     Raises:
-        ZooError: fewer than eight.
+        ZooError: fewer than eight, or none that changes the body.
     """
     entries = list(zoo.entries(plans))
     if len(entries) < 8:
         raise ZooError(f"{zoo.path} holds {len(entries)} entries of {list(plans)}; a generator needs at least 8.")
+    if not any(e.metrics["best_strength"] and e.task.scope != "head" for e in entries):
+        raise ZooError(
+            f"{zoo.path}: no entry of {list(plans)} changes the body: each trained its head alone, or harms at any "
+            "strength. There is nothing to learn from them; take other plans, or build the zoo with others."
+        )
     return entries
 
 
