@@ -24,8 +24,8 @@ from pretrained_generators.training.encoder import train_encoder
 from pretrained_generators.training.episodes import EpisodeSource, probabilities
 from pretrained_generators.training.functional import train_functional
 from pretrained_generators.training.gates import GATES, reconstruction_gain_kept, sampling_gain_kept
-from pretrained_generators.training.processes import is_first, wait_for_all
-from pretrained_generators.training.recipe import GeneratorRecipe, check_recipe
+from pretrained_generators.training.processes import is_first, process_count, wait_for_all
+from pretrained_generators.training.recipe import GeneratorRecipe, check_recipe, check_shares
 from pretrained_generators.training.vae import encode_all, train_vae
 from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, select_entries, target_delta
 from pretrained_generators.training_plot import draw_training
@@ -84,6 +84,7 @@ def train_generator(
         raise RecipeError(f"every entry of {list(recipe.plans)} is a probe, and none can be held back: fewer probes.")
     held_back = others[:: max(2, len(others) // recipe.held_back)][: recipe.held_back]
     learnt = [e for e in entries if e not in held_back]
+    check_shares(recipe, len(learnt), process_count())
     names = sorted({name for e in learnt for name in e.task.datasets})
     stage = recipe.functional_training
     if stage.steps:
