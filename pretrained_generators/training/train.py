@@ -54,7 +54,7 @@ def train_generator(
     Raises:
         RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe is wrong, or trains end to
             end and there is no `data_dir`, or no entry is of the plans that probe, or all are, or a group of processes
-            cannot share a batch alike.
+            cannot share a batch alike, or a stage diverges.
         DataError: a dataset of the zoo is not in `data_dir`.
     """
     check_recipe(recipe)
