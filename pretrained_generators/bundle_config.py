@@ -146,7 +146,16 @@ def _check_format(values: dict[str, Any], path: Path) -> None:
 
 
 def _from_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Format 1 knew the hash of the weights alone, and always held the base; its other files count as they are."""
+    """Format 1 knew the hash of the weights alone, and always held the base; its other files count as they are.
+
+    Raises:
+        BundleError: they are not there, as where config.json alone was fetched.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise BundleError(
+            f"{folder} has a {CONFIG} of bundle format 1, which does not name its files, and no {WEIGHTS} beside it. "
+            "Get the whole folder and give that; from the Hub: hf download ORG/NAME --local-dir FOLDER"
+        )
     files = [asdict(f) for f in recorded(folder)]
     for file in files:
         if file["name"] == WEIGHTS:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir
+from huggingface_hub import HfApi, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from pretrained_generators.bundle import embedded_bundles, load_config
 from pretrained_generators.bundle_config import BundleConfig
 from pretrained_generators.bundle_files import CONFIG, WEIGHTS
-from pretrained_generators.hub import blobs_of, client_errors
+from pretrained_generators.hub import blobs_of, client_errors, fetch_config
 from zoo_builder.errors import BundleError
 
 TAG = "d2nwg-init"  # of the cards
@@ -76,8 +76,7 @@ def _on_hub(cache_dir: str | Path | None, token: str | bool | None) -> Iterator[
     for model in models:
         try:
             with client_errors(model.id):
-                path = hf_hub_download(model.id, CONFIG, revision=model.sha, cache_dir=cache_dir, token=token)
-            folder = Path(path).parent
+                folder = fetch_config(model.id, model.sha, cache_dir, token=token).parent
             yield _info(f"{model.id}@{model.sha}", "hub", load_config(folder, blobs_of(folder)))
         except BundleError:  # tagged so, and none that this version reads
             continue

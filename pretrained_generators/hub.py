@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -32,7 +32,7 @@ from pretrained_generators.bundle import (
     load_bundle,
     load_config,
 )
-from pretrained_generators.bundle_config import BundleConfig
+from pretrained_generators.bundle_config import MAX_CONFIG_BYTES, BundleConfig
 from pretrained_generators.bundle_files import CONFIG
 from zoo_builder.errors import BundleError
 
@@ -91,17 +91,18 @@ def fetch_bundle(
 ) -> Path:
     """The bundle's folder in the client's cache, named by its commit; files that are not there are fetched.
 
-    Only what config.json names is fetched, and only if the Hub has it in the size that config.json says.
+    Only what config.json names is fetched, and only if the Hub has it in the size that config.json says; before that
+    config.json itself, if it is not too long.
     """
 
-    def get(file: str, at: str | None) -> Path:
-        return Path(
-            hf_hub_download(repo, file, revision=at, cache_dir=cache_dir, local_files_only=local_files_only,
-                            force_download=force_download, token=token)
-        )  # fmt: skip
-
+    how: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "force_download": force_download,
+        "token": token,
+    }
     with client_errors(f"{repo}@{revision}" if revision else repo):
-        folder = get(CONFIG, revision).parent
+        folder = fetch_config(repo, revision, **how).parent
         config, commit = load_config(folder, blobs_of(folder)), folder.name
         absent = {
             f.name: f.bytes
@@ -118,8 +119,37 @@ def fetch_bundle(
                         f"{size}. Nothing of it was fetched; ask its author."
                     )
         for name in absent:
-            get(name, commit)
+            hf_hub_download(repo, name, revision=commit, **how)
     return folder
+
+
+def fetch_config(
+    repo: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """config.json of a bundle in the client's cache; fetched only if it is no longer than one may be.
+
+    Raises:
+        BundleError: it is longer. Whatever the client raises, see `client_errors`.
+    """
+    cached, size = try_to_load_from_cache(repo, CONFIG, cache_dir, revision), None
+    settled = isinstance(cached, str) and Path(cached).parent.name == revision  # at a commit, where nothing changes
+    if not local_files_only and (force_download or not settled):
+        with suppress(Exception):  # the client asks again below, and tells what is wrong or takes what it has
+            size = get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision), token=token).size
+    if size is not None and size > MAX_CONFIG_BYTES:
+        raise BundleError(
+            f"{repo} offers a {CONFIG} of {size} bytes; a bundle's has at most {MAX_CONFIG_BYTES}. It was not fetched; "
+            "ask its author."
+        )
+    return Path(
+        hf_hub_download(repo, CONFIG, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only,
+                        force_download=force_download, token=token)
+    )  # fmt: skip
 
 
 def blobs_of(snapshot: Path) -> Path:

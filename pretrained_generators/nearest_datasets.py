@@ -50,11 +50,13 @@ def nearest_datasets(generator: Generator, images: torch.Tensor) -> tuple[Neighb
 
 
 def neighbours(here: torch.Tensor, statistics: torch.Tensor, names: Sequence[str]) -> tuple[Neighbour, ...]:
-    """Datasets of `statistics` [D, 2, f] by their distance from `here` [2, f]. None of a single dataset, or where a
+    """Datasets of `statistics` [D, 2, f] by their distance from `here` [2, f]. None of fewer than two, or where a
     distance is no number."""
+    if len(statistics) < 2:
+        return ()
     zoo = statistics.flatten(1)
     nearest = torch.cdist(zoo, zoo).fill_diagonal_(float("inf")).min(1).values
     distances = torch.cdist(here.flatten()[None], zoo)[0] / nearest.median()
-    if len(zoo) < 2 or not torch.isfinite(distances).all():
+    if not torch.isfinite(distances).all():
         return ()
     return tuple(Neighbour(names[i], distances[i].item()) for i in distances.argsort(stable=True).tolist())

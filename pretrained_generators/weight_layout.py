@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from zoo_builder.backbones import is_norm
+from zoo_builder.backbones import body_state, is_norm
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError, RecipeError, nearest_names
 
@@ -77,8 +77,8 @@ class WeightLayout:
             chunk: numbers in a chunk, for the vectorisations "chunk" and "layer-chunk".
             vectorisation: the paper's model-wise (one chunk holds all), layer-wise (a chunk a layer, as long as the
                 longest) and chunk-wise; "layer-chunk" cuts each layer for itself.
-            scope: "all"; "body", all but the classifier; "head", the classifier; "norm", the normalisation layers;
-                "head+norm"; or names of modules, with all inside them.
+            scope: "all"; "body", all but the classifier, if there is one; "head", the classifier; "norm", the
+                normalisation layers; "head+norm"; or names of modules, with all inside them.
             rank: matrices that get smaller by it are held reduced to subspaces of this rank; 0 keeps all whole.
 
         Raises:
@@ -183,7 +183,7 @@ def parameters_in_scope(model: nn.Module, scope: str | Sequence[str]) -> set[str
     if scope == "all":
         chosen = set(names)
     elif scope == "body":
-        chosen = names.keys() - _inside(names, [find_classifier(model).name])
+        chosen = names.keys() & body_state(model).keys()
     elif isinstance(scope, str) and scope in SCOPES:
         modules = [find_classifier(model).name] if "head" in scope else []
         if "norm" in scope:

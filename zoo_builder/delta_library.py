@@ -55,7 +55,7 @@ class DeltaLibrary:
         return cls(
             ids=tuple(e.id for e in entries),
             datasets=tuple(e.task.datasets[0] for e in entries),
-            shapes={name: p.shape for name, p in zoo.backbone.create().named_parameters()},
+            shapes=zoo.shapes,
             stacked=stacked.view(len(entries), -1),
             strengths=torch.tensor([e.metrics["best_strength"] for e in entries]),
             embeddings=torch.stack([e.embedding() for e in entries]),

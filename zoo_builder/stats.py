@@ -47,8 +47,7 @@ def stats(zoo: Zoo) -> dict[str, Any]:
 def delta_norms(zoo: Zoo, entries: Iterable[ZooEntry]) -> dict[str, float]:
     """Euclidean norm of each entry's delta at full strength, in percent of that of the base's parameters."""
     base = zoo.base()
-    names = [name for name, _ in zoo.backbone.create().named_parameters()]
-    whole = math.sqrt(sum(base[n].double().square().sum().item() for n in names))
+    whole = math.sqrt(sum(base[n].double().square().sum().item() for n in zoo.shapes))
     return {
         e.id: 100 * math.sqrt(sum(v.double().square().sum().item() for v in e.delta().values())) / whole
         for e in entries

@@ -9,6 +9,7 @@ ZOO/rows/ID.parquet           one row: the task, what it is worth, the file's ha
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -116,6 +117,12 @@ class Zoo:
     @property
     def model(self) -> str:
         return self.backbone.model
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the body's parameters by name, in their order."""
+        with torch.random.fork_rng(devices=[]):  # a body draws its first weights, which nobody's seed should depend on
+            return {name: p.shape for name, p in self.backbone.create().named_parameters()}
 
     @classmethod
     def create(cls, path: str | Path, backbone: BackboneSpec, base: dict[str, torch.Tensor], recipe: ZooRecipe,
@@ -235,13 +242,12 @@ class Zoo:
         """float16 [n, parameters]: the entries' deltas, flattened in the order of the body's parameters, zero where
         nothing was trained. The tensor lies in the file `out` and is mapped: memory does not grow with the zoo."""
         entries = list(entries)
-        parameters = dict(self.backbone.create().named_parameters())
-        width = sum(p.numel() for p in parameters.values())
+        width = sum(shape.numel() for shape in self.shapes.values())
         stacked = torch.from_file(str(out), shared=True, size=len(entries) * width, dtype=torch.half)
         stacked = stacked.view(len(entries), width)
         for row, entry in zip(stacked, entries, strict=True):
             delta = entry.delta()
-            row.copy_(torch.cat([delta.get(k, torch.zeros_like(p)).flatten() for k, p in parameters.items()]))
+            row.copy_(torch.cat([delta.get(k, torch.zeros(s)).flatten() for k, s in self.shapes.items()]))
         return stacked
 
     def write(self, task: FineTuneTask, result: FineTuneResult, about: dict[str, Any] | None = None) -> None:

@@ -48,7 +48,6 @@ def verify(
         read_sources(zoo.path)
     except ZooError as e:
         problems.append(str(e))
-    shapes = {k: p.shape for k, p in zoo.backbone.create().named_parameters()}
     sound, damaged, failures = [], 0, 0
     rows = sorted((zoo.path / "rows").glob("*.parquet"))
     with progress_bar(f"checking {zoo.path}", total=len(rows)) as bar:
@@ -58,7 +57,7 @@ def verify(
                 if entry is None:
                     failures += 1
                 else:
-                    _check_file(entry, shapes)
+                    _check_file(entry, zoo.shapes)
                     sound.append(entry)
             except ZooError as e:
                 problems.append(str(e))

@@ -6,6 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow
+from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow, source_commit
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
 from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject
@@ -117,11 +118,13 @@ CHOICES: Mapping[str, Mapping[str, Callable[[Arena], nn.Module]]] = {
 def run_ablation(
     bundle: str, names: Sequence[str], data: Path | None, seeds: int, work: Path
 ) -> tuple[list[ImageDataset], list[ChoiceRow]]:
-    """Test accuracy at step 0, and seconds, of every choice on every dataset. What is measured is kept in `work`.
+    """Test accuracy at step 0, and seconds, of every choice on every dataset. What is measured is kept in `work`, by
+    the commit (or, of an installed package, the version) that it was measured at.
 
     Raises:
         BundleError: the bundle cannot be read. DataError: a dataset cannot, or it has no test images.
     """
+    work = work / (source_commit() or version("d2nwg-init"))
     subject = open_subject(SubjectSpec(None, bundle, (), ""), work)
     datasets = [load_dataset(name, data, size=subject.size, max_images=None) for name in names]
     for dataset in datasets:
@@ -146,6 +149,7 @@ def run_ablation(
 
 def _measure(arena: Arena, build: Callable[[Arena], nn.Module]) -> Measured:
     images, labels = arena.test
+    _ = arena.support  # made once, and no choice's to pay for
     torch.manual_seed(arena.seed)
     began = time.perf_counter()
     model = build(arena)

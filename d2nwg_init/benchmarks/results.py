@@ -71,7 +71,7 @@ def header(name: str) -> dict[str, object]:
         "schema": 1,
         "name": name,
         "command": _command(),
-        "commit": _commit(),
+        "commit": source_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {
             "processor": platform.machine(),
@@ -90,7 +90,7 @@ def _command() -> str:
     return command.replace(data, "$D2NWG_DATA") if data else command
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """The commit that this package's source stands at, "-dirty" where it was changed; None outside a checkout. Results
     that an earlier run left beside it change nothing that is measured."""
 

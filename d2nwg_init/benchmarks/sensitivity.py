@@ -23,6 +23,7 @@ from zoo_builder.build import begin_zoo, build
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.errors import RecipeError, ZooError, nearest_names
 from zoo_builder.executors.processes import process_executor
+from zoo_builder.files import write_bytes
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import ZooRecipe, choose_datasets
 
@@ -54,7 +55,7 @@ class MeasuredOn:
 @dataclass(frozen=True)
 class Choice:
     label: str
-    zoo: Path
+    zoo: str  # folder or fsspec URL
     recipe: GeneratorRecipe
 
 
@@ -77,7 +78,7 @@ class SmallerZoos:
         return replace(self.recipe, datasets=tuple(sorted([*named, *others[: size - len(named)].tolist()])))
 
 
-def choices(zoo: Path, recipe: GeneratorRecipe, sizes: Sequence[int], work: Path) -> list[Choice]:
+def choices(zoo: str, recipe: GeneratorRecipe, sizes: Sequence[int], work: Path) -> list[Choice]:
     """The recipe on the zoo, and everything that differs from it by one thing."""
     found = [Choice(AS_IT_IS, zoo, recipe)]
     for part, number, factor in HYPER_PARAMETERS:
@@ -87,11 +88,11 @@ def choices(zoo: Path, recipe: GeneratorRecipe, sizes: Sequence[int], work: Path
             value = type(was)(was * factor)
             changed = replace(recipe, **{part: replace(stage, **{number: value})})
             found.append(Choice(f"{part}.{number} = {value:g}", zoo, changed))
-    return found + [Choice(f"{size} datasets", work / f"zoo-{size}", recipe) for size in sizes]
+    return found + [Choice(f"{size} datasets", str(work / f"zoo-{size}"), recipe) for size in sizes]
 
 
 def run_sensitivity(
-    zoo: Path,
+    zoo: str,
     recipe: GeneratorRecipe,
     smaller: SmallerZoos,
     measured_on: MeasuredOn,
@@ -109,11 +110,11 @@ def run_sensitivity(
     """
     datasets = [load_dataset(name, data) for name in measured_on.datasets]
     workers = workers or os.cpu_count() or 1
-    recipes = {work / f"zoo-{size}": smaller.recipe_of(size, data) for size in smaller.sizes}
+    recipes = {str(work / f"zoo-{size}"): smaller.recipe_of(size, data) for size in smaller.sizes}
     rows: list[ChoiceRow] = []
     for choice in _chosen(choices(zoo, recipe, smaller.sizes, work), only):
         if choice.zoo in recipes:
-            _build(choice.zoo, Zoo.open(zoo), recipes[choice.zoo], data, workers)
+            _build(Path(choice.zoo), Zoo.open(zoo), recipes[choice.zoo], data, workers)
         bundle = work / choice.label.replace(" ", "")
         train_generator(Zoo.open(choice.zoo), choice.recipe, bundle, data)
         rows += _measured(choice, bundle, measured_on, data, work, workers)
@@ -129,7 +130,9 @@ def _chosen(planned: Sequence[Choice], only: Sequence[str]) -> list[Choice]:
 
 
 def _build(out: Path, like: Zoo, recipe: ZooRecipe, data: Path, workers: int) -> None:
-    zoo, tasks, sources = begin_zoo(out, like.backbone, Path(like.path) / "base.safetensors", recipe, data)
+    base = out.with_name("base.safetensors")  # the zoo that it is of may be at a URL
+    write_bytes(base, (like.path / "base.safetensors").read_bytes())
+    zoo, tasks, sources = begin_zoo(out, like.backbone, base, recipe, data)
     failed = build(zoo, tasks, sources, data, process_executor(workers))
     if failed:
         raise ZooError(f"{len(failed)} of {len(tasks)} tasks of {out} failed, the first: {next(iter(failed.values()))}")
@@ -138,7 +141,7 @@ def _build(out: Path, like: Zoo, recipe: ZooRecipe, data: Path, workers: int) ->
 def _measured(
     choice: Choice, bundle: Path, measured_on: MeasuredOn, data: Path, work: Path, workers: int
 ) -> list[ChoiceRow]:
-    spec = SubjectSpec(str(choice.zoo), str(bundle), measured_on.plans, measured_on.universal)
+    spec = SubjectSpec(choice.zoo, str(bundle), measured_on.plans, measured_on.universal)
     folder = work_folder(spec, work)
     subject = open_subject(spec, folder)
     assert subject.bundle is not None

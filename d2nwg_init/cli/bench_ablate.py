@@ -18,7 +18,7 @@ def ablate(
     ] = None,
     datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development sets.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, counted from 0.")] = 1,
-    work: Annotated[Path, typer.Option(help="Folder of what is measured already.")] = Path("runs/ablate"),
+    work: Annotated[Path, typer.Option(help="Folder of what is measured already, by commit.")] = Path("runs/ablate"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
     out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def generator(
-    zoo: Annotated[Path, typer.Option(help="Folder of the zoo that the bundle was trained on.")],
+    zoo: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo that the bundle was trained on.")],
     bundle: Annotated[str, typer.Option(help="Embedded bundle name, or a bundle's folder.")],
     data: Annotated[
         Path | None, typer.Option(help="Folder of the zoo's datasets, for recall_at_1: it needs unseen images.")

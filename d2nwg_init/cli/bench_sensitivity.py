@@ -12,7 +12,7 @@ from d2nwg_init.cli.outputs import out_file
 
 
 def sensitivity(
-    zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
+    zoo: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo.")],
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
     recipe: Annotated[str, typer.Option(help="Of the generator: name of a shipped recipe, or a TOML file.")],
     zoo_recipe: Annotated[

@@ -19,7 +19,7 @@ app = typer.Typer(help="Train and audit weight generators.", no_args_is_help=Tru
 
 @app.command(epilog="Example: d2nwg-init generator train --zoo runs/zoo --recipe small --out runs/bundle")
 def train(
-    zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")],
+    zoo: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo.")],
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],
     out: Annotated[
         Path, typer.Option(callback=out_folder, help="Folder of the bundle; a training that was begun there goes on.")
@@ -56,7 +56,7 @@ def train(
 @app.command(epilog="Example: d2nwg-init generator audit runs/bundle --zoo runs/zoo")
 def audit(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle; audit.json and audit.svg are written there.")],
-    zoo: Annotated[Path, typer.Option(help="Folder of the zoo that it was trained on.")],
+    zoo: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo that it was trained on.")],
     samples: Annotated[int, typer.Option(min=1, help="Models generated for each task that was held back.")] = 2,
     json_: Annotated[bool, typer.Option("--json", help="Print what was found as JSON and no table.")] = False,
 ) -> None:

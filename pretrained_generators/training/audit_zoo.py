@@ -17,9 +17,8 @@ from pretrained_generators.bundle import Bundle, BundleConfig
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.gates import left_out_logits
 from pretrained_generators.training.zoo_data import target_delta
-from zoo_builder.backbones import image_statistics
+from zoo_builder.backbones import prepare_images
 from zoo_builder.checkpoint import write_text_atomically
-from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.errors import BundleError
 from zoo_builder.progress import progress_bar
@@ -141,7 +140,7 @@ def _simpler(
 
 def _support(generator: Generator, entry: ZooEntry) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels = entry.support()
-    return normalize_images(images, *image_statistics(generator.base)), labels
+    return prepare_images(generator.base, images), labels
 
 
 def _flat(generator: Generator, delta: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -15,10 +15,9 @@ import torch
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.zoo_data import target_delta
 from zoo_builder.attention_cache import forget_biases
-from zoo_builder.backbones import EVAL_BATCH, image_statistics
+from zoo_builder.backbones import EVAL_BATCH, prepare_images
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.batchnorm_fit import fit_batchnorm
-from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
 from zoo_builder.solved_head import solve_head
@@ -72,13 +71,12 @@ def gains_kept(
     title: str, generator: Generator, entries: list[ZooEntry], ways: Mapping[Way, Reproduce]
 ) -> dict[Way, GainKept]:
     """What each way to reproduce an entry's delta, in one or several copies, keeps of the entries' gain."""
-    mean, std = image_statistics(generator.base)
     original: list[float] = []
     reproduced: dict[Way, list[float]] = {way: [] for way in ways}
     with progress_bar(title, total=len(entries) * len(ways)) as bar:
         for entry in entries:
             support, labels = entry.support()
-            images = normalize_images(support, mean, std)
+            images = prepare_images(generator.base, support)
             floor = left_out_accuracy(generator, {}, images, labels)
             original.append(left_out_accuracy(generator, target_delta(entry), images, labels) - floor)
             for way, reproduce in ways.items():

@@ -15,6 +15,7 @@ from pretrained_generators.attention import AttentionBlock
 from pretrained_generators.training.processes import is_first, mean_of_all, wait_for_all, with_gradients_of_all
 from pretrained_generators.training.recipe import Stage
 from zoo_builder.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_atomically
+from zoo_builder.errors import RecipeError
 from zoo_builder.progress import progress_bar
 
 CHECKPOINT_EVERY = 50  # steps
@@ -33,6 +34,9 @@ def train_stage(
     Each step draws from a generator seeded by (seed, step), so that a run that was killed goes on from its last
     checkpoint in `folder` to the same weights. A finished stage is read back, not run again. Under torchrun `loss` is
     of a process's own share of the batch, and the first process writes.
+
+    Raises:
+        RecipeError: the loss, or its gradient, is not finite any more.
     """
     done, state, log = (folder / f"{name}.{end}" for end in ("safetensors", "resume", "jsonl"))
     finished = nn.ModuleDict({"module": module})
@@ -65,7 +69,12 @@ def train_stage(
                 value = loss(torch.Generator().manual_seed(seed * 1_000_003 + step))
             optimizer.zero_grad()
             value.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            if not torch.isfinite(norm):  # in all processes at once, and before a weight is spoilt
+                raise RecipeError(
+                    f"training {name} diverges: at step {step + 1} the loss is {value.item():.3g}, and its gradient is "
+                    f"not finite. Lower learning_rate of this stage, remove {folder}, and train again."
+                )
             optimizer.step()
             average.update(module, step=step)
             bar.advance()

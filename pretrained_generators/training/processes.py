@@ -37,12 +37,12 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _count() -> int:
+def process_count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _rank() -> int:
-    return dist.get_rank() if _count() > 1 else 0
+    return dist.get_rank() if process_count() > 1 else 0
 
 
 def is_first() -> bool:
@@ -51,7 +51,7 @@ def is_first() -> bool:
 
 
 def wait_for_all() -> None:
-    if _count() > 1:
+    if process_count() > 1:
         dist.barrier()
 
 
@@ -61,32 +61,34 @@ def own_share(batch: Batch) -> Batch:
     Raises:
         RecipeError: it cannot be shared alike.
     """
-    size, rest = divmod(len(batch), _count())
+    size, rest = divmod(len(batch), process_count())
     if rest:
-        raise RecipeError(f"{_count()} processes cannot share {len(batch)} samples alike: take a multiple for a batch.")
+        raise RecipeError(
+            f"{process_count()} processes cannot share {len(batch)} samples alike: take a multiple for a batch."
+        )
     return batch[_rank() * size : (_rank() + 1) * size]
 
 
 def all_shares(own: torch.Tensor) -> torch.Tensor:
     """The whole batch, of the shares [b, ...] of all processes; for a loss of `with_gradients_of_all`."""
-    if _count() == 1:
+    if process_count() == 1:
         return own
-    shares = [torch.empty_like(own) for _ in range(_count())]
+    shares = [torch.empty_like(own) for _ in range(process_count())]
     dist.all_gather(shares, own.detach())
     # What is made of the whole has its gradient here for the own share alone, and the mean is taken over all processes.
-    shares[_rank()] = own.detach() + _count() * (own - own.detach())
+    shares[_rank()] = own.detach() + process_count() * (own - own.detach())
     return torch.cat(shares)
 
 
 def mean_of_all(value: torch.Tensor) -> float:
-    if _count() > 1:
+    if process_count() > 1:
         dist.all_reduce(value)
-    return value.item() / _count()
+    return value.item() / process_count()
 
 
 def with_gradients_of_all(module: nn.Module, loss: Loss) -> Loss:
     """A loss over this process's share of a batch, whose gradients are those of the mean over all processes."""
-    if _count() == 1:
+    if process_count() == 1:
         return loss
     # A share may use parameters that another does not: a dropped condition.
     return DistributedDataParallel(_Step(module, loss), find_unused_parameters=True)

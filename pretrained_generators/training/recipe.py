@@ -94,9 +94,35 @@ def check_recipe(recipe: GeneratorRecipe) -> None:
         check_plain([recipe.name])
     except ValueError as e:
         raise RecipeError(f"name: {e}") from e
+    if recipe.scope in ("head", "head+norm"):
+        raise RecipeError(
+            f"scope: {recipe.scope!r} has a head, and a generator has none: it is solved on the user's images. Take "
+            "'all', 'norm', or a list of modules of the body."
+        )
     for part in ("vae", "encoder", "diffusion"):
         config = getattr(recipe, part)
         if config.width % config.heads:
             raise RecipeError(f"{part}: a width of {config.width} cannot be split into {config.heads} heads alike.")
     if recipe.diffusion.width % 2:
         raise RecipeError(f"diffusion: expected an even width, got {recipe.diffusion.width}.")
+
+
+def check_shares(recipe: GeneratorRecipe, entries: int, processes: int) -> None:
+    """Whether every batch of a training on so many `entries` can be shared alike by so many processes; the VAE's is not
+    shared.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    encoder, diffusion, functional = recipe.encoder_training, recipe.diffusion_training, recipe.functional_training
+    batches = {"encoder_training.batch_size": min(encoder.batch_size, entries)}
+    if diffusion.steps:
+        batches["diffusion_training.batch_size"] = diffusion.batch_size
+    if functional.steps:
+        batches["functional_training.episodes"] = functional.episodes
+    for key, size in batches.items():
+        if size % processes:
+            raise RecipeError(
+                f"{key}: {processes} processes cannot share {size} alike ({entries} entries are learnt from). Set it "
+                f"to a multiple of {processes} in a recipe of your own, or start another number of processes."
+            )

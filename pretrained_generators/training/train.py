@@ -27,8 +27,8 @@ from pretrained_generators.training.encoder import train_encoder
 from pretrained_generators.training.episodes import EpisodeSource, probabilities
 from pretrained_generators.training.functional import train_functional
 from pretrained_generators.training.gates import GATES, reconstruction_gain_kept, sampling_gain_kept
-from pretrained_generators.training.processes import is_first, wait_for_all
-from pretrained_generators.training.recipe import GeneratorRecipe, check_recipe
+from pretrained_generators.training.processes import is_first, process_count, wait_for_all
+from pretrained_generators.training.recipe import GeneratorRecipe, check_recipe, check_shares
 from pretrained_generators.training.vae import encode_all, train_vae
 from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, select_entries, target_delta
 from pretrained_generators.training_plot import draw_training
@@ -57,7 +57,7 @@ def train_generator(
     Raises:
         RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe is wrong, or trains end to
             end and there is no `data_dir`, or no entry is of the plans that probe, or all are, or a group of processes
-            cannot share a batch alike.
+            cannot share a batch alike, or a stage diverges.
         DataError: a dataset of the zoo is not in `data_dir`. ZooError: an entry is not there that another went on from,
             or the base is beyond half precision. BundleError: a name or licence that no bundle can tell.
     """
@@ -89,6 +89,7 @@ def train_generator(
     count = min(recipe.held_back, max(1, len(others) // 2))
     held_back = random.Random(recipe.seed).sample(others, count)  # of all domains, which ids are in the order of
     learnt = [e for e in entries if e not in held_back]
+    check_shares(recipe, len(learnt), process_count())
     stage = recipe.functional_training
     unseen = {(e.task.datasets[0], d) for e in held_back if len(e.task.datasets) == 1 for d in e.task.domains}
     names = sorted({n for e in learnt for n in e.task.datasets if any((n, d) not in unseen for d in stage.domains)})

@@ -10,9 +10,8 @@ import torch
 from pretrained_generators.bundle import Bundle, load_bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.processes import is_first, wait_for_all
-from zoo_builder.backbones import image_statistics, load_body
+from zoo_builder.backbones import load_body, prepare_images
 from zoo_builder.checkpoint import read_tensors, write_atomically
-from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ZooError
 from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo, ZooEntry
@@ -40,30 +39,35 @@ def load_bundle_beside(zoo: Zoo, name_or_path: str | Path) -> Bundle:
 
 
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
-    """The delta times the strength that served its dataset best: what harms where it is strong is learnt as weak."""
-    strength = entry.metrics["best_strength"]
-    return {k: v * strength for k, v in entry.delta().items()}
+    """The delta times the strength that served its dataset best: what harms where it is strong is learnt as weak.
+    Zero where nothing was trained."""
+    delta, strength = entry.delta(), entry.metrics["best_strength"]
+    return {k: delta[k] * strength if k in delta else torch.zeros(s) for k, s in entry.zoo.shapes.items()}
 
 
 def select_entries(zoo: Zoo, plans: tuple[str, ...]) -> list[ZooEntry]:
     """Entries of the given plans.
 
     Raises:
-        ZooError: fewer than eight.
+        ZooError: fewer than eight, or none that changes the body.
     """
     entries = list(zoo.entries(plans))
     if len(entries) < 8:
         raise ZooError(f"{zoo.path} holds {len(entries)} entries of {list(plans)}; a generator needs at least 8.")
+    if not any(e.metrics["best_strength"] and e.task.scope != "head" for e in entries):
+        raise ZooError(
+            f"{zoo.path}: no entry of {list(plans)} changes the body: each trained its head alone, or harms at any "
+            "strength. There is nothing to learn from them; take other plans, or build the zoo with others."
+        )
     return entries
 
 
 def read_zoo_data(entries: list[ZooEntry], generator: Generator) -> ZooData:
-    mean, std = image_statistics(generator.base)
     chunks, features, labels = [], [], []
     for entry in entries:
         chunks.append(generator.to_chunks(target_delta(entry)))
         support, y = entry.support()
-        features.append(generator.features(normalize_images(support, mean, std)))
+        features.append(generator.features(prepare_images(generator.base, support)))
         labels.append(y)
     return ZooData(entries, torch.stack(chunks), features, labels, torch.zeros(len(entries), 0))
 
@@ -79,12 +83,11 @@ def probe_zoo(
     chosen = [i for i, e in enumerate(data.entries) if e.task.plan in plans]
     probes.latents.copy_(latents[chosen])
     if is_first() and not file.exists():
-        mean, std = image_statistics(generator.base)
         tried = []
         with progress_bar("trying probes", total=len(data.entries)) as bar:
             for entry in data.entries:
                 support, labels = entry.support()
-                images = normalize_images(support, mean, std).to(latents.device)
+                images = prepare_images(generator.base, support).to(latents.device)
                 tried.append(generator.probe(images, labels.to(latents.device), int(labels.max()) + 1))
                 bar.advance()
         write_atomically(file, {"worth": torch.stack(tried)})

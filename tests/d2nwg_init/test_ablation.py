@@ -46,6 +46,21 @@ def test_what_is_measured_is_not_measured_again(data, shaken_bundle, tmp_path, m
     first = run_ablation(shaken_bundle, ["stripes"], data, 2, tmp_path)[1]
     monkeypatch.setattr(ablation, "CHOICES", {"sample": {AS_IT_IS: None}})  # building would fail
     assert run_ablation(shaken_bundle, ["stripes"], data, 2, tmp_path)[1] == first
+    monkeypatch.setattr(ablation, "source_commit", lambda: "0" * 40)  # other code, whose figures may be others
+    with pytest.raises(TypeError):
+        run_ablation(shaken_bundle, ["stripes"], data, 2, tmp_path)
+
+
+def test_no_choice_pays_for_the_images_that_all_read(data, shaken_bundle, tmp_path, monkeypatch):
+    there = []
+
+    def build(arena):
+        there.append({"train", "support"} <= vars(arena).keys())
+        return arena.pretrained()
+
+    monkeypatch.setattr(ablation, "CHOICES", {"sample": {AS_IT_IS: build, "another": build}})
+    run_ablation(shaken_bundle, ["stripes"], data, 1, tmp_path)
+    assert there == [True, True]
 
 
 def test_a_dataset_without_test_images_is_refused(data, shaken_bundle, tmp_path):

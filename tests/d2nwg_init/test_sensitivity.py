@@ -51,7 +51,7 @@ def flat(value):
 
 def test_each_choice_differs_from_the_recipe_by_one_number(tmp_path):
     recipe = read_recipe("benchmark", GeneratorRecipe, "pretrained_generators")
-    first, *others = choices(tmp_path / "zoo", recipe, (4, 8), tmp_path)
+    first, *others = choices("s3://bucket/zoo", recipe, (4, 8), tmp_path)
     assert first.label == AS_IT_IS
     assert first.recipe == recipe
     numbers = [c for c in others if c.zoo == first.zoo]
@@ -59,13 +59,13 @@ def test_each_choice_differs_from_the_recipe_by_one_number(tmp_path):
     for choice in numbers:
         changed = {k: v for k, v in flat(choice.recipe).items() if v != flat(recipe)[k]}
         assert [f"{k} = {v:g}" for k, v in changed.items()] == [choice.label]
-    assert [c.zoo.name for c in others if c.recipe == recipe] == ["zoo-4", "zoo-8"]
+    assert [c.zoo for c in others if c.recipe == recipe] == [str(tmp_path / "zoo-4"), str(tmp_path / "zoo-8")]
 
 
 def test_a_stage_that_is_left_out_is_not_varied(tmp_path):
     recipe = read_recipe("benchmark", GeneratorRecipe, "pretrained_generators")
     recipe = replace(recipe, functional_training=replace(recipe.functional_training, steps=0))
-    assert not any("functional_training.steps" in c.label for c in choices(tmp_path, recipe, (), tmp_path))
+    assert not any("functional_training.steps" in c.label for c in choices("zoo", recipe, (), tmp_path))
 
 
 def test_smaller_zoos_are_nested_and_hold_what_a_plan_names(tmp_path):

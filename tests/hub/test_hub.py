@@ -15,8 +15,9 @@ from pretrained_generators.bundle_files import file_sha256
 from pretrained_generators.card import write_card
 from tests.d2nwg_init.conftest import new_model
 from tests.hub.client import command, commit_of, digest, listed, load, push, push_generator, push_model, timm_model
-from tests.hub.server import TOKEN, Fault
+from tests.hub.server import TOKEN, Fault, Repo
 from tests.pretrained_generators.small import random_generator, save_random_bundle, write_measured_card
+from tests.pretrained_generators.test_bundle_formats import FIXTURES
 from tests.zoo_builder.test_dataset_sources import PARTS, write_parquet
 from zoo_builder.datasets import load_dataset
 
@@ -290,6 +291,24 @@ def test_a_hostile_config_is_refused_before_anything_else_is_fetched(hub, client
     files["config.json"] = json.dumps(config).encode()
     assert "no name of a file" in client(load, repo, cache_dir=cache)
     assert hub.paths("GET") == [f"/{repo}/resolve/main/config.json"]
+
+
+def test_a_config_that_is_too_long_is_not_fetched(hub, client, pushed, cache):
+    repo, commit = pushed
+    hub.repos[repo].commits[commit]["config.json"] += b" " * 2**20
+    for revision in (None, commit):
+        assert "at most 1048576" in client(load, repo, revision=revision, cache_dir=cache)
+    assert repo not in str(client(listed, cache_dir=cache, hub=True))
+    assert not any("/resolve/" in path for path in hub.paths("GET"))
+
+
+def test_a_bundle_of_format_1_is_asked_for_as_a_folder(hub, client, cache):
+    """It does not say what to fetch."""
+    hub.repos["org/old"] = Repo()
+    hub.repos["org/old"].commit({p.name: p.read_bytes() for p in (FIXTURES / "format-1").iterdir()})
+    message = client(load, "org/old", cache_dir=cache)
+    assert "bundle format 1, which does not name its files" in message
+    assert "hf download" in message
 
 
 def test_a_link_of_the_cache_that_leads_elsewhere_is_refused(hub, client, pushed, cache, tmp_path):

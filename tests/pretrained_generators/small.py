@@ -19,7 +19,7 @@ from pretrained_generators.training import loop
 from pretrained_generators.training.recipe import DiffusionStage, EncoderStage, GeneratorRecipe, VAEStage
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig
-from zoo_builder.backbones import BackboneSpec, create_backbone
+from zoo_builder.backbones import BackboneSpec, is_norm
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.store import Zoo
@@ -138,13 +138,17 @@ def labelled_images(count: int, classes: int, seed: int = 0, size: int = SIZE) -
     return images, labels
 
 
-def small_zoo(path: Path, entries: int = 10, size: int = SIZE) -> Zoo:
-    """Branches of two datasets, whose deltas lie along a direction of their dataset's; three classes each."""
+def small_zoo(path: Path, entries: int = 10, size: int = SIZE, in_chans: int = 3, scope: str = "all") -> Zoo:
+    """Branches of two datasets, whose deltas lie along a direction of their dataset's; three classes each. Of the scope
+    "head" their deltas are empty, of "head+norm" of the normalisation layers."""
+    backbone = BackboneSpec(MODEL, in_chans)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base = create_backbone(MODEL)
+        base = backbone.create()
+    norms = tuple(name for name, module in base.named_modules() if is_norm(module))
+    trained = {"all": "", "head+norm": norms, "head": ()}[scope]  # what names begin with
     recipe = ZooRecipe(plans=(), held_out=("secret",), size=size, support=12)
-    zoo = Zoo.create(path / "zoo", BackboneSpec(MODEL), base.state_dict(), recipe)
+    zoo = Zoo.create(path / "zoo", backbone, base.state_dict(), recipe)
     for i in range(entries):
         dataset, noise = ("stripes", "blobs")[i % 2], seeded(i)
         direction = seeded(100 + i % 2)
@@ -170,7 +174,7 @@ def small_zoo(path: Path, entries: int = 10, size: int = SIZE) -> Zoo:
             (dataset,),
             (),
             ("plain",),
-            "all",
+            scope,
             Training(1),
             1.0,
             None,
@@ -178,7 +182,7 @@ def small_zoo(path: Path, entries: int = 10, size: int = SIZE) -> Zoo:
             support=12,
             seed=i,
         )
-        halved = {k: v.half() for k, v in delta.items()}
+        halved = {k: v.half() for k, v in delta.items() if k.startswith(trained)}
         zoo.write(task, FineTuneResult(halved, {}, pixels, labels, torch.zeros(4), metrics, [(1, 1.0)]))
     return zoo
 

@@ -79,6 +79,17 @@ def test_loss_is_of_the_generated_weights_and_reaches_them():
     assert same(generator.base.state_dict(), before)
 
 
+def test_a_body_with_dropout_has_one_loss_and_leaves_the_global_random_state():
+    """squeezenet1_1 has it before its head."""
+    generator = random_generator("torchvision:squeezenet1_1")
+    images, labels = labelled_images(16, 2)
+    episode = Episode((images * 40 + 100).clamp(0, 255).byte(), labels, 2)
+    body, base, before = generator.base_copy(), generator.base.state_dict(), torch.get_rng_state()
+    first, again = (episode_loss(body, base, {}, episode, "rescaled") for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_training_lowers_the_loss_and_leaves_base_and_decoder(data_dir, tmp_path):
     """From a generator whose weights harm, and that could generate none."""
     torch.manual_seed(0)

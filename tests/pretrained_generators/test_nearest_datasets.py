@@ -59,7 +59,9 @@ def test_mean_and_deviation_count_alike():
     assert neighbours(torch.tensor([[3.0], [4.0]]), statistics, "ab")[0].name == "b"  # 20 ** 0.5, before 25 ** 0.5
 
 
-@pytest.mark.parametrize("statistics", [torch.zeros(1, 2, 3), torch.zeros(2, 2, 3), torch.full((2, 2, 3), 1e38)])
+@pytest.mark.parametrize(
+    "statistics", [torch.zeros(0, 2, 3), torch.zeros(1, 2, 3), torch.zeros(2, 2, 3), torch.full((2, 2, 3), 1e38)]
+)
 def test_where_there_is_no_distance_none_is_told(statistics):
     assert neighbours(torch.zeros(2, 3), statistics, "ab") == ()
 

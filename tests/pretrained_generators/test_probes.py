@@ -5,10 +5,13 @@ import torch
 
 from pretrained_generators.bundle import load_bundle
 from pretrained_generators.probes import IMAGES, Probes, worth_of
+from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.train import train_generator
 from tests.pretrained_generators.small import RECIPE, copied, labelled_images, random_generator, same, seeded, small_zoo
 from zoo_builder.errors import BundleError, RecipeError
 from zoo_builder.finetune_result import FineTuneResult
+
+PROBING = dataclasses.replace(RECIPE, plans=("branch", "trunk"), probes=("trunk",))
 
 
 def deltas(generator):
@@ -58,14 +61,16 @@ def test_without_probes_nothing_is_tried_or_stored():
 def probing(tmp_path_factory):
     """A bundle whose probes are all entries of one plan."""
     folder = tmp_path_factory.mktemp("probing")
-    zoo = small_zoo(folder)
-    entries = [e.task for e in zoo.entries()]
-    for task in entries[:2]:
-        entry = zoo.entry(task.id)
-        zoo.write(dataclasses.replace(task, plan="trunk"), _result(entry))
-    recipe = dataclasses.replace(RECIPE, plans=("branch", "trunk"), probes=("trunk",))
-    train_generator(zoo, recipe, folder / "bundle")
-    return zoo, recipe, folder / "bundle"
+    zoo = zoo_with_trunks(folder)
+    train_generator(zoo, PROBING, folder / "bundle")
+    return zoo, PROBING, folder / "bundle"
+
+
+def zoo_with_trunks(folder, **kind):
+    zoo = small_zoo(folder, **kind)
+    for entry in list(zoo.entries())[:2]:
+        zoo.write(dataclasses.replace(entry.task, plan="trunk"), _result(entry))
+    return zoo
 
 
 def _result(entry):
@@ -86,6 +91,14 @@ def test_probes_travel_with_the_bundle_and_are_part_of_the_condition(probing):
     torch.testing.assert_close(condition[recipe.encoder.embedding :], generator.probes.standardised(worth))
     assert generator.probes.latents.abs().max() > 0
     assert generator.probes.std.min() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_stem_of_other_channels_is_trained_on_measured_and_audited(channels, tmp_path):
+    zoo = zoo_with_trunks(tmp_path, in_chans=channels)
+    train_generator(zoo, PROBING, tmp_path / "bundle")
+    found = audit_zoo(load_bundle(tmp_path / "bundle"), zoo, samples=1)
+    assert sum(s.method == "generated" for s in found) == PROBING.held_back
 
 
 def test_a_lying_number_of_probes_is_refused(probing):

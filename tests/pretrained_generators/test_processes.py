@@ -11,7 +11,7 @@ import torch
 from pretrained_generators.bundle import load_bundle
 from pretrained_generators.training import loop
 from pretrained_generators.training.processes import all_shares, own_share, process_group
-from pretrained_generators.training.recipe import FunctionalStage
+from pretrained_generators.training.recipe import FunctionalStage, check_shares
 from pretrained_generators.training.train import train_generator
 from tests.pretrained_generators.small import RECIPE as SMALL
 from tests.pretrained_generators.small import interrupted_stage
@@ -94,7 +94,42 @@ def test_what_two_processes_began_one_goes_on_with(zoo, data_dir, alone, tmp_pat
     assert_the_same_training(tmp_path / "bundle", alone)
 
 
-def check_shares():
+def refused(zoo, out, data_dir):
+    shipped = dataclasses.replace(RECIPE, functional_training=FunctionalStage(6))
+    with pytest.raises(RecipeError, match=r"functional_training.episodes: 2 processes cannot share 3 alike"):
+        train_generator(zoo, shipped, out, data_dir)
+    assert not out.exists()
+
+
+def test_what_a_later_stage_cannot_share_is_told_before_any_work(zoo, data_dir, tmp_path):
+    in_two_processes(refused, zoo, tmp_path / "bundle", data_dir)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "told"),
+    [
+        ("encoder", {"batch_size": 3}, "encoder_training.batch_size: 2 processes cannot share 3 "),
+        ("encoder", {"batch_size": 32}, r"encoder_training.batch_size: 2 .* share 7 alike \(7 entries"),
+        ("diffusion", {"batch_size": 5}, "diffusion_training.batch_size: 2 processes cannot share 5 "),
+        ("functional", {"episodes": 3}, "functional_training.episodes: 2 processes cannot share 3 "),
+    ],
+)
+def test_every_batch_that_cannot_be_shared_is_named(stage, change, told):
+    check_shares(RECIPE, 7, 2)
+    changed = dataclasses.replace(getattr(RECIPE, f"{stage}_training"), **change)
+    recipe = dataclasses.replace(RECIPE, **{f"{stage}_training": changed})
+    check_shares(recipe, 7, 1)
+    with pytest.raises(RecipeError, match=told):
+        check_shares(recipe, 7, 2)
+
+
+def test_stages_without_steps_share_nothing():
+    none = {f"{stage}_training": dataclasses.replace(getattr(RECIPE, f"{stage}_training"), steps=0)
+            for stage in ("diffusion", "functional")}  # fmt: skip
+    check_shares(dataclasses.replace(RECIPE, **none), 8, 4)
+
+
+def shares_are_alike():
     assert len(own_share(list(range(6)))) == 3
     assert all_shares(own_share(torch.arange(6.0))).tolist() == list(range(6))
     with pytest.raises(RecipeError, match="2 processes cannot share 3 samples"):
@@ -102,7 +137,7 @@ def check_shares():
 
 
 def test_shares_are_alike_and_make_up_the_batch():
-    in_two_processes(check_shares)
+    in_two_processes(shares_are_alike)
     assert own_share([1, 2, 3]) == [1, 2, 3]
 
 

@@ -8,6 +8,7 @@ import torch
 from pretrained_generators.bundle import load_bundle
 from pretrained_generators.nearest_datasets import feature_statistics
 from pretrained_generators.training import loop
+from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.train import train_generator
@@ -108,6 +109,19 @@ def test_a_scope_of_norm_layers_generates_these_alone(zoo, tmp_path):
     delta = generator.sample_deltas(generator.embed(images, labels, 3), 1, 0, steps=4)[0]
     norms = [n for n, m in generator.base.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert delta.keys() == {f"{n}.{end}" for n in norms for end in ("weight", "bias")}
+
+
+def test_all_of_a_body_is_a_scope_of_its_own(path, zoo, tmp_path):
+    train_generator(zoo, dataclasses.replace(RECIPE, scope="body"), tmp_path)
+    assert (tmp_path / "generator.safetensors").read_bytes() == (path / "generator.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_zoo_whose_entries_trained_norm_layers_alone_is_learnt_and_audited(rank, tmp_path):
+    zoo = small_zoo(tmp_path, scope="head+norm")
+    train_generator(zoo, dataclasses.replace(RECIPE, rank=rank), tmp_path / "bundle")
+    found = audit_zoo(load_bundle(tmp_path / "bundle"), zoo, samples=1)
+    assert sum(s.method == "generated" for s in found) == RECIPE.held_back
 
 
 def test_base_of_the_bundle_is_the_zoos(path, zoo):

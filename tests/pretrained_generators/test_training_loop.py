@@ -9,6 +9,7 @@ from pretrained_generators.training import loop
 from pretrained_generators.training.loop import train_stage
 from pretrained_generators.training.recipe import Stage
 from tests.pretrained_generators.small import copied, same
+from zoo_builder.errors import RecipeError
 
 STAGE = Stage(steps=12, learning_rate=0.05)
 
@@ -111,6 +112,12 @@ def test_log_has_a_line_for_each_checkpoint(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "part.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [("part", 5), ("part", 10), ("part", 12)]
     assert all(line["loss"] > 0 for line in lines)
+
+
+def test_a_training_that_diverges_is_told_and_nothing_of_it_kept(tmp_path):
+    with pytest.raises(RecipeError, match=r"training part diverges: at step \d .* Lower learning_rate"):
+        trained(tmp_path, stage=Stage(steps=12, learning_rate=1e20))
+    assert not any(tmp_path.iterdir())
 
 
 def test_finished_stage_leaves_no_checkpoint(tmp_path):

@@ -40,6 +40,8 @@ WRONG = {
         "encoder_training.classes: .* got 1",
     ),
     "scope": ({"scope": "norms"}, "unknown scope 'norms'; did you mean 'norm'"),
+    "scope of the head": ({"scope": "head"}, "scope: 'head' has a head.* Take 'all', 'norm'"),
+    "scope with the head": ({"scope": "head+norm"}, r"scope: 'head\+norm' has a head"),
     "chunk": ({"chunk": 0}, "a chunk must hold 1 number or more"),
 }
 

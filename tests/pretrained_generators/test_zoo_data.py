@@ -9,6 +9,7 @@ from pretrained_generators.generator import Generator
 from pretrained_generators.training.zoo_data import draw_support, read_zoo_data, select_entries, target_delta
 from pretrained_generators.weight_layout import WeightLayout
 from tests.pretrained_generators.small import CHUNK, seeded, small_zoo
+from tests.zoo_builder.tiny_zoo import rewrite
 from zoo_builder.errors import ZooError
 
 
@@ -57,6 +58,14 @@ def test_target_is_the_delta_at_its_best_strength(zoo):
     assert strengths == {0.5, 1.0}
 
 
+def test_target_of_what_was_not_trained_is_zero(tmp_path):
+    [entry, *_] = small_zoo(tmp_path, 1, scope="head+norm").entries()
+    target, trained = target_delta(entry), entry.delta()
+    assert {k: v.shape for k, v in target.items()} == entry.zoo.shapes
+    assert 0 < len(trained) < len(target)
+    assert {k for k, v in target.items() if v.any()} == trained.keys()
+
+
 def test_chunks_are_those_of_the_targets_and_features_those_of_the_base(zoo, generator):
     entries = select_entries(zoo, ("branch",))
     layout = WeightLayout.of(generator.base, CHUNK).scaled_to(target_delta(e) for e in entries)
@@ -75,6 +84,16 @@ def test_entries_of_other_kinds_are_not_selected(zoo):
     assert len(select_entries(zoo, ("branch",))) == 10
     with pytest.raises(ZooError, match="0 entries"):
         select_entries(zoo, ("finetune",))
+
+
+def test_entries_of_heads_alone_or_of_no_use_are_nothing_to_learn_from(tmp_path):
+    heads = small_zoo(tmp_path / "heads", 8, scope="head")
+    useless = small_zoo(tmp_path / "useless", 8)
+    for entry in list(useless.entries()):
+        rewrite(entry, metrics=entry.metrics | {"best_strength": 0.0})
+    for zoo in (heads, useless):
+        with pytest.raises(ZooError, match=r"no entry of \['branch'\] changes the body"):
+            select_entries(zoo, ("branch",))
 
 
 def test_too_few_entries_are_an_error(tmp_path):

@@ -49,15 +49,15 @@ def codecs(generator: Generator, learnt: Sequence[Delta]) -> Iterator[Codec]:
 
 
 def truncated_svd(names: Iterable[str], numbers: int, delta: Delta) -> dict[str, torch.Tensor]:
-    """Each layer's matrix [out, rest], of the layers `names`, as the sum of a few rank-one terms, a vector whole or not
-    at all.
+    """Each layer's matrix [out, rest], of the layers `names`, as the sum of a few rank-one terms, a vector (or a
+    single number) whole or not at all.
 
     Terms of all layers together are taken by their square over the numbers that they cost, `numbers` at most: of a
     rank that is the same for all layers less is left at equal cost.
     """
     delta, factors = {name: delta[name] for name in names}, {}
     for name, tensor in delta.items():
-        factors[name] = torch.linalg.svd(tensor.reshape(len(tensor), -1) if tensor.ndim > 1 else tensor[None], False)
+        factors[name] = torch.linalg.svd(torch.atleast_2d(tensor).flatten(1), False)
     costs = {n: t.numel() if t.ndim < 2 else len(t) + t[0].numel() for n, t in delta.items()}
     terms = [(s.item() ** 2 / costs[n], n) for n, (_, values, _) in factors.items() for s in values]
     ranks, used = dict.fromkeys(delta, 0), 0

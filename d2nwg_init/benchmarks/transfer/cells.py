@@ -32,12 +32,13 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """A readable name that tells all fields."""
+        """A readable name that tells all fields, and is that of a file: a dataset may be called hf:ORG/NAME."""
         shots = "all" if self.shots is None else self.shots
         rest = {"n": self.sample, "sigma": self.sigma, "x": self.strength, "lr": self.learning_rate}
         extra = "".join(f"-{k}{v:g}" for k, v in rest.items() if v is not None)
         extra += f"-{self.bundle}" if self.bundle else ""
-        return f"{self.dataset}-{shots}-{self.seed}-{self.method}-{self.condition}-{self.training}{extra}"
+        dataset = self.dataset.replace("/", "%2F")
+        return f"{dataset}-{shots}-{self.seed}-{self.method}-{self.condition}-{self.training}{extra}"
 
 
 @dataclass(frozen=True)

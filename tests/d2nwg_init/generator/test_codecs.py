@@ -52,6 +52,13 @@ def test_numbers_go_to_the_layer_where_they_tell_most():
     assert not rebuilt["norm"].any()
 
 
+def test_a_single_number_costs_one_and_is_kept_whole_or_not_at_all():
+    """The gain of a residual that begins as nothing."""
+    delta = {"gain": torch.tensor(0.5)}
+    assert torch.equal(truncated_svd(["gain"], 1, delta)["gain"], delta["gain"])
+    assert torch.equal(truncated_svd(["gain"], 0, delta)["gain"], torch.tensor(0.0))
+
+
 def test_layers_outside_of_the_scope_are_left_out():
     assert truncated_svd(["linear"], 100, low_rank(1)).keys() == {"linear"}
 

@@ -37,8 +37,9 @@ def same_measure(a, b):
     }
 
 
-def test_a_cell_is_read_as_it_was_written(tmp_path):
-    cell = Cell("stripes", 5, 2, "noise_on_nearest", condition="shuffled", sigma=0.3, strength=1.5)
+@pytest.mark.parametrize("dataset", ["stripes", "hf:org/stripes@0123?label=label"])
+def test_a_cell_is_read_as_it_was_written(dataset, tmp_path):
+    cell = Cell(dataset, 5, 2, "noise_on_nearest", condition="shuffled", sigma=0.3, strength=1.5)
     correct = {"step/0": np.arange(13) % 3 == 0, "epoch/1": np.ones(13, bool)}
     measured = Measured(correct, [(0, 0.0, 33.3), (5, 1.25, 50.0)], {"initialise": 2.5}, {"chosen": "noisy_1"})
     write_cell(tmp_path, cell, measured)
