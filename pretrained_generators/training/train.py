@@ -91,7 +91,7 @@ def train_generator(
     learnt = [e for e in entries if e not in held_back]
     check_shares(recipe, len(learnt), process_count())
     stage = recipe.functional_training
-    unseen = {(e.task.datasets[0], d) for e in held_back if len(e.task.datasets) == 1 for d in e.task.domains}
+    unseen = _seen_through(held_back) - _seen_through(learnt)
     names = sorted({n for e in learnt for n in e.task.datasets if any((n, d) not in unseen for d in stage.domains)})
     if stage.steps:
         probabilities(names, stage.domains, stage.shares)  # raises where episodes could not be drawn
@@ -188,6 +188,11 @@ def write_log(folder: Path, out: Path, measured: Mapping[str, float]) -> None:
     text = "".join(f"{line}\n" for line in (*lines, json.dumps({"stage": "measured", **measured})))
     write_text_atomically(out / "metrics.jsonl", text)
     write_text_atomically(out / PLOT, draw_training([json.loads(line) for line in lines], measured, GATES))
+
+
+def _seen_through(entries: list[ZooEntry]) -> set[tuple[str, str]]:
+    """Datasets and the domains that entries saw them through."""
+    return {(name, domain) for e in entries for name in e.task.datasets for domain in e.task.domains}
 
 
 def _trained_on(entries: list[ZooEntry], licences: Mapping[str, str]) -> tuple[TrainedOn, ...]:

@@ -112,14 +112,14 @@ def test_a_scope_of_norm_layers_generates_these_alone(zoo, tmp_path):
 
 
 def test_all_of_a_body_is_a_scope_of_its_own(path, zoo, tmp_path):
-    train_generator(zoo, dataclasses.replace(RECIPE, scope="body"), tmp_path)
+    train_generator(zoo, replace(RECIPE, scope="body"), tmp_path)
     assert (tmp_path / "generator.safetensors").read_bytes() == (path / "generator.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_zoo_whose_entries_trained_norm_layers_alone_is_learnt_and_audited(rank, tmp_path):
     zoo = small_zoo(tmp_path, scope="head+norm")
-    train_generator(zoo, dataclasses.replace(RECIPE, rank=rank), tmp_path / "bundle")
+    train_generator(zoo, replace(RECIPE, rank=rank), tmp_path / "bundle")
     found = audit_zoo(load_bundle(tmp_path / "bundle"), zoo, samples=1)
     assert sum(s.method == "generated" for s in found) == RECIPE.held_back
 
