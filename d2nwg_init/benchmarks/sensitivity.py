@@ -4,7 +4,7 @@ datasets: it is trained anew for each choice, and measured on the development se
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def run_sensitivity(
             _build(choice.zoo, Zoo.open(zoo), recipes[choice.zoo], data, workers)
         bundle = work / choice.label.replace(" ", "")
         train_generator(Zoo.open(choice.zoo), choice.recipe, bundle, data)
-        rows += _measured(choice, bundle, measured_on, data, work, workers)
+        rows += _measured(choice, bundle, measured_on, {d.name: d.sha256 for d in datasets}, data, work, workers)
     return datasets, rows
 
 
@@ -136,7 +136,13 @@ def _build(out: Path, like: Zoo, recipe: ZooRecipe, data: Path, workers: int) ->
 
 
 def _measured(
-    choice: Choice, bundle: Path, measured_on: MeasuredOn, data: Path, work: Path, workers: int
+    choice: Choice,
+    bundle: Path,
+    measured_on: MeasuredOn,
+    hashes: Mapping[str, str],
+    data: Path,
+    work: Path,
+    workers: int,
 ) -> list[ChoiceRow]:
     spec = SubjectSpec(str(choice.zoo), str(bundle), measured_on.plans, measured_on.universal)
     folder = work_folder(spec, work)
@@ -146,8 +152,8 @@ def _measured(
     values = {ZOO_DATASETS: float(len(config.trained_on)), **config.measured}
     rows = [ChoiceRow(name, "zoo", "generator", 0, k, v, "", choice=choice.label) for k, v in values.items()]
     planned = plan_cells(_untrained(), measured_on.datasets, (None,), range(measured_on.seeds), Choices())
-    cells = tied(planned, subject)
-    run_cells(cells, spec, folder, data, {}, process_executor(workers))
+    cells = tied(planned, subject, hashes)
+    run_cells(cells, spec, folder, data, process_executor(workers))
     accuracies = {c: round(read_cell(folder / "cells", c).accuracy("step/0"), 3) for c in cells}
     return rows + [
         ChoiceRow(

@@ -1,14 +1,18 @@
 """`bench transfer` from the command line: two small datasets under names of the split, and the tiny zoo."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from d2nwg_init.benchmarks.results import commit
 from d2nwg_init.benchmarks.transfer import regressor
 from tests.cli.conftest import fail, run, succeed
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from tests.zoo_builder.tiny_zoo import result_of
+from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.store import Zoo
 
 
@@ -66,6 +70,42 @@ def test_every_look_at_the_held_out_sets_is_put_on_record(whole, measured_on, wo
         assert len(runs) == count
     assert runs[0]["datasets"] == ["trashnet", "cifar10"]
     assert runs[0]["methods"] == ["solved", "zoo_selected"]
+
+
+def test_changed_images_are_measured_anew_and_a_run_tells_the_commits_of_its_cells(whole, measured_on, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(measured_on, data)
+    more = (
+        "--defaults",
+        "--methods",
+        "solved",
+        "--shots",
+        "all",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+        "--trained",
+        "none",
+    )
+
+    def measured(place):
+        succeed(*arguments(whole, data, place, *more))
+        report = json.loads((place / "transfer.json").read_text())
+        return report, {r["dataset"]: r["value"] for r in report["rows"] if r["metric"] == "test_accuracy"}
+
+    report, before = measured(tmp_path)
+    assert report["runs"][0]["commits"] == [commit() or "unknown"]
+    for file in tmp_path.glob("cells/*/cells/kmnist*"):  # of an earlier run
+        tensors, metadata = read_tensors(file)
+        about = json.loads(metadata["cell"]) | {"commit": "c0ffee"}
+        write_atomically(file, tensors, {"cell": json.dumps(about)})
+    unlike = replace(striped_dataset("dtd_part", seed=3), y_test=np.roll(striped_dataset(seed=3).y_test, 1))
+    write_npz(data / "dtd_part.npz", unlike)
+    report, after = measured(tmp_path)
+    assert after["kmnist"] == before["kmnist"]
+    assert after["dtd_part"] < before["dtd_part"] - 10
+    assert sorted(report["runs"][0]["commits"]) == sorted(["c0ffee", commit() or "unknown"])
 
 
 @pytest.mark.parametrize(

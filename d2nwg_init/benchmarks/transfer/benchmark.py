@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,14 +79,15 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     if request.choose:
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
     planned = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
-    cells = tied(planned, subject)
+    cells = tied(planned, subject, {name: d.sha256 for name, d in loaded.items()})
     about = header("transfer") | {
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
         "weights_sha256": subject.bundle.config.weights_sha256 if subject.bundle else None,
     }
     if request.split == "held_out":
         _record(out.with_name("heldout_runs.json"), subject.name, list(methods), request, about)
-    found = _measure(f"{subject.name}, {request.split}", request, folder, cells, measured_on, workers)
+    found = _measure(f"{subject.name}, {request.split}", request, folder, cells, workers)
+    about["commits"] = sorted({measured.commit or "unknown" for measured in found.values()})
     rows = rows_of(found, subject.name, request.split, choices)
     report = merge_report(out, about, rows, compare(found, subject.name, request.split, choices))
     write_report(out, report)
@@ -94,21 +95,26 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     return found, report
 
 
-def tied(cells: Sequence[Cell], subject: Subject) -> list[Cell]:
-    """Cells that a bundle has an influence on are this bundle's."""
-    return [replace(c, bundle=subject.bundle_digest) if METHODS[c.method].depends_on_bundle else c for c in cells]
+def tied(cells: Sequence[Cell], subject: Subject, hashes: Mapping[str, str]) -> list[Cell]:
+    """Cells of all that they are measured with: datasets by SHA-256, of which each one's next is the condition of its
+    shuffled cells, and the bundle where it has an influence. The only dataset has no shuffled cells."""
+    names = list(hashes)
+    following = dict(zip(names, names[1:] + names[:1], strict=True))
+    found = []
+    for cell in cells:
+        other = following[cell.dataset] if cell.condition == "shuffled" else None
+        if other != cell.dataset:
+            data = "-".join(hashes[name][:10] for name in (cell.dataset, other) if name)
+            bundle = subject.bundle_digest if METHODS[cell.method].depends_on_bundle else None
+            found.append(replace(cell, bundle=bundle, other=other, data=data))
+    return found
 
 
-def _measure(
-    title: str, request: Request, folder: Path, cells: Sequence[Cell], datasets: Sequence[str], workers: int
-) -> Found:
-    """Run what is missing; a shuffled condition is that of the next dataset."""
-    others: dict[str, str | None] = {n: datasets[(i + 1) % len(datasets)] for i, n in enumerate(datasets)}
-    if len(datasets) == 1:
-        others, cells = {}, [c for c in cells if c.condition != "shuffled"]
+def _measure(title: str, request: Request, folder: Path, cells: Sequence[Cell], workers: int) -> Found:
+    """Run what is missing."""
     with LiveTable(title, folder / "cells", cells) as table:
         executor = process_executor(workers or os.cpu_count() or 1)
-        run_cells(cells, request.subject, folder, request.data, others, executor, table.look)
+        run_cells(cells, request.subject, folder, request.data, executor, table.look)
     return table.found
 
 
@@ -125,11 +131,10 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
     methods = {name: methods[name] for name in lacking}
     trained = [name for name in trained if name in methods]
     datasets = SPLITS["development"]
-    for name in datasets:
-        _load(name, request.data)
+    hashes = {name: _load(name, request.data).sha256 for name in datasets}
 
     def measure(title: str, cells: list[Cell]) -> Found:
-        return _measure(f"{subject.name}, {title}", request, folder, tied(cells, subject), datasets, workers)
+        return _measure(f"{subject.name}, {title}", request, folder, tied(cells, subject, hashes), workers)
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
     if trained:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, losses, points, targets, write_page
 from d2nwg_init.benchmarks.transfer.plots import draw_curves, draw_wins
-from d2nwg_init.benchmarks.transfer.tables import Part, measured_by, parts
+from d2nwg_init.benchmarks.transfer.tables import Part, commits, measured_by, parts
 from pretrained_generators.svg import as_svg
 from zoo_builder.checkpoint import write_text_atomically
 
@@ -26,7 +26,8 @@ def block(part: Part) -> str:
     lines = [f"### {part.bundle}, {part.split} split", ""]
     for run in part.runs:
         cores = f"{run['machine']['cores']} CPU cores"
-        lines += [f"Commit `{run['commit'][:10]}`, {cores}, {run['date'][:10]}: {measured_by(run, part.runs)}.", ""]
+        code = ", ".join(f"`{commit[:10]}`" for commit in commits(run))
+        lines += [f"Commit {code}, {cores}, {run['date'][:10]}: {measured_by(run, part.runs)}.", ""]
     for table in (points(part), datasets(part), few_shot(part), targets(part)):
         lines += _table(table)
     captions = {"curves": "test accuracy along the training", "wins": "who wins where"}

@@ -88,18 +88,17 @@ class Group:
     subject: SubjectSpec
     folder: Path  # of the subject's work
     data: Path
-    other: str | None  # the dataset whose condition a shuffled one is
     cells: tuple[Cell, ...]
 
     def __call__(self) -> None:
         subject = _subject(self.subject, self.folder)
-        first = self.cells[0]
+        first, other = self.cells[0], next((c.other for c in self.cells if c.other), None)
 
         def arena_of(name: str, other: Arena | None = None) -> Arena:
             dataset = load_dataset(name, self.data, size=subject.size, max_images=None)
             return Arena(subject, measured_on(dataset, first.seed), first.seed, first.shots, other)
 
-        arena = arena_of(first.dataset, arena_of(self.other) if self.other else None)
+        arena = arena_of(first.dataset, arena_of(other) if other else None)
         for cell in self.cells:
             measured = run_cell(arena, cell)
             if any(not np.isfinite(v) for _, _, v in measured.curve):
@@ -117,12 +116,10 @@ def run_cells(
     spec: SubjectSpec,
     folder: Path,
     data: Path,
-    others: dict[str, str | None],
     executor: Executor,
     look: Callable[[], None] = lambda: None,
 ) -> None:
-    """Measure the cells that have no file yet. `others` names each dataset's shuffled condition; `look` is called about
-    every second, and at the end.
+    """Measure the cells that have no file yet; `look` is called about every second, and at the end.
 
     Raises:
         D2NWGError: a worker died.
@@ -134,7 +131,7 @@ def run_cells(
     # The largest first, so that no core is idle at the end.
     ordered = sorted(groups.values(), key=lambda g: (-sum(_weight(c) for c in g), g[0].id))
     try:
-        running = {executor.submit(Group(spec, folder, data, others.get(g[0].dataset), tuple(g))) for g in ordered}
+        running = {executor.submit(Group(spec, folder, data, tuple(g))) for g in ordered}
         while running:
             done, running = wait(running, timeout=POLL)
             look()

@@ -38,6 +38,11 @@ def parts(report: dict) -> list[Part]:
     return [Part(*key, *(of(key, report[name]) for name in ("runs", "rows", "comparisons"))) for key in keys]
 
 
+def commits(run: dict) -> list[str]:
+    """Of the code that measured a run's cells. Older runs tell only the commit that put them together."""
+    return run.get("commits") or [run["commit"] or "unknown"]
+
+
 def measured_by(run: dict, runs: Sequence[dict]) -> str:
     """Which numbers of images a run measured; and of which rows, where other `runs` measured other rows of them."""
     images = ", ".join("all train images" if s is None else f"{s} a class" for s in run["shots"])

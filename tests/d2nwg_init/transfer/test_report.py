@@ -63,7 +63,7 @@ CHOICES = Choices(closed_form={"1": "nearest_class_mean"})
 
 def reported(found, subject="base", file=None, split="development"):
     rows, pairs = (f(found, subject, split, CHOICES) for f in (rows_of, compare))
-    return merge_report(file, HEADER, rows, pairs)
+    return merge_report(file, HEADER | {"commits": ["0ld", "n3w"]}, rows, pairs)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +196,11 @@ def test_means_are_over_datasets_and_seeds(report):
     assert "solved" not in tables.means(tables.selected(half, "test_accuracy", step=0), part.datasets)
 
 
+def test_a_run_tells_the_commits_of_its_cells():
+    assert tables.commits({"commit": "c", "commits": ["a", "b"]}) == ["a", "b"]
+    assert tables.commits({"commit": "c"}) == ["c"]  # written before cells told
+
+
 def test_targets_never_reached_count_as_later_than_all(report):
     (part,) = tables.parts(report)
     found = tables.reached(tables.selected(part.rows, "steps_to_target", target="solved_epoch1"))
@@ -236,6 +241,7 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(report, tmp_path):
     fetched = [a for tag, a in page.seen if tag in ("script", "link", "img", "iframe") or "src" in a]
     assert fetched == []
     assert "d2nwg-init bench <transfer>" in page.text  # escaped in the file
+    assert "commit 0ld, n3w" in text
     assert "bench <transfer>" not in text
     cells = [t for t in page.text if t]
     at = cells.index("solved")
@@ -256,6 +262,7 @@ def test_the_document_holds_every_method_of_every_part(report, tmp_path):
     draw(tmp_path)
     text = (tmp_path / "benchmark.md").read_text()
     assert "old" not in text
+    assert "Commit `0ld`, `n3w`, 2 CPU cores" in text
     assert text.startswith("read\n")
     assert text.endswith("me\n")
     tables_ = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
