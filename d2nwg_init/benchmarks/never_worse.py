@@ -57,20 +57,26 @@ Result = dict[str, dict[str, Any]]
 class Draw:
     number: int  # also the seed of the model, the images and what is generated
     dataset: str
+    dataset_sha256: str
     bundle: str
+    weights_sha256: str  # of the bundle
     body: str
     shots: int | None
 
     @property
     def id(self) -> str:
-        return f"{self.number:04}-{self.dataset}-{self.bundle}-{self.body}-{self.shots or 'all'}"
+        dataset = f"{self.dataset}-{self.dataset_sha256[:10]}"
+        bundle = f"{Path(self.bundle).name}-{self.weights_sha256[:10]}"
+        return f"{self.number:04}-{dataset}-{bundle}-{self.body}-{self.shots or 'all'}"
 
 
-def draws(count: int, datasets: Sequence[str], bundles: Sequence[str], seed: int = 0) -> Iterator[Draw]:
-    """The first ones are the same for a larger `count`."""
+def draws(count: int, datasets: Mapping[str, str], bundles: Mapping[str, str], seed: int = 0) -> Iterator[Draw]:
+    """Of datasets, and of bundles, by name with their SHA-256. The first ones are the same for a larger `count`."""
     rng = random.Random(seed)
+    which = list(datasets.items()), list(bundles.items())
     for number in range(count):
-        yield Draw(number, rng.choice(datasets), rng.choice(bundles), rng.choice(BODIES), rng.choice(SHOTS))
+        dataset, bundle = map(rng.choice, which)
+        yield Draw(number, *dataset, *bundle, rng.choice(BODIES), rng.choice(SHOTS))
 
 
 def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> Result:

@@ -108,6 +108,7 @@ def run_sensitivity(
         DataError: a dataset is not in `data`, or has no test images.
     """
     datasets = [load_dataset(name, data) for name in measured_on.datasets]
+    hashes = {name: d.sha256 for name, d in zip(measured_on.datasets, datasets, strict=True)}
     workers = workers or os.cpu_count() or 1
     recipes = {work / f"zoo-{size}": smaller.recipe_of(size, data) for size in smaller.sizes}
     rows: list[ChoiceRow] = []
@@ -116,7 +117,7 @@ def run_sensitivity(
             _build(choice.zoo, Zoo.open(zoo), recipes[choice.zoo], data, workers)
         bundle = work / choice.label.replace(" ", "")
         train_generator(Zoo.open(choice.zoo), choice.recipe, bundle, data)
-        rows += _measured(choice, bundle, measured_on, {d.name: d.sha256 for d in datasets}, data, work, workers)
+        rows += _measured(choice, bundle, measured_on, hashes, data, work, workers)
     return datasets, rows
 
 

@@ -30,16 +30,18 @@ def never_worse(
     from d2nwg_init.benchmarks import never_worse as study
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
-    from pretrained_generators.bundle import embedded_bundles
+    from pretrained_generators.bundle import embedded_bundles, load_config
     from zoo_builder.datasets import load_dataset
     from zoo_builder.executors.processes import process_executor
 
     names = listed(datasets) or SPLITS["development"]
-    sources = listed(bundles) or embedded_bundles(whole=True)
-    todo = list(study.draws(draws, names, sources))
+    loaded = [load_dataset(name, data) for name in names]
+    weights = {name: load_config(name).weights_sha256 for name in listed(bundles) or embedded_bundles(whole=True)}
+    hashes = {name: d.sha256 for name, d in zip(names, loaded, strict=True)}
+    todo = list(study.draws(draws, hashes, weights))
     study.run_draws(todo, data, work, process_executor(workers))
     rows = study.rows_of(todo, work)
-    if not deliver(results("never_worse", (load_dataset(n, data) for n in names), rows), out, json_):
+    if not deliver(results("never_worse", loaded, rows), out, json_):
         metrics = ("over_best", "worse_share", "clearly_worse_share")
         found = {(r.method, r.epoch, r.condition, r.metric): r.value for r in rows if r.dataset == "all"}
         for at, epoch in (("before training", None), ("after an epoch", 1)):

@@ -28,8 +28,12 @@ def test_ratios_are_those_of_the_seconds(bundle_path, monkeypatch):
     assert {(r.bundle, r.dataset) for r in rows} == {("tiny-random", "stripes")}
 
 
+DATASETS = {"a": "0" * 64, "b": "1" * 64}
+BUNDLES = {"x": "2" * 64, "runs/y": "3" * 64}
+
+
 def test_more_draws_begin_with_the_same():
-    few, many = (list(draws(n, ["a", "b"], ["x", "y"])) for n in (20, 60))
+    few, many = (list(draws(n, DATASETS, BUNDLES)) for n in (20, 60))
     assert many[:20] == few
     assert len({d.id for d in many}) == 60
     assert {d.dataset for d in many} == {"a", "b"}
@@ -37,11 +41,19 @@ def test_more_draws_begin_with_the_same():
     assert {d.shots for d in many} == set(never_worse.SHOTS)
 
 
+@pytest.mark.parametrize("changed", ["a", "x", "runs/y"])
+def test_draws_of_a_changed_dataset_or_bundle_are_others_and_those_of_the_rest_are_kept(changed):
+    digest = {changed: "4" * 64}
+    kept = [d.id for d in draws(60, DATASETS, BUNDLES)]
+    now = list(draws(60, *(given | {k: digest[k] for k in given.keys() & digest} for given in (DATASETS, BUNDLES))))
+    assert [d.id in kept for d in now] == [changed not in (d.dataset, d.bundle) for d in now]
+
+
 def test_draws_are_measured_once_and_kept(tmp_path, bundle, monkeypatch):
     monkeypatch.setattr(never_worse, "SHOTS", (4,))
     write_npz(tmp_path / "stripes.npz", striped_dataset("stripes", train=48, test=24))
     monkeypatch.setattr(never_worse, "_bundle", lambda _: bundle)
-    todo = list(draws(2, ["stripes"], ["tiny"]))
+    todo = list(draws(2, {"stripes": "0" * 64}, {"tiny": "1" * 64}))
     run_draws(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
     rows = rows_of(todo, tmp_path / "work")
     assert {r.method for r in rows} == {*JUDGED, *SIMPLE}
@@ -55,7 +67,7 @@ def test_draws_are_measured_once_and_kept(tmp_path, bundle, monkeypatch):
 
 
 def test_the_share_counts_draws_that_are_more_than_a_point_below_the_best(tmp_path):
-    todo = list(draws(4, ["a"], ["x"]))
+    todo = list(draws(4, {"a": "0" * 64}, {"x": "1" * 64}))
     for draw, chosen in zip(todo[:3], (80.0, 79.5, 78.5), strict=True):  # the fourth is not measured
         before = dict.fromkeys(SIMPLE, 50.0) | {"base": 80.0, "chosen": chosen, "initialize": 85.0}
         after = dict.fromkeys((*SIMPLE, "chosen"), 90.0) | {"initialize": 85.0}
