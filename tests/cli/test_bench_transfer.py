@@ -9,6 +9,7 @@ import pytest
 
 from d2nwg_init.benchmarks.results import commit
 from d2nwg_init.benchmarks.transfer import regressor
+from d2nwg_init.benchmarks.transfer.subject import zoo_name
 from tests.cli.conftest import fail, run, succeed
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from tests.zoo_builder.tiny_zoo import result_of
@@ -123,6 +124,15 @@ def test_changed_images_are_measured_anew_and_a_run_tells_the_commits_of_its_cel
 def test_what_cannot_be_measured_is_named(whole, measured_on, tmp_path, more, words):
     assert words in fail(*arguments(whole, measured_on, tmp_path, *FEW, *more))
     assert not (tmp_path / "transfer.json").exists()
+
+
+def test_seeds_that_are_there_are_not_replaced_by_fewer(whole, measured_on, tmp_path):
+    row = {"bundle": zoo_name(whole), "split": "development", "dataset": "kmnist", "method": "solved", "shots": 2}
+    (tmp_path / "transfer.json").write_text(json.dumps({"rows": [{**row, "seed": seed} for seed in range(3)]}))
+    before = (tmp_path / "transfer.json").read_text()
+    assert "Give as many --seeds" in fail(*arguments(whole, measured_on, tmp_path, *FEW, "--seeds", "2"))
+    assert (tmp_path / "transfer.json").read_text() == before
+    assert not list(tmp_path.glob("cells/*/cells/*"))
 
 
 def test_neither_a_zoo_nor_a_bundle_is_nothing_to_measure(measured_on, tmp_path):

@@ -23,10 +23,10 @@ from d2nwg_init.benchmarks.transfer.plan import (
     strength_cells,
     write_choices,
 )
-from d2nwg_init.benchmarks.transfer.report import Found, compare, merge_report, rows_of, write_report
+from d2nwg_init.benchmarks.transfer.report import Found, check_seeds, compare, merge_report, rows_of, write_report
 from d2nwg_init.benchmarks.transfer.run import run_cells
 from d2nwg_init.benchmarks.transfer.splits import SPLITS, Split
-from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, open_subject, work_folder
+from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, identity, open_subject, work_folder
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.errors import DataError, RecipeError, nearest_names
@@ -65,7 +65,8 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
         The cells of this request, and the object that `out` holds, in which other subjects' rows are kept.
 
     Raises:
-        RecipeError: an unknown method or dataset. ZooError, BundleError: the subject cannot be read.
+        RecipeError: an unknown method or dataset, or `out` holds seeds that would be lost.
+        ZooError, BundleError: the subject cannot be read.
         DataError: a dataset of the split is not there, or has no test images.
     """
     from d2nwg_init.benchmarks.transfer.page import write_page
@@ -74,12 +75,16 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     methods = request.rows()
     folder = work_folder(request.subject, work)
     loaded = {n: _load(n, request.data) for n in measured_on}
-    subject = open_subject(request.subject, folder)
+
+    def planned(choices: Choices) -> list[Cell]:
+        return plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
+
     choices = Choices()
+    check_seeds(out, identity(request.subject)[0], request.split, planned(choices))
+    subject = open_subject(request.subject, folder)
     if request.choose:
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
-    planned = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
-    cells = tied(planned, subject, {name: d.sha256 for name, d in loaded.items()})
+    cells = tied(planned(choices), subject, {name: d.sha256 for name, d in loaded.items()})
     about = header("transfer") | {
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
         "weights_sha256": subject.bundle.config.weights_sha256 if subject.bundle else None,

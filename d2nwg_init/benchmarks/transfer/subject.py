@@ -85,7 +85,7 @@ def work_folder(spec: SubjectSpec, root: Path) -> Path:
         name, fit = zoo_name(zoo), zoo.batchnorm
         parts |= {"base": zoo.base_sha256, "entries": [e.sha256 for e in zoo.entries()]}
     else:
-        name = _names(spec)[0]  # which raises where there is nothing to measure
+        name = identity(spec)[0]  # which raises where there is nothing to measure
         config = load_config(str(spec.bundle))
         fit = config.generator.batchnorm
         parts |= {"base": config.base_sha256}
@@ -101,7 +101,7 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
     Raises:
         ZooError: neither a zoo nor a bundle, not of one base, or a zoo that knows datasets of the splits.
     """
-    name, backbone, size = _names(spec)
+    name, backbone, size = identity(spec)
     if spec.zoo is None:
         alone = load_bundle(str(spec.bundle))
         fit = alone.config.generator.batchnorm
@@ -126,7 +126,12 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
     return replace(subject, network=network)
 
 
-def _names(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
+def identity(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
+    """Its name, its backbone and the side of its images, in pixels.
+
+    Raises:
+        ZooError: neither a zoo nor a bundle.
+    """
     if spec.bundle is not None:
         config = load_config(spec.bundle)
         return config.name, config.generator.backbone, config.generator.size

@@ -44,10 +44,13 @@ def commits(run: dict) -> list[str]:
 
 
 def measured_by(run: dict, runs: Sequence[dict]) -> str:
-    """Which numbers of images a run measured; and of which rows, where other `runs` measured other rows of them."""
-    images = ", ".join("all train images" if s is None else f"{s} a class" for s in run["shots"])
-    alone = all(other is run or set(run["shots"]).isdisjoint(other["shots"]) for other in runs)
-    return images if alone else f"{images} ({', '.join(run['methods'])})"
+    """Which numbers of images a run measured; and of which rows and on which datasets, where other `runs` measured
+    others of them."""
+    text = ", ".join("all train images" if s is None else f"{s} a class" for s in run["shots"])
+    others = [other for other in runs if other is not run and not set(run["shots"]).isdisjoint(other["shots"])]
+    names = [d["name"] for d in run["data"]]
+    text += f" ({', '.join(run['methods'])})" if others else ""
+    return text + (f" on {', '.join(names)}" if any(d["name"] not in names for o in others for d in o["data"]) else "")
 
 
 def label(row: dict) -> str:
