@@ -119,11 +119,18 @@ def test_changed_images_are_measured_anew_and_a_run_tells_the_commits_of_its_cel
         (("--plans", "mix"), "0 entries of ['mix']"),
         (("--universal", "everything"), "no entry of the plan 'everything'"),
         (("--bundle", "test_resnet-64"), "another base"),
+        (("--methods", "logistic", "--shots", "all"), "Nothing is measured of logistic"),
     ],
 )
 def test_what_cannot_be_measured_is_named(whole, measured_on, tmp_path, more, words):
     assert words in fail(*arguments(whole, measured_on, tmp_path, *FEW, *more))
     assert not (tmp_path / "transfer.json").exists()
+
+
+def test_a_look_at_nothing_is_not_put_on_record(whole, measured_on, tmp_path):
+    nothing = ("--split", "held_out", *FEW, "--methods", "scratch", "--shots", "5", "--trained", "none")
+    assert "Give other --shots" in fail(*arguments(whole, measured_on, tmp_path, *nothing, datasets="trashnet"))
+    assert not (tmp_path / "heldout_runs.json").exists()
 
 
 def test_seeds_that_are_there_are_not_replaced_by_fewer(whole, measured_on, tmp_path):

@@ -65,7 +65,7 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
         The cells of this request, and the object that `out` holds, in which other subjects' rows are kept.
 
     Raises:
-        RecipeError: an unknown method or dataset, or `out` holds seeds that would be lost.
+        RecipeError: an unknown method or dataset, nothing to measure, or `out` holds seeds that would be lost.
         ZooError, BundleError: the subject cannot be read.
         DataError: a dataset of the split is not there, or has no test images.
     """
@@ -80,6 +80,11 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
         return plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
 
     choices = Choices()
+    if not planned(choices):
+        raise RecipeError(
+            f"Nothing is measured of {', '.join(methods)} with these --shots: some rows are of 1, 5 or 16 images a "
+            "class alone, and some of all. Give other --shots, or other --methods."
+        )
     check_seeds(out, identity(request.subject)[0], request.split, planned(choices))
     subject = open_subject(request.subject, folder)
     if request.choose:
