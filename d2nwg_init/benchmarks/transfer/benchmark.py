@@ -134,7 +134,7 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
     """
     of = "+".join(filter(None, (folder.name, subject.bundle_digest)))
     methods, shots = request.rows(), request.shots
-    trained = [name for name, m in methods.items() if m.trained and None in shots]
+    trained = [name for name, m in methods.items() if m.rated and None in shots]
     written, lacking = read_choices(file, subject.name, of, methods, shots, trained)
     if not lacking:
         return written

@@ -62,6 +62,12 @@ class Method:
     samples: int = 1
     seeds: int | None = None  # at most; None is no limit
     timed_by_hook: bool = False  # has the time that the hook takes, with the bundle if there is one
+    trained_to_start: bool = False  # its rate is part of how its step 0 is made, and chosen by that
+
+    @property
+    def rated(self) -> bool:
+        """Whether it has a learning rate, which is chosen."""
+        return self.trained or self.trained_to_start
 
     @property
     def depends_on_bundle(self) -> bool:
@@ -325,6 +331,6 @@ METHODS: dict[str, Method] = {
     "generated_mean": Method(_generated, "bundle", conditions=ALL, samples=2),
     "generated_selected": Method(_generated_selected, "bundle", conditions=ALL),
     "initialize": Method(_initialize, "bundle", long=True),
-    "sgd_equal_time": Method(_sgd_equal_time, few_shot=False, timed_by_hook=True),
+    "sgd_equal_time": Method(_sgd_equal_time, few_shot=False, timed_by_hook=True, trained_to_start=True),
     "oracle": Method(_oracle, "zoo", trained=False, few_shot=False, seeds=1),
 }

@@ -163,7 +163,7 @@ def plan_cells(
                                     length,
                                     condition,
                                     strength=choices.strength(name, count),
-                                    learning_rate=rate if length != "none" or name == "sgd_equal_time" else None,
+                                    learning_rate=rate if length != "none" or method.trained_to_start else None,
                                     **variant,
                                 )
                             )
@@ -205,20 +205,20 @@ def _strengths(name: str, method: Method, shots: int | None) -> tuple[float | No
 
 
 def rate_cells(methods: Mapping[str, Method], datasets: Sequence[str], choices: Choices) -> list[Cell]:
-    """Every method that is trained, at every learning rate."""
+    """Every method that has a learning rate, at each."""
     return [
         Cell(
             dataset,
             None,
             CHOOSING_SEED,
             name,
-            "rates",
+            "none" if method.trained_to_start else "rates",
             strength=choices.strength(name, None),
             learning_rate=rate,
             **_variants(name, method)[0],
         )
         for name, method in methods.items()
-        if method.trained
+        if method.rated
         for dataset in datasets
         for rate in RATES
     ]
@@ -247,8 +247,12 @@ def choose_strengths(measured: Mapping[Cell, Measured]) -> Choices:
 
 
 def choose_rates(choices: Choices, measured: Mapping[Cell, Measured]) -> Choices:
-    """The learning rate of the highest mean accuracy at steps 30 and 100 and after an epoch, over the datasets."""
-    means = _means(measured, lambda cell: (cell.method, cell.learning_rate), ("step/30", "step/100", "epoch/1"))
+    """The learning rate of the highest mean accuracy at steps 30 and 100 and after an epoch, over the datasets; at step
+    0 of methods that are trained to start."""
+    means: dict[tuple[str, float], float] = {}
+    for training, at in (("rates", ("step/30", "step/100", "epoch/1")), ("none", ("step/0",))):
+        some = {cell: found for cell, found in measured.items() if cell.training == training}
+        means |= _means(some, lambda cell: (cell.method, cell.learning_rate), at)
     methods = dict(choices.methods)
     for name in dict.fromkeys(method for method, _ in means):
         _, rate = max((value, rate) for (method, rate), value in means.items() if method == name)

@@ -61,6 +61,12 @@ def test_rows_that_are_not_to_be_trained_are_measured_at_step_0_alone():
     assert {c.method for c in cells} == {"solved", "universal"}
     assert {c.method for c in cells if c.training != "none"} == {"solved"}
     assert {c.method for c in rate_cells(request.rows(), DATASETS, Choices())} == {"solved"}
+    timed = replace(request, methods=("solved", "sgd_equal_time"), trained=()).rows()
+    assert {c.method for c in rate_cells(timed, DATASETS, Choices())} == {"sgd_equal_time"}  # its step 0 is trained
+    cells = plan(timed, choices=Choices({"solved": Choice(1e-3), "sgd_equal_time": Choice(3e-3)}))
+    assert {(c.method, c.training, c.learning_rate) for c in cells} == {
+        ("solved", "none", None), ("sgd_equal_time", "none", 3e-3),
+    }  # fmt: skip
     with pytest.raises(RecipeError, match="did you mean 'solved'"):
         replace(request, trained=("solvd",)).rows()
 
@@ -94,10 +100,12 @@ def test_choices_reach_the_cells():
 def test_choosing_uses_a_seed_that_is_not_reported():
     cells = strength_cells(ALL, DATASETS, (1, None)) + rate_cells(ALL, DATASETS, Choices())
     assert {c.seed for c in cells} == {CHOOSING_SEED}
-    rates = [c for c in cells if c.training == "rates"]
+    rates = [c for c in cells if c.learning_rate is not None]
     assert {(c.method, c.learning_rate) for c in rates} == {
         (n, r) for n, m in METHODS.items() if m.trained for r in RATES
     }
+    assert {c.method for c in rates if c.training == "none"} == {"sgd_equal_time"}
+    assert {c.training for c in rates} == {"none", "rates"}
     assert {c.strength for c in cells if c.method == "universal" and c.training == "none"} == set(STRENGTHS)
     assert {c.strength for c in cells if c.method == "logistic"} == set(PENALTIES)
 
@@ -129,6 +137,14 @@ def test_a_rate_is_chosen_by_steps_30_and_100_and_the_epoch():
         found[Cell("kmnist", None, 7, "solved", "rates", learning_rate=rate)] = measured(step_0=99, **at)
     before = Choices({"solved": Choice(strength=0.5)})
     assert choose_rates(before, found).of("solved") == Choice(RATES[1], 0.5)
+
+
+def test_a_rate_that_a_start_is_made_with_is_chosen_by_the_start():
+    found = {
+        Cell("kmnist", None, 7, "sgd_equal_time", learning_rate=rate): measured(step_0=value)
+        for rate, value in zip(RATES, (60, 80, 70, 10), strict=True)
+    }
+    assert choose_rates(Choices(), found).of("sgd_equal_time").learning_rate == RATES[1]
 
 
 def test_what_is_chosen_for_other_numbers_of_shots_joins(tmp_path):
