@@ -172,7 +172,7 @@ def _noise_on_nearest(arena: Arena, cell: Cell) -> Built:
             k: v + cell.sigma * v.square().mean().sqrt() * torch.randn(v.shape, generator=generator)  # type: ignore[operator]
             for k, v in nearest.items()
         }
-        return Body("noisy", f"noisy_{i}", shifted(base, delta))
+        return Body("noisy", f"noisy_{i}", shifted(base, delta, cell.strength or 1.0))
 
     return _best_of(arena, (noisy(i) for i in range(NUM_CANDIDATES)))
 
@@ -325,7 +325,7 @@ METHODS: dict[str, Method] = {
         conditions=BOTH,
     ),
     "regressor": Method(_combined(lambda _, a: a.network_weights()), "zoo", strength=True, conditions=BOTH),
-    "noise_on_nearest": Method(_noise_on_nearest, "zoo", trained=False),
+    "noise_on_nearest": Method(_noise_on_nearest, "zoo", trained=False, strength=True),
     "zoo_selected": Method(_zoo_selected, "zoo"),
     "no_generator": Method(_no_generator, "zoo"),
     "generated_mean": Method(_generated, "bundle", conditions=ALL, samples=2),

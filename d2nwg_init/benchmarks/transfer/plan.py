@@ -65,7 +65,10 @@ def read_choices(
         covered = rated.intersection(*(run["methods"].get(_named(s), ()) for s in shots))
         if not covered.issuperset(set(HEADS) & set(methods)):
             covered -= set(HEADS)
-        return parse_config(written["choices"][subject], Choices), [m for m in methods if m not in covered]
+        choices = parse_config(written["choices"][subject], Choices)
+        strong = [m for m in covered.intersection(methods) if METHODS[m].strength]
+        covered -= {m for m in strong if None in [choices.strength(m, s) for s in shots]}
+        return choices, [m for m in methods if m not in covered]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(
             f"{file} does not hold the choices of a benchmark ({e!r}). Remove it, and they are made again."
@@ -187,7 +190,7 @@ def _variants(name: str, method: Method) -> list[dict]:
 def strength_cells(methods: Mapping[str, Method], datasets: Sequence[str], shots: Sequence[int | None]) -> list[Cell]:
     """Step 0 at every strength (penalty, for the logistic head), and of the heads that compete with few shots."""
     return [
-        Cell(dataset, count, CHOOSING_SEED, name, strength=strength)
+        Cell(dataset, count, CHOOSING_SEED, name, strength=strength, **_variants(name, method)[0])
         for name, method in methods.items()
         for dataset in datasets
         for count in shots

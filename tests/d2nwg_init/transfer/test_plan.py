@@ -106,7 +106,8 @@ def test_choosing_uses_a_seed_that_is_not_reported():
     }
     assert {c.method for c in rates if c.training == "none"} == {"sgd_equal_time"}
     assert {c.training for c in rates} == {"none", "rates"}
-    assert {c.strength for c in cells if c.method == "universal" and c.training == "none"} == set(STRENGTHS)
+    for method in ("universal", "noise_on_nearest"):
+        assert {c.strength for c in cells if c.method == method and c.training == "none"} == set(STRENGTHS)
     assert {c.strength for c in cells if c.method == "logistic"} == set(PENALTIES)
 
 
@@ -179,10 +180,19 @@ def test_what_is_chosen_for_other_numbers_of_shots_joins(tmp_path):
 
 def test_heads_that_compete_are_chosen_together(tmp_path):
     file = tmp_path / "choices.json"
-    write_choices(file, "one", "one-1", Choices(closed_form={"1": "solved"}), ["solved", "universal"], [1], (), {})
+    both = Choices({"universal": Choice(None, None, {"1": 1.0})}, {"1": "solved"})
+    write_choices(file, "one", "one-1", both, ["solved", "universal"], [1], (), {})
     names = ["universal", "solved", "logistic"]
     assert read_choices(file, "one", "one-1", names, [1])[1] == ["solved", "logistic"]
     assert read_choices(file, "one", "one-1", ["solved"], [1])[1] == []
+
+
+def test_a_strength_that_was_not_chosen_yet_is_lacking(tmp_path):
+    """As of a row that had none when its choices were written."""
+    file = tmp_path / "choices.json"
+    names = ["nearest", "noise_on_nearest"]
+    write_choices(file, "one", "one-1", Choices({"nearest": Choice(None, 0.5)}), names, [None], (), {})
+    assert read_choices(file, "one", "one-1", names, [None])[1] == ["noise_on_nearest"]
 
 
 def test_choices_are_read_as_they_were_written_beside_those_of_others(tmp_path):
