@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, as_tensors, fine_tune, train_loader
+from d2nwg_init.benchmarks.plain_base import plain_base
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import initialize
@@ -74,14 +75,10 @@ class _Bench:
         """Name, sample and maker of each method."""
         yield "scratch", None, self.scratch
         yield "pretrained", None, self.pretrained
-        yield "solved", None, lambda: self.with_head(self.base)
+        yield "solved", None, lambda: self.with_head(plain_base(self.bundle.generator, self.support.images))
         for i in range(num_samples):
             yield "generated_mean", i, lambda i=i: self.with_head(self.generated(i))  # type: ignore[misc]
         yield "initialize", None, self.initialized
-
-    @property
-    def base(self) -> dict[str, torch.Tensor]:
-        return self.bundle.generator.base_parameters()
 
     def scratch(self) -> nn.Module:
         torch.manual_seed(self.seed)

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, train_steps
+from d2nwg_init.benchmarks.plain_base import plain_base
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.benchmarks.transfer.statistics import LEVEL, paired_bootstrap
 from d2nwg_init.candidates import set_body_and_solve
@@ -121,7 +122,7 @@ def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> Result:
         "as_passed": passed,
         "own_body": lambda: solved({}),
         "own_body_as_is": lambda: _solved_as_is(passed(), support),
-        "base": lambda: solved(bundle.generator.base_parameters()),
+        "base": lambda: solved(plain_base(bundle.generator, support.images)),
         "chosen": lambda: initialized("chosen", 0),
         "initialize": lambda: initialized("initialize", None),
     }
