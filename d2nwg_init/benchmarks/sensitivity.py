@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from d2nwg_init.benchmarks.measurable import check_measurable
 from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow
 from d2nwg_init.benchmarks.transfer.benchmark import tied
 from d2nwg_init.benchmarks.transfer.cells import read_cell
@@ -108,6 +109,8 @@ def run_sensitivity(
         DataError: a dataset is not in `data`, or has no test images.
     """
     datasets = [load_dataset(name, data) for name in measured_on.datasets]
+    for dataset in datasets:
+        check_measurable(dataset)
     hashes = {name: d.sha256 for name, d in zip(measured_on.datasets, datasets, strict=True)}
     workers = workers or os.cpu_count() or 1
     recipes = {work / f"zoo-{size}": smaller.recipe_of(size, data) for size in smaller.sizes}

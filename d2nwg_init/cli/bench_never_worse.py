@@ -28,6 +28,7 @@ def never_worse(
     from rich.table import Table
 
     from d2nwg_init.benchmarks import never_worse as study
+    from d2nwg_init.benchmarks.measurable import check_measurable
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
     from pretrained_generators.bundle import embedded_bundles, load_config
@@ -36,7 +37,10 @@ def never_worse(
 
     names = listed(datasets) or SPLITS["development"]
     loaded = [load_dataset(name, data) for name in names]
-    weights = {name: load_config(name).weights_sha256 for name in listed(bundles) or embedded_bundles(whole=True)}
+    configs = {name: load_config(name) for name in listed(bundles) or embedded_bundles(whole=True)}
+    for dataset in loaded:
+        check_measurable(dataset, configs.values())
+    weights = {name: config.weights_sha256 for name, config in configs.items()}
     hashes = {name: d.sha256 for name, d in zip(names, loaded, strict=True)}
     todo = list(study.draws(draws, hashes, weights))
     study.run_draws(todo, data, work, process_executor(workers))

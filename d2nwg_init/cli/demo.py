@@ -29,28 +29,17 @@ def demo(
 
     from d2nwg_init.benchmarks.demo import draw_curves, run_demo
     from d2nwg_init.benchmarks.fine_tuning import FineTuning
+    from d2nwg_init.benchmarks.measurable import check_measurable
     from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import load_bundle
     from zoo_builder.datasets import load_dataset
     from zoo_builder.datasets.read_images import stored_size
-    from zoo_builder.datasets.same_dataset import is_among
-    from zoo_builder.errors import DataError
 
     loaded = load_bundle(bundle)
     size = stored_size(loaded.config.generator.size)
     datasets = [load_dataset(source, size=size) for source in data or ["digits"]]
-    seen = [t.name for t in loaded.config.trained_on]
     for dataset in datasets:
-        if is_among(dataset.name, seen):
-            raise DataError(
-                f"The bundle was trained on {dataset.name!r}: it would be measured on what it knows. Take a dataset "
-                f"that it never saw, such as one of {', '.join(loaded.config.held_out)}."
-            )
-        if not len(dataset.x_test):
-            raise DataError(
-                f"Dataset {dataset.name!r} has no test images to measure on. Give 5 images a class or more, or a test/ "
-                "folder beside train/."
-            )
+        check_measurable(dataset, [loaded.config])
     recipe = FineTuning()
     rows = []
     for dataset in datasets:

@@ -10,7 +10,9 @@ import pytest
 from d2nwg_init.benchmarks.results import commit
 from d2nwg_init.benchmarks.transfer import regressor
 from d2nwg_init.benchmarks.transfer.subject import zoo_name
+from pretrained_generators.bundle import TrainedOn
 from tests.cli.conftest import fail, run, succeed
+from tests.pretrained_generators.small import save_random_bundle
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from tests.zoo_builder.tiny_zoo import result_of
 from zoo_builder.checkpoint import read_tensors, write_atomically
@@ -150,6 +152,13 @@ def test_a_zoo_that_was_trained_on_a_dataset_of_the_splits_is_refused(whole, zoo
     entry = next(zoo.entries(plans=["branch"]))
     Zoo.open(zoo.path).write(replace(entry.task, datasets=("CIFAR-10",)), result_of(entry), entry.about)
     assert "trained on ['CIFAR-10']" in fail(*arguments(zoo, measured_on, tmp_path, *FEW))
+
+
+def test_a_bundle_that_was_trained_on_a_dataset_of_the_splits_is_refused(measured_on, tmp_path):
+    save_random_bundle(tmp_path / "bundle", trained_on=(TrainedOn("CIFAR-10", 9), TrainedOn("stripes", 9)))
+    command = ("bench", "transfer", "--data", measured_on, "--bundle", tmp_path / "bundle", "--work", tmp_path / "work")
+    message = fail(*command, "--datasets", "kmnist,dtd_part", "--out", tmp_path / "transfer.json", "--defaults")
+    assert "trained on ['CIFAR-10']" in message
 
 
 def test_other_shots_are_refused(whole, measured_on, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from d2nwg_init.benchmarks.measurable import check_measurable
 from d2nwg_init.benchmarks.results import header
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.live import LiveTable
@@ -163,8 +164,7 @@ def _load(name: str, data: Path) -> ImageDataset:
     if name not in dataset_names(data):
         raise DataError(f"{data} has no dataset {name!r}, which the benchmark measures on. Add it, or name --datasets.")
     dataset = load_dataset(name, data)
-    if not len(dataset.x_test):
-        raise DataError(f"Dataset {name!r} has no test images to measure on. Give it a test part.")
+    check_measurable(dataset)
     return dataset
 
 
