@@ -1,19 +1,24 @@
 """`bench init`: each ratio is that of the seconds beside it; `bench never-worse`: draws, resuming and the share."""
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from d2nwg_init import initialize
 from d2nwg_init.benchmarks import init, never_worse
 from d2nwg_init.benchmarks.never_worse import JUDGED, SIMPLE, draws, rows_of, run_draws
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 
 
-def test_ratios_are_those_of_the_seconds(bundle_path, monkeypatch):
+def test_ratios_are_those_of_the_seconds_and_memory_that_of_a_first_call(
+    bundle_path, bundle, model, loader, monkeypatch
+):
     monkeypatch.setattr(init, "EPOCH_IMAGES", 64)
     monkeypatch.setattr(init, "REPEATS", 1)
     dataset = striped_dataset("stripes", train=48, test=8)
+    initialize(model, loader, generator=bundle, num_candidates=2)  # what this took here must not serve the next call
     rows = init.run_init_benchmark(str(bundle_path), dataset, num_candidates=2, num_support=32)
     seconds = {r.method: r.value for r in rows if r.metric == "seconds"}
     figures = {r.metric: r.value for r in rows if r.metric != "seconds"}
@@ -22,9 +27,9 @@ def test_ratios_are_those_of_the_seconds(bundle_path, monkeypatch):
     }  # fmt: skip
     assert figures["total_over_epoch"] == seconds["initialize"] / seconds["epoch"]
     assert figures["evaluation_over_forward"] == seconds["evaluation"] / seconds["forward"]
-    each = figures["evaluation_over_forward"] / figures["evaluation_over_forward_each"]
-    assert each == pytest.approx(3 + 1 + 2)  # as passed and own body, as it is too, base, samples
     assert ("peak_over_weights" in figures) == ("peak_extra_bytes" in figures)
+    if sys.platform == "linux":
+        assert figures["peak_extra_bytes"] > 2**24
     assert {(r.bundle, r.dataset) for r in rows} == {("tiny-random", "stripes")}
 
 
