@@ -17,9 +17,8 @@ from statistics import mean
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, fine_tune
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, fine_tune, shuffled_loader
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.hook import initialize
 from d2nwg_init.undo import copied_state
@@ -34,6 +33,7 @@ from zoo_builder.progress import progress_bar
 METHODS = ("pretrained", "solved", "initialize")
 RATES = (3e-4, 1e-3, 3e-3)  # of which each method has the best, see `rows_of`
 TRAIN_IMAGES, TEST_IMAGES = 2000, 1000  # at most
+PROTOCOL = 2  # of the cells; another number is another file
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Cell:
     @property
     def id(self) -> str:
         which = f"{self.model.replace(':', '_')}-{self.weights_sha256[:10]}-{self.size}"
-        return f"{which}-{self.dataset}-{self.dataset_sha256[:10]}-{self.method}-{self.seed}"
+        return f"{which}-{self.dataset}-{self.dataset_sha256[:10]}-{self.method}-{self.seed}-v{PROTOCOL}"
 
 
 def cells(model: str, weights: Path, size: int, datasets: Mapping[str, str], seeds: int) -> list[Cell]:
@@ -87,7 +87,7 @@ def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
     test = _drawn(model, dataset.x_test, dataset.y_test, cell.size, TEST_IMAGES, 0)
     began, chosen = time.perf_counter(), None
     if cell.method != "pretrained":
-        loader, steps = _loader(train, cell.seed), 0 if cell.method == "solved" else None
+        loader, steps = shuffled_loader(*train, cell.seed), 0 if cell.method == "solved" else None
         report = initialize(model, loader, generator=None, refining_steps=steps, seed=cell.seed, progress=False)
         chosen = report.chosen
     seconds = time.perf_counter() - began
@@ -97,7 +97,7 @@ def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
         model.load_state_dict(start)
         torch.manual_seed(cell.seed)
         recipe = replace(FineTuning(), learning_rate=rate)
-        accuracy[str(rate)] = fine_tune(model, _loader(train, cell.seed), test, recipe)
+        accuracy[str(rate)] = fine_tune(model, shuffled_loader(*train, cell.seed, whole=True), test, recipe)
     return {"accuracy": accuracy, "seconds": seconds, "chosen": chosen}
 
 
@@ -130,8 +130,3 @@ def _drawn(
     """At most so many images [N, 3, size, size] as the model takes them, and their labels [N]."""
     drawn = np.random.default_rng(seed).permutation(len(y))[:most]
     return prepare_images(model, resize_images(x[drawn], size)), torch.from_numpy(y[drawn])
-
-
-def _loader(train: tuple[torch.Tensor, torch.Tensor], seed: int) -> DataLoader:
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(TensorDataset(*train), FineTuning.batch_size, shuffle=True, generator=generator)

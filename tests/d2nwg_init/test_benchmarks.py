@@ -7,7 +7,7 @@ import torch
 
 from d2nwg_init.benchmarks.demo import METHODS, draw_curves, mean_accuracies, mean_seconds, run_demo
 from d2nwg_init.benchmarks.drawn_block import replace_block
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, as_tensors, fine_tune, train_loader
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, as_tensors, fine_tune, shuffled_loader, train_loader
 from d2nwg_init.benchmarks.never_worse import Draw, measure
 from d2nwg_init.benchmarks.readme import results_block
 from d2nwg_init.benchmarks.results import Row, results
@@ -101,6 +101,19 @@ def test_loader_gives_every_image_once_in_the_order_of_its_seed(dataset):
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
     assert orders[0].bincount().tolist() == np.bincount(dataset.y_train).tolist()
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(17, [8, 8]), (16, [8, 8]), (5, [5])])
+def test_no_image_is_trained_on_alone(count, sizes):
+    loader = shuffled_loader(*labelled_images(count, 3), seed=0, batch_size=8, whole=True)
+    assert [len(y) for _, y in loader] == sizes
+
+
+def test_a_demo_of_one_image_more_than_whole_batches_trains(dataset, bundle):
+    count = FineTuning.batch_size + 1
+    more = (np.resize(getattr(dataset, k), (count, *getattr(dataset, k).shape[1:])) for k in ("x_train", "y_train"))
+    one_more = dataclasses.replace(dataset, **dict(zip(("x_train", "y_train"), more, strict=True)))
+    assert run_demo(one_more, bundle, FineTuning(steps=(0, 2)), seeds=1, num_samples=1)
 
 
 def row(value, method="scratch", seed=0, step=0, metric="test_accuracy", sample=None, dataset="d"):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, train_steps
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, train_steps
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, write_cell
 from d2nwg_init.benchmarks.transfer.methods import make
@@ -58,7 +58,7 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
     torch.manual_seed(cell.seed)
     drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:CURVE_IMAGES]
     curve_images, curve_labels = images[drawn], labels[drawn]
-    curve = [] if cell.training == "rates" else [(0, 0.0, _accuracy(made.model, curve_images, curve_labels))]
+    curve = [] if cell.training == "rates" else [(0, 0.0, accuracy(made.model, curve_images, curve_labels))]
     for step, seconds in train_steps(made.model, loader, recipe, max(*STEPS, epoch)):
         if step in STEPS and not (cell.training == "rates" and step == STEPS[0]):
             measure(made.model, f"step/{step}")
@@ -67,7 +67,7 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
             measure(made.model, "epoch/1")
             measured.seconds["epoch/1"] = seconds
         if cell.training != "rates" and (step % EVERY == 0 or step == epoch):
-            curve.append((step, seconds, _accuracy(made.model, curve_images, curve_labels)))
+            curve.append((step, seconds, accuracy(made.model, curve_images, curve_labels)))
     measured.curve.extend(curve)
     if cell.training == "long":
         loader = arena.training_loader(LONG_IMAGES)
@@ -75,10 +75,6 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
             measured.seconds[f"epoch/{LONG_EPOCHS}"] = seconds
         measure(begun, f"epoch/{LONG_EPOCHS}")
     return measured
-
-
-def _accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    return 100 * (predict(model, images).argmax(1) == labels).float().mean().item()
 
 
 @dataclass(frozen=True)
