@@ -6,11 +6,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -19,16 +18,15 @@ import torch
 from torch import nn
 
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, fine_tune, shuffled_loader
+from d2nwg_init.benchmarks.kept import kept, measure_missing
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.hook import initialize
 from d2nwg_init.undo import copied_state
 from zoo_builder.backbones import BackboneSpec, prepare_images
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.datasets.read_images import stored_size
 from zoo_builder.errors import ModelError
-from zoo_builder.progress import progress_bar
 
 METHODS = ("pretrained", "solved", "initialize")
 RATES = (3e-4, 1e-3, 3e-3)  # of which each method has the best, see `rows_of`
@@ -67,16 +65,12 @@ def cells(model: str, weights: Path, size: int, datasets: Mapping[str, str], see
 
 
 def run_cells(todo: Sequence[Cell], data: Path, folder: Path, executor: Executor) -> None:
-    """Measure those that have no file in `folder` yet."""
-    missing = [c for c in todo if not (folder / f"{c.id}.json").exists()]
-    with executor, progress_bar(f"cells -> {folder}", total=len(missing)) as bar:
-        for _ in executor.map(functools.partial(_run, data, folder), missing):
-            bar.advance()
+    """Measure those that are not kept in `folder` yet."""
+    measure_missing(todo, functools.partial(_measure, data), folder, executor)
 
 
-def _run(data: Path, folder: Path, cell: Cell) -> None:
-    found = measure(cell, load_dataset(cell.dataset, data, size=stored_size(cell.size)))
-    write_text_atomically(folder / f"{cell.id}.json", json.dumps({"cell": asdict(cell), "found": found}) + "\n")
+def _measure(data: Path, cell: Cell) -> dict[str, object]:
+    return measure(cell, load_dataset(cell.dataset, data, size=stored_size(cell.size)))
 
 
 def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
@@ -105,7 +99,7 @@ def rows_of(done: Sequence[Cell], folder: Path) -> list[Row]:
     """Of each cell `test_accuracy` (%) by step, at its method's learning rate: the one with the best mean over
     datasets, seeds and steps 30 and 100. `condition` tells it, and what was chosen; `seconds` is of the call, on one
     thread."""
-    found = {c: json.loads((folder / f"{c.id}.json").read_text())["found"] for c in done}
+    found = {c: measured for c in done if (measured := kept(folder, c))}
     rows: list[Row] = []
     for method in METHODS:
         of_method = {c: f for c, f in found.items() if c.method == method}

@@ -79,7 +79,7 @@ def test_the_share_counts_draws_that_are_more_than_a_point_below_the_best(tmp_pa
         clearly = dict.fromkeys((*SIMPLE, "initialize"), False) | {"chosen": chosen < 79, "own_body": True}
         result = {"names": {"chosen": "own_body"}, "step_0": before, "epoch_1": after}
         result |= {"clearly worse, step_0": clearly, "clearly worse, epoch_1": clearly}
-        (tmp_path / f"{draw.id}.json").write_text(json.dumps({"result": result}))
+        (tmp_path / f"{draw.id}.json").write_text(json.dumps({"found": result}))
     rows = rows_of(todo, tmp_path)
     whole = [r for r in rows if r.condition == "all draws"]
     share, clear, over = (

@@ -7,7 +7,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, open_su
 from zoo_builder.backbones import predict
 from zoo_builder.datasets import load_dataset
 from zoo_builder.errors import D2NWGError
+from zoo_builder.executors.processes import telling_of_dead_workers
 
 STEPS = (10, 30, 100)
 EVERY = 5  # steps between two points of a curve
@@ -127,16 +127,13 @@ def run_cells(
     # The largest first, so that no core is idle at the end.
     ordered = sorted(groups.values(), key=lambda g: (-sum(_weight(c) for c in g), g[0].id))
     try:
-        running = {executor.submit(Group(spec, folder, data, tuple(g))) for g in ordered}
-        while running:
-            done, running = wait(running, timeout=POLL)
-            look()
-            for future in done:
-                future.result()
-    except BrokenProcessPool as e:
-        raise D2NWGError(
-            "A worker died (of too little memory?). Run again, with fewer --workers: what is done is kept."
-        ) from e
+        with telling_of_dead_workers():
+            running = {executor.submit(Group(spec, folder, data, tuple(g))) for g in ordered}
+            while running:
+                done, running = wait(running, timeout=POLL)
+                look()
+                for future in done:
+                    future.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     look()
