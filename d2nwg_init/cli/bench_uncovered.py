@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
 from d2nwg_init.cli.outputs import out_file
 
 
+@resumable
 def uncovered(
     model: Annotated[str, typer.Argument(help="timm's name, or torchvision:NAME.")],
     weights: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Pretrained weights of it (safetensors).")],

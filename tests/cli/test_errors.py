@@ -129,14 +129,27 @@ def test_message_prints_markup_as_it_is(out):
     assert "[red]x" in init("[red]x", out)
 
 
-def test_interrupt_is_exit_code_130_without_a_traceback(monkeypatch, images, bundle_path):
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [
+        (("demo", "--data", "{images}", "--bundle", "{bundle}"), False),
+        (("bench", "bases", "test_resnet", "--data", "{images}"), False),
+        (("zoo", "base", "--data", "{images}", "--out", "{out}"), True),
+        (("bench", "uncovered", "test_resnet", "--data", "{images}", "--weights", "{bundle}/config.json"), True),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
+)
+def test_interrupt_is_exit_code_130_without_a_traceback(command, goes_on, monkeypatch, images, bundle_path, out):
+    """And tells that the command goes on where it does."""
+
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zoo_builder.datasets.load_dataset", stop)
-    result = run("demo", "--data", images, "--bundle", bundle_path)
+    result = run(*(part.format(images=images, bundle=bundle_path, out=out) for part in command))
     assert result.exit_code == 130
-    assert "goes on from there" in result.stderr
+    assert "Interrupted." in result.stderr
+    assert ("goes on from there" in result.stderr) == goes_on
     assert "Traceback" not in result.output
 
 
