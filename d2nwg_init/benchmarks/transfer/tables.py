@@ -43,10 +43,14 @@ def commits(run: dict) -> list[str]:
     return run.get("commits") or [run["commit"] or "unknown"]
 
 
+def images_read(shots: int | None) -> str:
+    return "all train images" if shots is None else f"{shots} a class"
+
+
 def measured_by(run: dict, runs: Sequence[dict]) -> str:
     """Which numbers of images a run measured; and of which rows and on which datasets, where other `runs` measured
     others of them."""
-    text = ", ".join("all train images" if s is None else f"{s} a class" for s in run["shots"])
+    text = ", ".join(map(images_read, run["shots"]))
     others = [other for other in runs if other is not run and not set(run["shots"]).isdisjoint(other["shots"])]
     names = [d["name"] for d in run["data"]]
     text += f" ({', '.join(run['methods'])})" if others else ""

@@ -337,5 +337,17 @@ def test_every_loss_of_initialize_is_listed_and_no_win(found, tmp_path):
     assert {row[2] for row in listed} == {"step 0", "step 10", "step 30", "step 100", "epoch 1"}
     assert all(float(row[4]) < -10 for row in listed)
     assert "| `kmnist` | all | step 0 | solved |" in failures(part)
+
+
+def test_that_there_is_no_loss_tells_where_one_was_looked_for(found, tmp_path):
     (part,) = tables.parts(reported(found, file=tmp_path / "absent"))
-    assert "None on any dataset" in failures(part)
+    assert "compared with no rival" in failures(part)
+    better = {cell_of("initialize", d, s): measured(80, s) for d in DATASETS for s in (0, 1)}
+    start = {c: replace(m, correct={"step/0": m.correct["step/0"]}) for c, m in better.items()}
+    (part,) = tables.parts(reported(found | start, file=tmp_path / "absent"))
+    assert "None on any dataset, at step 0 with all train images." in failures(part)
+    few = {Cell(d, 1, 0, "initialize"): Measured({"step/0": correct(60, 0)}) for d in DATASETS}
+    (part,) = tables.parts(reported(found | better | few, file=tmp_path / "absent"))
+    assert "at step 0, step 10, step 30, step 100, epoch 1 with all train images; step 0 with 1 a class." in failures(
+        part
+    )
