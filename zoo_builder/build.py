@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import tempfile
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from zoo_builder.backbones import BackboneSpec, body_state, check_body
@@ -13,6 +12,7 @@ from zoo_builder.checkpoint import read_tensors
 from zoo_builder.datasets import dataset_names
 from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import ZooError
+from zoo_builder.executors.processes import telling_of_dead_workers
 from zoo_builder.job import CPU, Device, Job
 from zoo_builder.progress import progress_bar
 from zoo_builder.sources import SourceRecord
@@ -78,7 +78,8 @@ def build(
         done = {t.id for t in tasks if t.id in zoo}
         waiting = [g for g in _groups(tasks, device.at_once) if any(t.id not in done | failed.keys() for t in g)]
         running: dict[Future[dict[str, str]], list[FineTuneTask]] = {}
-        with progress_bar(f"building {zoo.path}", total=len(tasks), done=len(done | failed.keys())) as bar:
+        bar_of = progress_bar(f"building {zoo.path}", total=len(tasks), done=len(done | failed.keys()))
+        with bar_of as bar, telling_of_dead_workers(ZooError):
             try:
                 while waiting or running:
                     settled = {None, *done, *failed}
@@ -101,10 +102,6 @@ def build(
                                 failed.pop(task.id, None)
                                 done.add(task.id)
                             bar.note(f"{task.id}: {'failed: ' + errors[task.id] if task.id in errors else 'done'}")
-            except BrokenProcessPool as e:
-                raise ZooError(
-                    "A worker died (of too little memory?). Run again, with fewer --workers: what is done is kept."
-                ) from e
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
     return failed

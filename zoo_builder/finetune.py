@@ -34,18 +34,6 @@ from zoo_builder.training_loop import fit
 QUERIES, MIN_QUERIES = 1000, 200  # test images that score an entry: over all datasets, and of each at least
 
 
-def run_task(task: FineTuneTask, base: nn.Module, start: Start | None, shared: SharedImages) -> FineTuneResult:
-    """`run_tasks` of one task.
-
-    Raises:
-        ZooError: the training diverged at every learning rate. DataError: a dataset cannot be used.
-    """
-    result = run_tasks([task], base, [start], shared)[task.id]
-    if isinstance(result, D2NWGError):
-        raise result
-    return result
-
-
 def run_tasks(
     tasks: Sequence[FineTuneTask],
     base: nn.Module,

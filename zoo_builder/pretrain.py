@@ -17,6 +17,7 @@ from zoo_builder.checkpoint import load_checkpoint, read_tensors, save_checkpoin
 from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
+from zoo_builder.domain_images import stable_seed
 from zoo_builder.errors import DataError, RecipeError
 from zoo_builder.progress import progress_bar
 
@@ -114,6 +115,7 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
         f"pretraining {config.model} on {dataset.name} -> {out}", total=length, done=first * steps
     ) as bar:
         for epoch in range(first, config.epochs):
+            torch.manual_seed(stable_seed(config.seed, epoch))  # dropout drops the same when it is resumed
             generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
             order = torch.randperm(len(x_train), generator=generator)
             model.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -110,7 +111,7 @@ def check_recipe(recipe: ZooRecipe) -> None:
     """What can be told of a recipe before any dataset is looked at.
 
     Raises:
-        RecipeError: no plan, an unknown domain or start, a name given twice, or a number below 1.
+        RecipeError: no plan, an unknown domain or start, a name given twice, or a number out of its bounds.
     """
     if not recipe.plans:
         raise RecipeError(
@@ -198,6 +199,16 @@ def _check_plan(plan: Plan, earlier: list[str]) -> None:
         )
     if plan.kind == "episodic" and plan.scope == "head":
         raise RecipeError(f"{where}: an episodic task solves its head; its scope is 'all' or 'head+norm'.")
+    if not 0 <= plan.own_share <= 1:
+        raise RecipeError(f"{where}: own_share is a share of the episodes, from 0 to 1, got {plan.own_share:g}.")
+    if plan.own_share < 1 and plan.kind != "episodic":
+        raise RecipeError(
+            f"{where}: own_share is of episodes, and a task of the kind {plan.kind!r} has none. Leave it out, or take "
+            "the kind 'episodic'."
+        )
+    for rate in (*training.learning_rates, 1 if training.rate_of_start is None else training.rate_of_start):
+        if not 0 < rate < math.inf:
+            raise RecipeError(f"{where}: a learning rate, or rate_of_start, must be above 0, got {rate:g}.")
     if plan.training.rate_of_start is not None and plan.start is None:
         raise RecipeError(f"{where}: rate_of_start needs a start.")
 

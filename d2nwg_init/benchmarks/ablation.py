@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from d2nwg_init.benchmarks.measurable import check_measurable
 from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow, source_commit
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
@@ -23,7 +24,6 @@ from d2nwg_init.refine import STEPS
 from pretrained_generators.generator import Generator
 from zoo_builder.backbones import extract_features, predict, set_head
 from zoo_builder.datasets import ImageDataset, load_dataset
-from zoo_builder.errors import DataError
 from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
 from zoo_builder.solved_head import solve_head
@@ -122,21 +122,21 @@ def run_ablation(
     the commit (or, of an installed package, the version) that it was measured at.
 
     Raises:
-        BundleError: the bundle cannot be read. DataError: a dataset cannot, or it has no test images.
+        BundleError: the bundle cannot be read. DataError: a dataset cannot, or it has no test images, or the bundle was
+            trained on it.
     """
     work = work / (source_commit() or version("d2nwg-init"))
     subject = open_subject(SubjectSpec(None, bundle, (), ""), work)
     datasets = [load_dataset(name, data, size=subject.size, max_images=None) for name in names]
     for dataset in datasets:
-        if not len(dataset.x_test):
-            raise DataError(f"Dataset {dataset.name!r} has no test images to measure on. Give it a test part.")
+        check_measurable(dataset, [subject.bundle.config] if subject.bundle else ())
     choices = [(of, choice) for of, group in CHOICES.items() for choice in group]
     rows: list[ChoiceRow] = []
     with progress_bar(f"ablating {subject.name} -> {work}", total=len(choices) * len(datasets) * seeds) as bar:
         for dataset, seed in itertools.product(datasets, range(seeds)):
-            arena = Arena(subject, dataset, seed, None)
+            arena, data_digest = Arena(subject, dataset, seed, None), dataset.sha256[:10]
             for of, choice in choices:
-                cell = Cell(dataset.name, None, seed, f"{of}, {choice}", bundle=subject.bundle_digest)
+                cell = Cell(dataset.name, None, seed, f"{of}, {choice}", bundle=subject.bundle_digest, data=data_digest)
                 if missing(work, [cell]):
                     write_cell(work, cell, _measure(arena, CHOICES[of][choice]))
                 found = read_cell(work, cell)

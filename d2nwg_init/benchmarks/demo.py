@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, as_tensors, fine_tune, train_loader
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, as_tensors, fine_tune, shuffled_loader
+from d2nwg_init.benchmarks.plain_base import plain_base
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import initialize
@@ -43,7 +45,7 @@ def run_demo(
                 began = time.perf_counter()
                 model = make()
                 made = time.perf_counter()
-                accuracies = fine_tune(model, bench.loader(), bench.test, recipe)
+                accuracies = fine_tune(model, bench.loader(whole=True), bench.test, recipe)
                 seconds = {"initialise": made - began, "fine_tune": time.perf_counter() - made}
                 about = (bundle.config.name, dataset.name, method, seed)
                 for step, value in accuracies.items():
@@ -62,26 +64,21 @@ class _Bench:
         self.dataset, self.bundle, self.seed, self.num_support = dataset, bundle, seed, num_support
         self.size = bundle.config.generator.size
         self.test = as_tensors(dataset, bundle.generator.base, self.size, "test")
-        self._train = train_loader(dataset, bundle.generator.base, self.size, FineTuning.batch_size, seed).dataset
+        self._train = as_tensors(dataset, bundle.generator.base, self.size, "train")
         self.support = read_support_set(self.loader(), num_support, dataset.num_classes)
 
-    def loader(self) -> torch.utils.data.DataLoader:
-        """A fresh loader that gives the same order every time."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.utils.data.DataLoader(self._train, FineTuning.batch_size, shuffle=True, generator=generator)
+    def loader(self, whole: bool = False) -> DataLoader:
+        """Over the train images; in `whole` batches to train on."""
+        return shuffled_loader(*self._train, self.seed, whole=whole)
 
     def methods(self, num_samples: int) -> Iterator[tuple[str, int | None, Callable[[], nn.Module]]]:
         """Name, sample and maker of each method."""
         yield "scratch", None, self.scratch
         yield "pretrained", None, self.pretrained
-        yield "solved", None, lambda: self.with_head(self.base)
+        yield "solved", None, lambda: self.with_head(plain_base(self.bundle.generator, self.support.images))
         for i in range(num_samples):
             yield "generated_mean", i, lambda i=i: self.with_head(self.generated(i))  # type: ignore[misc]
         yield "initialize", None, self.initialized
-
-    @property
-    def base(self) -> dict[str, torch.Tensor]:
-        return self.bundle.generator.base_parameters()
 
     def scratch(self) -> nn.Module:
         torch.manual_seed(self.seed)

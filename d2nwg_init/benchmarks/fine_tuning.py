@@ -35,9 +35,19 @@ def as_tensors(dataset: ImageDataset, model: nn.Module, size: int, part: str) ->
 
 def train_loader(dataset: ImageDataset, model: nn.Module, size: int, batch_size: int, seed: int) -> DataLoader:
     """A shuffling loader over the train images."""
+    return shuffled_loader(*as_tensors(dataset, model, size, "train"), seed, batch_size)
+
+
+def shuffled_loader(
+    images: torch.Tensor, labels: torch.Tensor, seed: int, batch_size: int | None = None, *, whole: bool = False
+) -> DataLoader:
+    """A fresh one over images [N, C, H, W] and labels [N] gives the same order every time. `batch_size`: that of
+    FineTuning if None. `whole`: for training, without a last batch of fewer images, unless it is the only one; of one
+    image BatchNorm has no statistics."""
+    size = batch_size or FineTuning.batch_size
     generator = torch.Generator().manual_seed(seed)
-    data = TensorDataset(*as_tensors(dataset, model, size, "train"))
-    return DataLoader(data, batch_size=batch_size, shuffle=True, generator=generator)
+    last = whole and len(images) > size
+    return DataLoader(TensorDataset(images, labels), size, shuffle=True, generator=generator, drop_last=last)
 
 
 def train_steps(

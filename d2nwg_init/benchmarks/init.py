@@ -6,10 +6,12 @@ bundle are measured side by side in one run.
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from d2nwg_init.accepted_model import working_copy
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, as_tensors, train_steps
-from d2nwg_init.benchmarks.peak_memory import peak_memory
+from d2nwg_init.benchmarks.peak_memory import gained_alone
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import SAMPLING_STEPS, placed, propose
@@ -41,9 +43,9 @@ def run_init_benchmark(
 
     seconds                       by method: "initialize", its stages, a "forward" pass of the images read, an "epoch"
     evaluation_over_forward       calibrating, solving and scoring all candidates, probes too, over one forward pass
-    evaluation_over_forward_each  the same, over as many passes as there are candidates
     total_over_epoch              initialize() over an epoch
-    peak_extra_bytes              memory beyond bundle, images read and the activations of one batch
+    peak_extra_bytes              memory of a first call, its imports too, beyond bundle, images read and the
+                                  activations of one batch
     peak_over_weights             the same over the bytes of the model's weights
 
     Raises:
@@ -68,12 +70,11 @@ class _Bench:
 
     def rows(self) -> list[Row]:
         extra, weights = self.memory()
-        seconds, bodies = self.seconds()
+        seconds = self.seconds()
         forward, evaluation = seconds["forward"], seconds["evaluation"]
         figures = [("seconds", stage, value, "s") for stage, value in seconds.items()]
         figures += [
             ("evaluation_over_forward", "initialize", evaluation / forward, "1"),
-            ("evaluation_over_forward_each", "initialize", evaluation / forward / bodies, "1"),
             ("total_over_epoch", "initialize", seconds["initialize"] / seconds["epoch"], "1"),
         ]
         if extra is not None:
@@ -109,18 +110,16 @@ class _Bench:
 
     def memory(self) -> tuple[int | None, int]:
         """The most bytes beyond the images, the bundle and a batch's activations; and the bytes of the weights."""
-        model = self.model()
-        image = self.images[0][0]
-        activations = _growth(lambda: model(image.expand(BATCH, *image.shape)).sum().backward())
-        whole = _growth(lambda: self.initialize(self.bundle))
-        weights = sum(t.nbytes for t in model.state_dict().values())
+        given = (self.name, self.dataset, self.num_candidates, self.num_support, self.seed)
+        activations, whole = (gained_alone(functools.partial(one, *given)) for one in (_one_batch, _one_call))
+        weights = sum(t.nbytes for t in self.model().state_dict().values())
         if whole is None or activations is None:
             return None, weights
-        return whole - activations - self.num_support * image.nbytes, weights
+        return whole - activations - self.num_support * self.images[0][0].nbytes, weights
 
-    def seconds(self) -> tuple[dict[str, float], int]:
-        """Of the whole call, of its stages and of what it is compared with; and how many candidates were evaluated.
-        What is imported and filled at a first call is so by now."""
+    def seconds(self) -> dict[str, float]:
+        """Of the whole call, of its stages and of what it is compared with."""
+        self.initialize(self.bundle)  # what is imported and filled at a first call is not timed
         model, generator = self.model(), self.bundle.generator
         seconds = {"initialize": _timed(lambda: self.initialize(self.name), repeats=1), "reading": _timed(self.support)}
         seconds["bundle"] = _timed(lambda: find_bundle(model, self.name))
@@ -141,7 +140,22 @@ class _Bench:
         seconds["forward"] = _timed(lambda: predict(work, placed(support.images, work)))
         epoch = train_steps(model, self.loader(), FineTuning(), -(-EPOCH_IMAGES // FineTuning.batch_size))
         seconds["epoch"] = _timed(lambda: list(epoch), repeats=1)
-        return seconds, 3 + 1 + generator.config.probes + self.num_candidates
+        return seconds
+
+
+def _one_batch(*given: Any) -> Callable[[], object]:
+    """Forward and backward, in a process of its own."""
+    torch.set_num_threads(1)
+    bench = _Bench(*given)
+    model, image = bench.model(), bench.images[0][0]
+    return lambda: model(image.expand(BATCH, *image.shape)).sum().backward()
+
+
+def _one_call(*given: Any) -> Callable[[], object]:
+    """initialize(), in a process of its own."""
+    torch.set_num_threads(1)
+    bench = _Bench(*given)
+    return lambda: bench.initialize(bench.bundle)
 
 
 def import_row() -> Row:
@@ -160,12 +174,3 @@ def _timed(run: Callable[[], object], repeats: int = REPEATS) -> float:
         run()
         taken.append(time.process_time() - began)
     return min(taken)
-
-
-def _growth(run: Callable[[], object]) -> int | None:
-    """By how many bytes the process grows at most while this runs; None where that cannot be told."""
-    with peak_memory() as before:
-        pass
-    with peak_memory() as peak:
-        run()
-    return None if peak.bytes is None or before.bytes is None else peak.bytes - before.bytes

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,17 +23,17 @@ import torch
 from torch import nn
 
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, train_steps
+from d2nwg_init.benchmarks.kept import kept, measure_missing
+from d2nwg_init.benchmarks.plain_base import plain_base
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.benchmarks.transfer.statistics import LEVEL, paired_bootstrap
 from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import initialize
 from pretrained_generators.bundle import Bundle, load_bundle
 from zoo_builder.backbones import extract_features, load_body, predict, prepare_images, set_head
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
-from zoo_builder.progress import progress_bar
 from zoo_builder.solved_head import solve_head
 from zoo_builder.support_set import SupportSet, read_support_set
 
@@ -57,20 +56,26 @@ Result = dict[str, dict[str, Any]]
 class Draw:
     number: int  # also the seed of the model, the images and what is generated
     dataset: str
+    dataset_sha256: str
     bundle: str
+    weights_sha256: str  # of the bundle
     body: str
     shots: int | None
 
     @property
     def id(self) -> str:
-        return f"{self.number:04}-{self.dataset}-{self.bundle}-{self.body}-{self.shots or 'all'}"
+        dataset = f"{self.dataset}-{self.dataset_sha256[:10]}"
+        bundle = f"{Path(self.bundle).name}-{self.weights_sha256[:10]}"
+        return f"{self.number:04}-{dataset}-{bundle}-{self.body}-{self.shots or 'all'}"
 
 
-def draws(count: int, datasets: Sequence[str], bundles: Sequence[str], seed: int = 0) -> Iterator[Draw]:
-    """The first ones are the same for a larger `count`."""
+def draws(count: int, datasets: Mapping[str, str], bundles: Mapping[str, str], seed: int = 0) -> Iterator[Draw]:
+    """Of datasets, and of bundles, by name with their SHA-256. The first ones are the same for a larger `count`."""
     rng = random.Random(seed)
+    which = list(datasets.items()), list(bundles.items())
     for number in range(count):
-        yield Draw(number, rng.choice(datasets), rng.choice(bundles), rng.choice(BODIES), rng.choice(SHOTS))
+        dataset, bundle = map(rng.choice, which)
+        yield Draw(number, *dataset, *bundle, rng.choice(BODIES), rng.choice(SHOTS))
 
 
 def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> Result:
@@ -115,7 +120,7 @@ def measure(draw: Draw, dataset: ImageDataset, bundle: Bundle) -> Result:
         "as_passed": passed,
         "own_body": lambda: solved({}),
         "own_body_as_is": lambda: _solved_as_is(passed(), support),
-        "base": lambda: solved(bundle.generator.base_parameters()),
+        "base": lambda: solved(plain_base(bundle.generator, support.images)),
         "chosen": lambda: initialized("chosen", 0),
         "initialize": lambda: initialized("initialize", None),
     }
@@ -151,16 +156,12 @@ def _solved_as_is(model: nn.Module, support: SupportSet) -> nn.Module:
 
 
 def run_draws(todo: Sequence[Draw], data: Path, folder: Path, executor: Executor) -> None:
-    """Measure the draws that have no file in `folder` yet."""
-    missing = [d for d in todo if not (folder / f"{d.id}.json").exists()]
-    with executor, progress_bar("draws", total=len(missing)) as bar:
-        for _ in executor.map(functools.partial(_run, data, folder), missing):
-            bar.advance()
+    """Measure the draws that are not kept in `folder` yet."""
+    measure_missing(todo, functools.partial(_measure, data), folder, executor)
 
 
-def _run(data: Path, folder: Path, draw: Draw) -> None:
-    result = measure(draw, _dataset(draw.dataset, data), _bundle(draw.bundle))
-    write_text_atomically(folder / f"{draw.id}.json", json.dumps({"draw": asdict(draw), "result": result}) + "\n")
+def _measure(data: Path, draw: Draw) -> Result:
+    return measure(draw, _dataset(draw.dataset, data), _bundle(draw.bundle))
 
 
 @functools.lru_cache
@@ -181,10 +182,9 @@ def rows_of(todo: Sequence[Draw], folder: Path) -> list[Row]:
     rows: list[Row] = []
     over: defaultdict[tuple[str, str, str], list[tuple[float, bool]]] = defaultdict(list)
     for draw in todo:
-        path = folder / f"{draw.id}.json"
-        if not path.exists():
+        result = kept(folder, draw)
+        if result is None:
             continue
-        result = json.loads(path.read_text())["result"]
         for method, (at, (step, epoch)) in itertools.product((*SIMPLE, *JUDGED), AT.items()):
             condition = f"{draw.body} body; chosen: {result['names']['chosen']}"
             about = (draw.bundle, draw.dataset, method, draw.number, "test_accuracy", result[at][method], "%")

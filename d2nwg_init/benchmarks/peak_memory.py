@@ -1,8 +1,10 @@
-"""The most memory that this process held while something ran; on Linux, elsewhere None."""
+"""The most memory that a process held while something ran; on Linux, elsewhere None."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,3 +31,17 @@ def peak_memory() -> Iterator[Peak]:
     peak.bytes = most_resident_bytes()
     if before is not None and peak.bytes is not None:
         peak.gained = peak.bytes - before
+
+
+def gained_alone(prepare: Callable[[], Callable[[], object]]) -> int | None:
+    """What a process of its own gains while that runs which `prepare`, whose own memory does not count, gives. In one
+    that has run something before, memory that was freed would serve again and not be counted."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(_gained, prepare).result()
+
+
+def _gained(prepare: Callable[[], Callable[[], object]]) -> int | None:
+    run = prepare()
+    with peak_memory() as peak:
+        run()
+    return peak.gained

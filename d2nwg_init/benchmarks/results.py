@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -90,9 +91,11 @@ def _command() -> str:
     return command.replace(data, "$D2NWG_DATA") if data else command
 
 
+@functools.cache
 def source_commit() -> str | None:
     """The commit that this package's source stands at, "-dirty" where it was changed; None outside a checkout. Results
-    that an earlier run left beside it change nothing that is measured."""
+    that an earlier run left beside it change nothing that is measured. Looked up once: a process goes on with the code
+    that it began with."""
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments]

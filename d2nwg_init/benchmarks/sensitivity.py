@@ -4,12 +4,13 @@ datasets: it is trained anew for each choice, and measured on the development se
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from d2nwg_init.benchmarks.measurable import check_measurable
 from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow
 from d2nwg_init.benchmarks.transfer.benchmark import tied
 from d2nwg_init.benchmarks.transfer.cells import read_cell
@@ -109,6 +110,9 @@ def run_sensitivity(
         DataError: a dataset is not in `data`, or has no test images.
     """
     datasets = [load_dataset(name, data) for name in measured_on.datasets]
+    for dataset in datasets:
+        check_measurable(dataset)
+    hashes = {name: d.sha256 for name, d in zip(measured_on.datasets, datasets, strict=True)}
     workers = workers or os.cpu_count() or 1
     recipes = {str(work / f"zoo-{size}"): smaller.recipe_of(size, data) for size in smaller.sizes}
     rows: list[ChoiceRow] = []
@@ -117,7 +121,7 @@ def run_sensitivity(
             _build(Path(choice.zoo), Zoo.open(zoo), recipes[choice.zoo], data, workers)
         bundle = work / choice.label.replace(" ", "")
         train_generator(Zoo.open(choice.zoo), choice.recipe, bundle, data)
-        rows += _measured(choice, bundle, measured_on, data, work, workers)
+        rows += _measured(choice, bundle, measured_on, hashes, data, work, workers)
     return datasets, rows
 
 
@@ -139,7 +143,13 @@ def _build(out: Path, like: Zoo, recipe: ZooRecipe, data: Path, workers: int) ->
 
 
 def _measured(
-    choice: Choice, bundle: Path, measured_on: MeasuredOn, data: Path, work: Path, workers: int
+    choice: Choice,
+    bundle: Path,
+    measured_on: MeasuredOn,
+    hashes: Mapping[str, str],
+    data: Path,
+    work: Path,
+    workers: int,
 ) -> list[ChoiceRow]:
     spec = SubjectSpec(choice.zoo, str(bundle), measured_on.plans, measured_on.universal)
     folder = work_folder(spec, work)
@@ -149,8 +159,8 @@ def _measured(
     values = {ZOO_DATASETS: float(len(config.trained_on)), **config.measured}
     rows = [ChoiceRow(name, "zoo", "generator", 0, k, v, "", choice=choice.label) for k, v in values.items()]
     planned = plan_cells(_untrained(), measured_on.datasets, (None,), range(measured_on.seeds), Choices())
-    cells = tied(planned, subject)
-    run_cells(cells, spec, folder, data, {}, process_executor(workers))
+    cells = tied(planned, subject, hashes)
+    run_cells(cells, spec, folder, data, process_executor(workers))
     accuracies = {c: round(read_cell(folder / "cells", c).accuracy("step/0"), 3) for c in cells}
     return rows + [
         ChoiceRow(

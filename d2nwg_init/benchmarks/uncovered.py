@@ -6,34 +6,32 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, fine_tune
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, fine_tune, shuffled_loader
+from d2nwg_init.benchmarks.kept import kept, measure_missing
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.hook import initialize
 from d2nwg_init.undo import copied_state
 from zoo_builder.backbones import BackboneSpec, prepare_images
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.datasets.read_images import stored_size
 from zoo_builder.errors import ModelError
-from zoo_builder.progress import progress_bar
 
 METHODS = ("pretrained", "solved", "initialize")
 RATES = (3e-4, 1e-3, 3e-3)  # of which each method has the best, see `rows_of`
 TRAIN_IMAGES, TEST_IMAGES = 2000, 1000  # at most
+PROTOCOL = 2  # of the cells; another number is another file
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Cell:
     @property
     def id(self) -> str:
         which = f"{self.model.replace(':', '_')}-{self.weights_sha256[:10]}-{self.size}"
-        return f"{which}-{self.dataset}-{self.dataset_sha256[:10]}-{self.method}-{self.seed}"
+        return f"{which}-{self.dataset}-{self.dataset_sha256[:10]}-{self.method}-{self.seed}-v{PROTOCOL}"
 
 
 def cells(model: str, weights: Path, size: int, datasets: Mapping[str, str], seeds: int) -> list[Cell]:
@@ -67,16 +65,12 @@ def cells(model: str, weights: Path, size: int, datasets: Mapping[str, str], see
 
 
 def run_cells(todo: Sequence[Cell], data: Path, folder: Path, executor: Executor) -> None:
-    """Measure those that have no file in `folder` yet."""
-    missing = [c for c in todo if not (folder / f"{c.id}.json").exists()]
-    with executor, progress_bar(f"cells -> {folder}", total=len(missing)) as bar:
-        for _ in executor.map(functools.partial(_run, data, folder), missing):
-            bar.advance()
+    """Measure those that are not kept in `folder` yet."""
+    measure_missing(todo, functools.partial(_measure, data), folder, executor)
 
 
-def _run(data: Path, folder: Path, cell: Cell) -> None:
-    found = measure(cell, load_dataset(cell.dataset, data, size=stored_size(cell.size)))
-    write_text_atomically(folder / f"{cell.id}.json", json.dumps({"cell": asdict(cell), "found": found}) + "\n")
+def _measure(data: Path, cell: Cell) -> dict[str, object]:
+    return measure(cell, load_dataset(cell.dataset, data, size=stored_size(cell.size)))
 
 
 def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
@@ -87,7 +81,7 @@ def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
     test = _drawn(model, dataset.x_test, dataset.y_test, cell.size, TEST_IMAGES, 0)
     began, chosen = time.perf_counter(), None
     if cell.method != "pretrained":
-        loader, steps = _loader(train, cell.seed), 0 if cell.method == "solved" else None
+        loader, steps = shuffled_loader(*train, cell.seed), 0 if cell.method == "solved" else None
         report = initialize(model, loader, generator=None, refining_steps=steps, seed=cell.seed, progress=False)
         chosen = report.chosen
     seconds = time.perf_counter() - began
@@ -97,7 +91,7 @@ def measure(cell: Cell, dataset: ImageDataset) -> dict[str, object]:
         model.load_state_dict(start)
         torch.manual_seed(cell.seed)
         recipe = replace(FineTuning(), learning_rate=rate)
-        accuracy[str(rate)] = fine_tune(model, _loader(train, cell.seed), test, recipe)
+        accuracy[str(rate)] = fine_tune(model, shuffled_loader(*train, cell.seed, whole=True), test, recipe)
     return {"accuracy": accuracy, "seconds": seconds, "chosen": chosen}
 
 
@@ -105,7 +99,7 @@ def rows_of(done: Sequence[Cell], folder: Path) -> list[Row]:
     """Of each cell `test_accuracy` (%) by step, at its method's learning rate: the one with the best mean over
     datasets, seeds and steps 30 and 100. `condition` tells it, and what was chosen; `seconds` is of the call, on one
     thread."""
-    found = {c: json.loads((folder / f"{c.id}.json").read_text())["found"] for c in done}
+    found = {c: measured for c in done if (measured := kept(folder, c))}
     rows: list[Row] = []
     for method in METHODS:
         of_method = {c: f for c, f in found.items() if c.method == method}
@@ -130,8 +124,3 @@ def _drawn(
     """At most so many images [N, 3, size, size] as the model takes them, and their labels [N]."""
     drawn = np.random.default_rng(seed).permutation(len(y))[:most]
     return prepare_images(model, resize_images(x[drawn], size)), torch.from_numpy(y[drawn])
-
-
-def _loader(train: tuple[torch.Tensor, torch.Tensor], seed: int) -> DataLoader:
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(TensorDataset(*train), FineTuning.batch_size, shuffle=True, generator=generator)

@@ -39,7 +39,7 @@ class _Commands(TyperGroup):
             self._say(f"Error ({type(e).__name__}): {e}")
             raise typer.Exit(1) from e
         except KeyboardInterrupt as e:
-            self._say("Interrupted. What was finished is kept: the same command goes on from there.")
+            self._say(f"Interrupted. {e}".strip())
             raise typer.Exit(130) from e
 
     @staticmethod

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
 from d2nwg_init.cli.outputs import out_file
 
 
+@resumable
 def ablate(
     bundle: Annotated[str, typer.Option(help="Embedded bundle name, or a bundle's folder.")],
     data: Annotated[

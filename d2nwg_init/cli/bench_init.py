@@ -21,10 +21,6 @@ def init(
     out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
     """Seconds of initialize() by stage, beside a forward pass and an epoch of fine-tuning; its memory; its import."""
-    import functools
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
     from rich.console import Console
     from rich.table import Table
 
@@ -37,12 +33,8 @@ def init(
     names = bundles or embedded_bundles(whole=True)
     datasets = [load_dataset(data, size=stored_size(load_config(name).generator.size)) for name in names]
     rows = [import_row()]
-    measure = functools.partial(run_init_benchmark, num_candidates=candidates, num_support=images)
-    # Each in a process of its own: memory that one has freed would serve the next, and not be counted.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
-        for measured in fresh.map(measure, names, datasets):
-            rows += measured
+    for name, dataset in zip(names, datasets, strict=True):
+        rows += run_init_benchmark(name, dataset, num_candidates=candidates, num_support=images)
     if not deliver(results("init", datasets[:1], rows), out, json_):
         table = Table("bundle", "metric", "of", "value")
         for row in rows:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
 from d2nwg_init.cli.outputs import out_file
 
 
+@resumable
 def never_worse(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
     datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development split.")] = "",
@@ -28,18 +30,24 @@ def never_worse(
     from rich.table import Table
 
     from d2nwg_init.benchmarks import never_worse as study
+    from d2nwg_init.benchmarks.measurable import check_measurable
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
-    from pretrained_generators.bundle import embedded_bundles
+    from pretrained_generators.bundle import embedded_bundles, load_config
     from zoo_builder.datasets import load_dataset
     from zoo_builder.executors.processes import process_executor
 
     names = listed(datasets) or SPLITS["development"]
-    sources = listed(bundles) or embedded_bundles(whole=True)
-    todo = list(study.draws(draws, names, sources))
+    loaded = [load_dataset(name, data) for name in names]
+    configs = {name: load_config(name) for name in listed(bundles) or embedded_bundles(whole=True)}
+    for dataset in loaded:
+        check_measurable(dataset, configs.values())
+    weights = {name: config.weights_sha256 for name, config in configs.items()}
+    hashes = {name: d.sha256 for name, d in zip(names, loaded, strict=True)}
+    todo = list(study.draws(draws, hashes, weights))
     study.run_draws(todo, data, work, process_executor(workers))
     rows = study.rows_of(todo, work)
-    if not deliver(results("never_worse", (load_dataset(n, data) for n in names), rows), out, json_):
+    if not deliver(results("never_worse", loaded, rows), out, json_):
         metrics = ("over_best", "worse_share", "clearly_worse_share")
         found = {(r.method, r.epoch, r.condition, r.metric): r.value for r in rows if r.dataset == "all"}
         for at, epoch in (("before training", None), ("after an epoch", 1)):

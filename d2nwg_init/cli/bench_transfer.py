@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
 from d2nwg_init.cli.outputs import out_file
 
 
+@resumable
 def transfer(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
     split: Annotated[

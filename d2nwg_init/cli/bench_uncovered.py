@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
 from d2nwg_init.cli.outputs import out_file
 
 
+@resumable
 def uncovered(
     model: Annotated[str, typer.Argument(help="timm's name, or torchvision:NAME.")],
     weights: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Pretrained weights of it (safetensors).")],
@@ -31,17 +33,21 @@ def uncovered(
     from rich.table import Table
 
     from d2nwg_init.benchmarks import uncovered as study
+    from d2nwg_init.benchmarks.measurable import check_measurable
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
     from zoo_builder.datasets import load_dataset
     from zoo_builder.executors.processes import process_executor
 
     names = listed(datasets) or SPLITS["development"]
-    hashes = {name: load_dataset(name, data).sha256 for name in names}
+    loaded = [load_dataset(name, data) for name in names]
+    for dataset in loaded:
+        check_measurable(dataset)
+    hashes = {name: d.sha256 for name, d in zip(names, loaded, strict=True)}
     cells = study.cells(model, weights, size, hashes, seeds)
     study.run_cells(cells, data, work, process_executor(workers))
     rows = study.rows_of(cells, work)
-    if not deliver(results("uncovered", (load_dataset(n, data) for n in names), rows), out, json_):
+    if not deliver(results("uncovered", loaded, rows), out, json_):
         steps = sorted({r.step for r in rows if r.step is not None})
         table = Table(
             "", *(f"step {s}" for s in steps), title=f"{model}, test accuracy (%), mean over {len(names)} sets"

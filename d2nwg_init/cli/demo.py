@@ -22,41 +22,40 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other heads, images and orders.")] = 3,
     plot: Annotated[Path, typer.Option(callback=out_file, help="PNG of the curves.")] = Path("demo_curves.png"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well, after each dataset.")
+    ] = None,
 ) -> None:
     """Initialise a model in five ways on images that the bundle never saw, fine-tune each for 100 steps, compare."""
     from rich.console import Console
 
     from d2nwg_init.benchmarks.demo import draw_curves, run_demo
     from d2nwg_init.benchmarks.fine_tuning import FineTuning
+    from d2nwg_init.benchmarks.measurable import check_measurable
     from d2nwg_init.benchmarks.results import deliver, results
     from pretrained_generators.bundle import load_bundle
     from zoo_builder.datasets import load_dataset
     from zoo_builder.datasets.read_images import stored_size
-    from zoo_builder.datasets.same_dataset import is_among
     from zoo_builder.errors import DataError
 
     loaded = load_bundle(bundle)
     size = stored_size(loaded.config.generator.size)
     datasets = [load_dataset(source, size=size) for source in data or ["digits"]]
-    seen = [t.name for t in loaded.config.trained_on]
+    names = [dataset.name for dataset in datasets]
     for dataset in datasets:
-        if is_among(dataset.name, seen):
+        check_measurable(dataset, [loaded.config])
+        if names.count(dataset.name) > 1:
             raise DataError(
-                f"The bundle was trained on {dataset.name!r}: it would be measured on what it knows. Take a dataset "
-                f"that it never saw, such as one of {', '.join(loaded.config.held_out)}."
-            )
-        if not len(dataset.x_test):
-            raise DataError(
-                f"Dataset {dataset.name!r} has no test images to measure on. Give 5 images a class or more, or a test/ "
-                "folder beside train/."
+                f"--data names {names.count(dataset.name)} datasets {dataset.name!r}, which the results would not tell "
+                "apart. Rename their folders, or measure one at a time."
             )
     recipe = FineTuning()
     rows = []
-    for dataset in datasets:
+    for i, dataset in enumerate(datasets):
         rows += run_demo(dataset, loaded, recipe, seeds=seeds)
-    report = results("demo", datasets, rows)
-    printed = deliver(report, out, json_)  # first: what was measured must not be lost with a plot
+        report = results("demo", datasets[: i + 1], rows)
+        deliver(report, out, False)
+    printed = deliver(report, None, json_)  # first: what was measured must not be lost with a plot
     draw_curves(rows, plot)
     if printed:
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.outputs import out_folder
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ app = typer.Typer(help="Train and audit weight generators.", no_args_is_help=Tru
 
 
 @app.command(epilog="Example: d2nwg-init generator train --zoo runs/zoo --recipe small --out runs/bundle")
+@resumable
 def train(
     zoo: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo.")],
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from d2nwg_init.cli import zoo_datasets, zoo_tools
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.outputs import out_file, out_zoo
 
 
@@ -22,6 +23,7 @@ app = typer.Typer(help="Build the training set of a generator.", no_args_is_help
 
 
 @app.command(epilog="Example: d2nwg-init zoo base --data DIR --dataset tinyimagenet --out runs/base.safetensors")
+@resumable
 def base(
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
     out: Annotated[Path, typer.Option(callback=out_file, help="The body to write (safetensors, fp16).")],
@@ -49,6 +51,7 @@ def base(
 @app.command(
     epilog="Example: d2nwg-init zoo build --recipe small --data DIR --base runs/base.safetensors --out runs/zoo"
 )
+@resumable
 def build(
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],
     data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.outputs import out_file
 from d2nwg_init.cli.zoo_tables import gains_table, pairs_table, scores_table, sources_table, tensors_table
 
@@ -50,6 +51,7 @@ def verify(
     )
 
 
+@resumable
 def merge(
     into: Annotated[str, typer.Argument(help="Zoo that receives; what it holds is kept.")],
     others: Annotated[list[str], typer.Argument(help="Zoos of the same base, backbone, size and held-out sets.")],

@@ -1,14 +1,21 @@
 """`bench transfer` from the command line: two small datasets under names of the split, and the tiny zoo."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from d2nwg_init.benchmarks.results import source_commit
 from d2nwg_init.benchmarks.transfer import regressor
+from d2nwg_init.benchmarks.transfer.subject import zoo_name
+from pretrained_generators.bundle import TrainedOn
 from tests.cli.conftest import fail, run, succeed
+from tests.pretrained_generators.small import save_random_bundle
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from tests.zoo_builder.tiny_zoo import result_of
+from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.store import Zoo
 
 
@@ -68,6 +75,42 @@ def test_every_look_at_the_held_out_sets_is_put_on_record(whole, measured_on, wo
     assert runs[0]["methods"] == ["solved", "zoo_selected"]
 
 
+def test_changed_images_are_measured_anew_and_a_run_tells_the_commits_of_its_cells(whole, measured_on, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(measured_on, data)
+    more = (
+        "--defaults",
+        "--methods",
+        "solved",
+        "--shots",
+        "all",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+        "--trained",
+        "none",
+    )
+
+    def measured(place):
+        succeed(*arguments(whole, data, place, *more))
+        report = json.loads((place / "transfer.json").read_text())
+        return report, {r["dataset"]: r["value"] for r in report["rows"] if r["metric"] == "test_accuracy"}
+
+    report, before = measured(tmp_path)
+    assert report["runs"][0]["commits"] == [source_commit() or "unknown"]
+    for file in tmp_path.glob("cells/*/cells/kmnist*"):  # of an earlier run
+        tensors, metadata = read_tensors(file)
+        about = json.loads(metadata["cell"]) | {"commit": "c0ffee"}
+        write_atomically(file, tensors, {"cell": json.dumps(about)})
+    unlike = replace(striped_dataset("dtd_part", seed=3), y_test=np.roll(striped_dataset(seed=3).y_test, 1))
+    write_npz(data / "dtd_part.npz", unlike)
+    report, after = measured(tmp_path)
+    assert after["kmnist"] == before["kmnist"]
+    assert after["dtd_part"] < before["dtd_part"] - 10
+    assert sorted(report["runs"][0]["commits"]) == sorted(["c0ffee", source_commit() or "unknown"])
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -78,11 +121,27 @@ def test_every_look_at_the_held_out_sets_is_put_on_record(whole, measured_on, wo
         (("--plans", "mix"), "0 entries of ['mix']"),
         (("--universal", "everything"), "no entry of the plan 'everything'"),
         (("--bundle", "test_resnet-64"), "another base"),
+        (("--methods", "logistic", "--shots", "all"), "Nothing is measured of logistic"),
     ],
 )
 def test_what_cannot_be_measured_is_named(whole, measured_on, tmp_path, more, words):
     assert words in fail(*arguments(whole, measured_on, tmp_path, *FEW, *more))
     assert not (tmp_path / "transfer.json").exists()
+
+
+def test_a_look_at_nothing_is_not_put_on_record(whole, measured_on, tmp_path):
+    nothing = ("--split", "held_out", *FEW, "--methods", "scratch", "--shots", "5", "--trained", "none")
+    assert "Give other --shots" in fail(*arguments(whole, measured_on, tmp_path, *nothing, datasets="trashnet"))
+    assert not (tmp_path / "heldout_runs.json").exists()
+
+
+def test_seeds_that_are_there_are_not_replaced_by_fewer(whole, measured_on, tmp_path):
+    row = {"bundle": zoo_name(whole), "split": "development", "dataset": "kmnist", "method": "solved", "shots": 2}
+    (tmp_path / "transfer.json").write_text(json.dumps({"rows": [{**row, "seed": seed} for seed in range(3)]}))
+    before = (tmp_path / "transfer.json").read_text()
+    assert "Give as many --seeds" in fail(*arguments(whole, measured_on, tmp_path, *FEW, "--seeds", "2"))
+    assert (tmp_path / "transfer.json").read_text() == before
+    assert not list(tmp_path.glob("cells/*/cells/*"))
 
 
 def test_neither_a_zoo_nor_a_bundle_is_nothing_to_measure(measured_on, tmp_path):
@@ -93,6 +152,13 @@ def test_a_zoo_that_was_trained_on_a_dataset_of_the_splits_is_refused(whole, zoo
     entry = next(zoo.entries(plans=["branch"]))
     Zoo.open(zoo.path).write(replace(entry.task, datasets=("CIFAR-10",)), result_of(entry), entry.about)
     assert "trained on ['CIFAR-10']" in fail(*arguments(zoo, measured_on, tmp_path, *FEW))
+
+
+def test_a_bundle_that_was_trained_on_a_dataset_of_the_splits_is_refused(measured_on, tmp_path):
+    save_random_bundle(tmp_path / "bundle", trained_on=(TrainedOn("CIFAR-10", 9), TrainedOn("stripes", 9)))
+    command = ("bench", "transfer", "--data", measured_on, "--bundle", tmp_path / "bundle", "--work", tmp_path / "work")
+    message = fail(*command, "--datasets", "kmnist,dtd_part", "--out", tmp_path / "transfer.json", "--defaults")
+    assert "trained on ['CIFAR-10']" in message
 
 
 def test_other_shots_are_refused(whole, measured_on, tmp_path):

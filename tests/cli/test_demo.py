@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from d2nwg_init.benchmarks.demo import METHODS
-from tests.cli.conftest import ShortFineTuning, succeed, write_image_folder
+from d2nwg_init.benchmarks.demo import METHODS, run_demo
+from tests.cli.conftest import ShortFineTuning, fail, run, succeed, write_image_folder
 
 STEPS = ShortFineTuning.steps
 pytestmark = pytest.mark.usefixtures("short_fine_tuning")
@@ -39,6 +39,29 @@ def test_curves_are_a_png_by_any_name_and_the_results_do_not_wait_for_them(image
 
     monkeypatch.setattr("d2nwg_init.benchmarks.demo.draw_curves", draw)
     demo(images, bundle_path, tmp_path, "--out", out)
+
+
+def test_what_was_measured_is_written_when_a_later_dataset_is_interrupted(images, bundle_path, tmp_path, monkeypatch):
+    other = write_image_folder(tmp_path / "birds")
+
+    def until_birds(dataset, *given, **options):
+        if dataset.name == "birds":
+            raise KeyboardInterrupt
+        return run_demo(dataset, *given, **options)
+
+    monkeypatch.setattr("d2nwg_init.benchmarks.demo.run_demo", until_birds)
+    command = ("demo", "--data", images, "--data", other, "--bundle", bundle_path, "--seeds", 1)
+    result = run(*command, "--plot", tmp_path / "curves.png", "--out", tmp_path / "demo.json")
+    assert result.exit_code == 130
+    report = json.loads((tmp_path / "demo.json").read_text())
+    assert [d["name"] for d in report["data"]] == ["insects"]
+    assert {(r["dataset"], r["method"]) for r in report["rows"]} == {("insects", m) for m in METHODS}
+
+
+def test_two_datasets_of_one_name_are_refused(bundle_path, tmp_path):
+    folders = [write_image_folder(tmp_path / place / "birds") for place in "ab"]
+    message = fail("demo", "--data", folders[0], "--data", folders[1], "--bundle", bundle_path)
+    assert "--data names 2 datasets 'birds'" in message
 
 
 def test_json_is_written_to_a_file_as_well(images, bundle_path, tmp_path):

@@ -77,14 +77,28 @@ def test_folder_without_classes_of_images(content, out, tmp_path):
     assert "DataError" in init(folder, out)
 
 
-def test_dataset_that_the_bundle_was_trained_on_is_refused(bundle_path, tmp_path):
-    message = fail("demo", "--data", write_image_folder(tmp_path / "stripes", count=9), "--bundle", bundle_path)
-    assert "trained on 'stripes'" in message
+MEASURING = {
+    "demo": ("--data", "{data}/{name}", "--bundle", "{bundle}", "--plot", "{data}/curves.png"),
+    "never-worse": ("--data", "{data}", "--datasets", "{name}", "--bundles", "{bundle}", "--work", "{data}/work"),
+    "uncovered": ("test_resnet", "--data", "{data}", "--datasets", "{name}", "--weights", "{bundle}/config.json"),
+}
 
 
-def test_dataset_without_test_images_is_refused(bundle_path, tmp_path):
-    folder = write_image_folder(tmp_path / "few", count=12)  # four a class: a fifth of them is none
-    assert "no test images" in fail("demo", "--data", folder, "--bundle", bundle_path, "--plot", tmp_path / "c.png")
+def measure(command, data, name, bundle):
+    given = (part.format(data=data, name=name, bundle=bundle) for part in MEASURING[command])
+    return fail(*(() if command == "demo" else ("bench",)), command, *given)
+
+
+@pytest.mark.parametrize("command", ["demo", "never-worse"])
+def test_dataset_that_the_bundle_was_trained_on_is_refused(command, bundle_path, tmp_path):
+    write_image_folder(tmp_path / "stripes")
+    assert "trained on 'stripes'" in measure(command, tmp_path, "stripes", bundle_path)
+
+
+@pytest.mark.parametrize("command", MEASURING)
+def test_dataset_without_test_images_is_refused(command, bundle_path, tmp_path):
+    write_image_folder(tmp_path / "few", count=12)  # four a class: a fifth of them is none
+    assert "no test images" in measure(command, tmp_path, "few", bundle_path)
 
 
 def test_folder_that_is_no_zoo(tmp_path):
@@ -115,14 +129,27 @@ def test_message_prints_markup_as_it_is(out):
     assert "[red]x" in init("[red]x", out)
 
 
-def test_interrupt_is_exit_code_130_without_a_traceback(monkeypatch, images, bundle_path):
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [
+        (("demo", "--data", "{images}", "--bundle", "{bundle}"), False),
+        (("bench", "bases", "test_resnet", "--data", "{images}"), False),
+        (("zoo", "base", "--data", "{images}", "--out", "{out}"), True),
+        (("bench", "uncovered", "test_resnet", "--data", "{images}", "--weights", "{bundle}/config.json"), True),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
+)
+def test_interrupt_is_exit_code_130_without_a_traceback(command, goes_on, monkeypatch, images, bundle_path, out):
+    """And tells that the command goes on where it does."""
+
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zoo_builder.datasets.load_dataset", stop)
-    result = run("demo", "--data", images, "--bundle", bundle_path)
+    result = run(*(part.format(images=images, bundle=bundle_path, out=out) for part in command))
     assert result.exit_code == 130
-    assert "goes on from there" in result.stderr
+    assert "Interrupted." in result.stderr
+    assert ("goes on from there" in result.stderr) == goes_on
     assert "Traceback" not in result.output
 
 

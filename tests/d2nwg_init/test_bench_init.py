@@ -1,19 +1,24 @@
 """`bench init`: each ratio is that of the seconds beside it; `bench never-worse`: draws, resuming and the share."""
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from d2nwg_init import initialize
 from d2nwg_init.benchmarks import init, never_worse
 from d2nwg_init.benchmarks.never_worse import JUDGED, SIMPLE, draws, rows_of, run_draws
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 
 
-def test_ratios_are_those_of_the_seconds(bundle_path, monkeypatch):
+def test_ratios_are_those_of_the_seconds_and_memory_that_of_a_first_call(
+    bundle_path, bundle, model, loader, monkeypatch
+):
     monkeypatch.setattr(init, "EPOCH_IMAGES", 64)
     monkeypatch.setattr(init, "REPEATS", 1)
     dataset = striped_dataset("stripes", train=48, test=8)
+    initialize(model, loader, generator=bundle, num_candidates=2)  # what this took here must not serve the next call
     rows = init.run_init_benchmark(str(bundle_path), dataset, num_candidates=2, num_support=32)
     seconds = {r.method: r.value for r in rows if r.metric == "seconds"}
     figures = {r.metric: r.value for r in rows if r.metric != "seconds"}
@@ -22,14 +27,18 @@ def test_ratios_are_those_of_the_seconds(bundle_path, monkeypatch):
     }  # fmt: skip
     assert figures["total_over_epoch"] == seconds["initialize"] / seconds["epoch"]
     assert figures["evaluation_over_forward"] == seconds["evaluation"] / seconds["forward"]
-    each = figures["evaluation_over_forward"] / figures["evaluation_over_forward_each"]
-    assert each == pytest.approx(3 + 1 + 2)  # as passed and own body, as it is too, base, samples
     assert ("peak_over_weights" in figures) == ("peak_extra_bytes" in figures)
+    if sys.platform == "linux":
+        assert figures["peak_extra_bytes"] > 2**24
     assert {(r.bundle, r.dataset) for r in rows} == {("tiny-random", "stripes")}
 
 
+DATASETS = {"a": "0" * 64, "b": "1" * 64}
+BUNDLES = {"x": "2" * 64, "runs/y": "3" * 64}
+
+
 def test_more_draws_begin_with_the_same():
-    few, many = (list(draws(n, ["a", "b"], ["x", "y"])) for n in (20, 60))
+    few, many = (list(draws(n, DATASETS, BUNDLES)) for n in (20, 60))
     assert many[:20] == few
     assert len({d.id for d in many}) == 60
     assert {d.dataset for d in many} == {"a", "b"}
@@ -37,11 +46,19 @@ def test_more_draws_begin_with_the_same():
     assert {d.shots for d in many} == set(never_worse.SHOTS)
 
 
+@pytest.mark.parametrize("changed", ["a", "x", "runs/y"])
+def test_draws_of_a_changed_dataset_or_bundle_are_others_and_those_of_the_rest_are_kept(changed):
+    digest = {changed: "4" * 64}
+    kept = [d.id for d in draws(60, DATASETS, BUNDLES)]
+    now = list(draws(60, *(given | {k: digest[k] for k in given.keys() & digest} for given in (DATASETS, BUNDLES))))
+    assert [d.id in kept for d in now] == [changed not in (d.dataset, d.bundle) for d in now]
+
+
 def test_draws_are_measured_once_and_kept(tmp_path, bundle, monkeypatch):
     monkeypatch.setattr(never_worse, "SHOTS", (4,))
     write_npz(tmp_path / "stripes.npz", striped_dataset("stripes", train=48, test=24))
     monkeypatch.setattr(never_worse, "_bundle", lambda _: bundle)
-    todo = list(draws(2, ["stripes"], ["tiny"]))
+    todo = list(draws(2, {"stripes": "0" * 64}, {"tiny": "1" * 64}))
     run_draws(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
     rows = rows_of(todo, tmp_path / "work")
     assert {r.method for r in rows} == {*JUDGED, *SIMPLE}
@@ -55,14 +72,14 @@ def test_draws_are_measured_once_and_kept(tmp_path, bundle, monkeypatch):
 
 
 def test_the_share_counts_draws_that_are_more_than_a_point_below_the_best(tmp_path):
-    todo = list(draws(4, ["a"], ["x"]))
+    todo = list(draws(4, {"a": "0" * 64}, {"x": "1" * 64}))
     for draw, chosen in zip(todo[:3], (80.0, 79.5, 78.5), strict=True):  # the fourth is not measured
         before = dict.fromkeys(SIMPLE, 50.0) | {"base": 80.0, "chosen": chosen, "initialize": 85.0}
         after = dict.fromkeys((*SIMPLE, "chosen"), 90.0) | {"initialize": 85.0}
         clearly = dict.fromkeys((*SIMPLE, "initialize"), False) | {"chosen": chosen < 79, "own_body": True}
         result = {"names": {"chosen": "own_body"}, "step_0": before, "epoch_1": after}
         result |= {"clearly worse, step_0": clearly, "clearly worse, epoch_1": clearly}
-        (tmp_path / f"{draw.id}.json").write_text(json.dumps({"result": result}))
+        (tmp_path / f"{draw.id}.json").write_text(json.dumps({"found": result}))
     rows = rows_of(todo, tmp_path)
     whole = [r for r in rows if r.condition == "all draws"]
     share, clear, over = (

@@ -7,12 +7,17 @@ import torch
 
 from d2nwg_init.benchmarks.demo import METHODS, draw_curves, mean_accuracies, mean_seconds, run_demo
 from d2nwg_init.benchmarks.drawn_block import replace_block
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, as_tensors, fine_tune, train_loader
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, as_tensors, fine_tune, shuffled_loader, train_loader
+from d2nwg_init.benchmarks.never_worse import Draw, measure
 from d2nwg_init.benchmarks.readme import results_block
 from d2nwg_init.benchmarks.results import Row, results
+from pretrained_generators.bundle import load_bundle
 from tests.d2nwg_init.conftest import new_model
-from tests.pretrained_generators.small import copied, labelled_images, same
+from tests.pretrained_generators.small import copied, labelled_images, same, save_random_bundle
+from tests.pretrained_generators.test_batchnorm_fit import leaning
+from zoo_builder.backbones import image_statistics
 from zoo_builder.datasets import ImageDataset
+from zoo_builder.datasets.image_dataset import normalize_images, resize_images
 
 SHORT = FineTuning(steps=(0, 2, 3))
 
@@ -44,6 +49,18 @@ def test_solved_heads_start_far_above_random_ones(rows):
     for method in ("solved", "generated_mean", "initialize"):
         assert start[method] > 85
     assert max(start["scratch"], start["pretrained"]) < 70
+
+
+def test_the_rival_has_a_base_that_recalibrating_does_not_destroy(dataset, tmp_path):
+    images = normalize_images(resize_images(dataset.x_train, 32), *image_statistics(new_model()))
+    found = {}
+    for fit in ("rescaled", "absorbed"):
+        save_random_bundle(tmp_path / fit, generator=leaning(images, fit))
+        bundle = load_bundle(tmp_path / fit)
+        demo = mean_accuracies(run_demo(dataset, bundle, FineTuning(steps=(0,)), seeds=1, num_samples=1), "solved")[0]
+        draw = Draw(0, "bands", "0" * 64, fit, "1" * 64, "random", None)
+        found[fit] = demo, measure(draw, dataset, bundle)["step_0"]["base"]
+    assert all(a > r + 20 for a, r in zip(found["absorbed"], found["rescaled"], strict=True))
 
 
 def test_same_seed_measures_the_same(rows, dataset, bundle):
@@ -84,6 +101,19 @@ def test_loader_gives_every_image_once_in_the_order_of_its_seed(dataset):
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
     assert orders[0].bincount().tolist() == np.bincount(dataset.y_train).tolist()
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(17, [8, 8]), (16, [8, 8]), (5, [5])])
+def test_no_image_is_trained_on_alone(count, sizes):
+    loader = shuffled_loader(*labelled_images(count, 3), seed=0, batch_size=8, whole=True)
+    assert [len(y) for _, y in loader] == sizes
+
+
+def test_a_demo_of_one_image_more_than_whole_batches_trains(dataset, bundle):
+    count = FineTuning.batch_size + 1
+    more = (np.resize(getattr(dataset, k), (count, *getattr(dataset, k).shape[1:])) for k in ("x_train", "y_train"))
+    one_more = dataclasses.replace(dataset, **dict(zip(("x_train", "y_train"), more, strict=True)))
+    assert run_demo(one_more, bundle, FineTuning(steps=(0, 2)), seeds=1, num_samples=1)
 
 
 def row(value, method="scratch", seed=0, step=0, metric="test_accuracy", sample=None, dataset="d"):

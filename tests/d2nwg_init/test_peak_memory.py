@@ -1,7 +1,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from d2nwg_init.benchmarks.peak_memory import gained_alone
 
 # In a process of its own: in one with a large heap, what is asked for may be there already.
 SCRIPT = """
@@ -24,3 +27,22 @@ def test_the_peak_is_seen_after_it_was_given_back():
     before, peak, after = map(int, printed.split())
     assert peak > before + 2**25
     assert after < peak - 2**25
+
+
+def large():
+    return np.ones(2**26, np.uint8)  # 64 MiB
+
+
+def nothing_prepared():
+    return large
+
+
+def all_prepared():
+    kept = large()
+    return kept.sum
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_a_process_alone_gains_what_it_takes_and_not_what_was_prepared():
+    assert gained_alone(nothing_prepared) > 2**25
+    assert gained_alone(all_prepared) < 2**25

@@ -23,7 +23,12 @@ OTHERS = [
 
 
 @pytest.fixture
-def begun(tmp_path, monkeypatch):
+def config(request):
+    return dataclasses.replace(CONFIG, model=getattr(request, "param", CONFIG.model))
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch, config):
     """A body to be, of which one epoch is done."""
     save = pretraining.save_checkpoint
 
@@ -34,13 +39,14 @@ def begun(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pretraining, "save_checkpoint", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(DATASET, CONFIG, tmp_path / "base")
+            pretrain(DATASET, config, tmp_path / "base")
     return tmp_path / "base"
 
 
-def test_one_interrupted_after_an_epoch_resumes_to_equal_bits(begun, tmp_path):
-    pretrain(DATASET, CONFIG, begun)
-    pretrain(DATASET, CONFIG, tmp_path / "whole")
+@pytest.mark.parametrize("config", ["test_resnet", "torchvision:squeezenet1_1"], indirect=True)  # which has dropout
+def test_one_interrupted_after_an_epoch_resumes_to_equal_bits(begun, config, tmp_path):
+    pretrain(DATASET, config, begun)
+    pretrain(DATASET, config, tmp_path / "whole")
     assert same(load_file(begun), load_file(tmp_path / "whole"))
 
 

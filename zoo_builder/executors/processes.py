@@ -9,9 +9,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
+
+from zoo_builder.errors import D2NWGError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -22,6 +26,21 @@ def process_executor(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload(["timm", __name__])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+
+
+@contextlib.contextmanager
+def telling_of_dead_workers(error: type[D2NWGError] = D2NWGError) -> Iterator[None]:
+    """Around work that is kept as it is done.
+
+    Raises:
+        error: a worker died, as one does that the system ends.
+    """
+    try:
+        yield
+    except BrokenProcessPool as e:
+        raise error(
+            "A worker died (of too little memory?). Run again, with fewer --workers: what is done is kept."
+        ) from e
 
 
 def _start() -> None:

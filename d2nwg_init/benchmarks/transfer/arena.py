@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning
+from d2nwg_init.benchmarks.fine_tuning import shuffled_loader
 from d2nwg_init.benchmarks.transfer.regressor import base_features
 from d2nwg_init.benchmarks.transfer.subject import Subject
 from d2nwg_init.candidates import set_body_and_solve
@@ -51,7 +51,7 @@ class Arena:
 
     def loader(self) -> DataLoader:
         """A fresh one over the train images, as a user has it: what initialize() reads."""
-        return self._loader(*self.train, drop_last=False)
+        return shuffled_loader(*self.train, self.seed)
 
     def training_loader(self, images: int | None = None) -> DataLoader:
         """The same in whole batches, for training; over a random `images` of them, all if None."""
@@ -59,17 +59,11 @@ class Arena:
         if images is not None:
             index = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))[:images]
             x, y = x[index], y[index]
-        return self._loader(x, y, drop_last=True)
+        return shuffled_loader(x, y, self.seed, whole=True)
 
     def support_loader(self) -> DataLoader:
         """Over the images read alone, for training."""
-        return self._loader(self.support.images, self.support.labels, drop_last=True)
-
-    def _loader(self, x: torch.Tensor, y: torch.Tensor, drop_last: bool) -> DataLoader:
-        generator = torch.Generator().manual_seed(self.seed)
-        size = FineTuning.batch_size
-        last = drop_last and len(x) > size
-        return DataLoader(TensorDataset(x, y), size, shuffle=True, generator=generator, drop_last=last)
+        return shuffled_loader(self.support.images, self.support.labels, self.seed, whole=True)
 
     @functools.cached_property
     def support(self) -> SupportSet:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from d2nwg_init.benchmarks.measurable import check_measurable
 from d2nwg_init.benchmarks.results import header
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.live import LiveTable
@@ -23,10 +24,10 @@ from d2nwg_init.benchmarks.transfer.plan import (
     strength_cells,
     write_choices,
 )
-from d2nwg_init.benchmarks.transfer.report import Found, compare, merge_report, rows_of, write_report
+from d2nwg_init.benchmarks.transfer.report import Found, check_seeds, compare, merge_report, rows_of, write_report
 from d2nwg_init.benchmarks.transfer.run import run_cells
 from d2nwg_init.benchmarks.transfer.splits import SPLITS, Split
-from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, open_subject, work_folder
+from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, identity, open_subject, work_folder
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.errors import DataError, RecipeError, nearest_names
@@ -65,7 +66,8 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
         The cells of this request, and the object that `out` holds, in which other subjects' rows are kept.
 
     Raises:
-        RecipeError: an unknown method or dataset. ZooError, BundleError: the subject cannot be read.
+        RecipeError: an unknown method or dataset, nothing to measure, or `out` holds seeds that would be lost.
+        ZooError, BundleError: the subject cannot be read.
         DataError: a dataset of the split is not there, or has no test images.
     """
     from d2nwg_init.benchmarks.transfer.page import write_page
@@ -74,19 +76,29 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     methods = request.rows()
     folder = work_folder(request.subject, work)
     loaded = {n: _load(n, request.data) for n in measured_on}
-    subject = open_subject(request.subject, folder)
+
+    def planned(choices: Choices) -> list[Cell]:
+        return plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
+
     choices = Choices()
+    if not planned(choices):
+        raise RecipeError(
+            f"Nothing is measured of {', '.join(methods)} with these --shots: some rows are of 1, 5 or 16 images a "
+            "class alone, and some of all. Give other --shots, or other --methods."
+        )
+    check_seeds(out, identity(request.subject)[0], request.split, planned(choices))
+    subject = open_subject(request.subject, folder)
     if request.choose:
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
-    planned = plan_cells(methods, measured_on, request.shots, range(request.seeds), choices)
-    cells = tied(planned, subject)
+    cells = tied(planned(choices), subject, {name: d.sha256 for name, d in loaded.items()})
     about = header("transfer") | {
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
         "weights_sha256": subject.bundle.config.weights_sha256 if subject.bundle else None,
     }
     if request.split == "held_out":
         _record(out.with_name("heldout_runs.json"), subject.name, list(methods), request, about)
-    found = _measure(f"{subject.name}, {request.split}", request, folder, cells, measured_on, workers)
+    found = _measure(f"{subject.name}, {request.split}", request, folder, cells, workers)
+    about["commits"] = sorted({measured.commit or "unknown" for measured in found.values()})
     rows = rows_of(found, subject.name, request.split, choices)
     report = merge_report(out, about, rows, compare(found, subject.name, request.split, choices))
     write_report(out, report)
@@ -94,21 +106,26 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     return found, report
 
 
-def tied(cells: Sequence[Cell], subject: Subject) -> list[Cell]:
-    """Cells that a bundle has an influence on are this bundle's."""
-    return [replace(c, bundle=subject.bundle_digest) if METHODS[c.method].depends_on_bundle else c for c in cells]
+def tied(cells: Sequence[Cell], subject: Subject, hashes: Mapping[str, str]) -> list[Cell]:
+    """Cells of all that they are measured with: datasets by SHA-256, of which each one's next is the condition of its
+    shuffled cells, and the bundle where it has an influence. The only dataset has no shuffled cells."""
+    names = list(hashes)
+    following = dict(zip(names, names[1:] + names[:1], strict=True))
+    found = []
+    for cell in cells:
+        other = following[cell.dataset] if cell.condition == "shuffled" else None
+        if other != cell.dataset:
+            data = "-".join(hashes[name][:10] for name in (cell.dataset, other) if name)
+            bundle = subject.bundle_digest if METHODS[cell.method].depends_on_bundle else None
+            found.append(replace(cell, bundle=bundle, other=other, data=data))
+    return found
 
 
-def _measure(
-    title: str, request: Request, folder: Path, cells: Sequence[Cell], datasets: Sequence[str], workers: int
-) -> Found:
-    """Run what is missing; a shuffled condition is that of the next dataset."""
-    others: dict[str, str | None] = {n: datasets[(i + 1) % len(datasets)] for i, n in enumerate(datasets)}
-    if len(datasets) == 1:
-        others, cells = {}, [c for c in cells if c.condition != "shuffled"]
+def _measure(title: str, request: Request, folder: Path, cells: Sequence[Cell], workers: int) -> Found:
+    """Run what is missing."""
     with LiveTable(title, folder / "cells", cells) as table:
         executor = process_executor(workers or os.cpu_count() or 1)
-        run_cells(cells, request.subject, folder, request.data, others, executor, table.look)
+        run_cells(cells, request.subject, folder, request.data, executor, table.look)
     return table.found
 
 
@@ -118,18 +135,17 @@ def _choose(request: Request, subject: Subject, folder: Path, file: Path, worker
     """
     of = "+".join(filter(None, (folder.name, subject.bundle_digest)))
     methods, shots = request.rows(), request.shots
-    trained = [name for name, m in methods.items() if m.trained and None in shots]
+    trained = [name for name, m in methods.items() if m.rated and None in shots]
     written, lacking = read_choices(file, subject.name, of, methods, shots, trained)
     if not lacking:
         return written
     methods = {name: methods[name] for name in lacking}
     trained = [name for name in trained if name in methods]
     datasets = SPLITS["development"]
-    for name in datasets:
-        _load(name, request.data)
+    hashes = {name: _load(name, request.data).sha256 for name in datasets}
 
     def measure(title: str, cells: list[Cell]) -> Found:
-        return _measure(f"{subject.name}, {title}", request, folder, tied(cells, subject), datasets, workers)
+        return _measure(f"{subject.name}, {title}", request, folder, tied(cells, subject, hashes), workers)
 
     choices = choose_strengths(measure("choosing strengths", strength_cells(methods, datasets, shots)))
     if trained:
@@ -148,8 +164,7 @@ def _load(name: str, data: Path) -> ImageDataset:
     if name not in dataset_names(data):
         raise DataError(f"{data} has no dataset {name!r}, which the benchmark measures on. Add it, or name --datasets.")
     dataset = load_dataset(name, data)
-    if not len(dataset.x_test):
-        raise DataError(f"Dataset {name!r} has no test images to measure on. Give it a test part.")
+    check_measurable(dataset)
     return dataset
 
 

@@ -29,6 +29,8 @@ class Cell:
     strength: float | None = None  # of the delta; None where the method has none
     learning_rate: float | None = None  # None where nothing is trained
     bundle: str | None = None  # the beginning of its weights' SHA-256, where it has an influence
+    other: str | None = None  # the dataset that a shuffled condition is of
+    data: str | None = None  # the beginning of the dataset's SHA-256, and of the other's
 
     @property
     def id(self) -> str:
@@ -36,9 +38,9 @@ class Cell:
         shots = "all" if self.shots is None else self.shots
         rest = {"n": self.sample, "sigma": self.sigma, "x": self.strength, "lr": self.learning_rate}
         extra = "".join(f"-{k}{v:g}" for k, v in rest.items() if v is not None)
-        extra += f"-{self.bundle}" if self.bundle else ""
-        dataset = self.dataset.replace("/", "%2F")
-        return f"{dataset}-{shots}-{self.seed}-{self.method}-{self.condition}-{self.training}{extra}"
+        extra += "".join(f"-{v}" for v in (self.bundle, self.other, self.data) if v)
+        name = f"{self.dataset}-{shots}-{self.seed}-{self.method}-{self.condition}-{self.training}{extra}"
+        return name.replace("/", "%2F")  # of hf:ORG/NAME
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Measured:
     curve: list[tuple[int, float, float]] = field(default_factory=list)  # step, seconds of training, accuracy (%)
     seconds: dict[str, float] = field(default_factory=dict)  # "initialise"; of training until "step/10", ...
     notes: dict[str, str | float] = field(default_factory=dict)
+    commit: str | None = field(default_factory=source_commit)  # that measured it; None: it is not known
 
     def accuracy(self, at: str) -> float:
         """Test accuracy in percent."""
@@ -63,6 +66,7 @@ def write_cell(folder: Path, cell: Cell, measured: Measured) -> None:
         "curve": measured.curve,
         "seconds": measured.seconds,
         "notes": measured.notes,
+        "commit": measured.commit,
     }
     write_atomically(folder / f"{cell.id}.safetensors", bits, {"cell": json.dumps(about)})
 
@@ -71,7 +75,8 @@ def read_cell(folder: Path, cell: Cell) -> Measured:
     tensors, metadata = read_tensors(folder / f"{cell.id}.safetensors")
     about = json.loads(metadata["cell"])
     correct = {k: np.unpackbits(tensors[k].numpy(), count=n).astype(bool) for k, n in about["images"].items()}
-    return Measured(correct, [tuple(p) for p in about["curve"]], about["seconds"], about["notes"])
+    curve = [tuple(p) for p in about["curve"]]
+    return Measured(correct, curve, about["seconds"], about["notes"], about.get("commit"))
 
 
 def missing(folder: Path, cells: Iterable[Cell]) -> list[Cell]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, losses, points, targets, write_page
 from d2nwg_init.benchmarks.transfer.plots import draw_curves, draw_wins
-from d2nwg_init.benchmarks.transfer.tables import Part, measured_by, parts
+from d2nwg_init.benchmarks.transfer.tables import Part, commits, images_read, measured_by, parts
 from pretrained_generators.svg import as_svg
 from zoo_builder.checkpoint import write_text_atomically
 
@@ -26,7 +26,8 @@ def block(part: Part) -> str:
     lines = [f"### {part.bundle}, {part.split} split", ""]
     for run in part.runs:
         cores = f"{run['machine']['cores']} CPU cores"
-        lines += [f"Commit `{run['commit'][:10]}`, {cores}, {run['date'][:10]}: {measured_by(run, part.runs)}.", ""]
+        code = ", ".join(f"`{commit[:10]}`" for commit in commits(run))
+        lines += [f"Commit {code}, {cores}, {run['date'][:10]}: {measured_by(run, part.runs)}.", ""]
     for table in (points(part), datasets(part), few_shot(part), targets(part)):
         lines += _table(table)
     captions = {"curves": "test accuracy along the training", "wins": "who wins where"}
@@ -41,8 +42,20 @@ def figures(part: Part) -> dict[str, Figure | None]:
 
 def failures(part: Part) -> str:
     """Markdown of the losses of one subject and split."""
-    lines = _table(losses(part)) or ["None on any dataset, at any step, with any number of images."]
+    lines = _table(losses(part)) or [_none(part)]
     return "\n".join([f"### {part.bundle}, {part.split} split", "", *lines])
+
+
+def _none(part: Part) -> str:
+    """No loss, where one was looked for."""
+    points: dict[int | None, list[str]] = {}
+    for c in part.comparisons:
+        if c["method"] == "initialize":
+            points.setdefault(c["shots"], []).append(c["at"].replace("/", " "))
+    if not points:
+        return "`initialize` was compared with no rival."
+    where = (f"{', '.join(dict.fromkeys(at))} with {images_read(shots)}" for shots, at in points.items())
+    return f"None on any dataset, at {'; '.join(where)}. Elsewhere nothing was compared."
 
 
 def _table(table: dict) -> list[str]:

@@ -62,6 +62,12 @@ class Method:
     samples: int = 1
     seeds: int | None = None  # at most; None is no limit
     timed_by_hook: bool = False  # has the time that the hook takes, with the bundle if there is one
+    trained_to_start: bool = False  # its rate is part of how its step 0 is made, and chosen by that
+
+    @property
+    def rated(self) -> bool:
+        """Whether it has a learning rate, which is chosen."""
+        return self.trained or self.trained_to_start
 
     @property
     def depends_on_bundle(self) -> bool:
@@ -166,7 +172,7 @@ def _noise_on_nearest(arena: Arena, cell: Cell) -> Built:
             k: v + cell.sigma * v.square().mean().sqrt() * torch.randn(v.shape, generator=generator)  # type: ignore[operator]
             for k, v in nearest.items()
         }
-        return Body("noisy", f"noisy_{i}", shifted(base, delta))
+        return Body("noisy", f"noisy_{i}", shifted(base, delta, cell.strength or 1.0))
 
     return _best_of(arena, (noisy(i) for i in range(NUM_CANDIDATES)))
 
@@ -319,12 +325,12 @@ METHODS: dict[str, Method] = {
         conditions=BOTH,
     ),
     "regressor": Method(_combined(lambda _, a: a.network_weights()), "zoo", strength=True, conditions=BOTH),
-    "noise_on_nearest": Method(_noise_on_nearest, "zoo", trained=False),
+    "noise_on_nearest": Method(_noise_on_nearest, "zoo", trained=False, strength=True),
     "zoo_selected": Method(_zoo_selected, "zoo"),
     "no_generator": Method(_no_generator, "zoo"),
     "generated_mean": Method(_generated, "bundle", conditions=ALL, samples=2),
     "generated_selected": Method(_generated_selected, "bundle", conditions=ALL),
     "initialize": Method(_initialize, "bundle", long=True),
-    "sgd_equal_time": Method(_sgd_equal_time, few_shot=False, timed_by_hook=True),
+    "sgd_equal_time": Method(_sgd_equal_time, few_shot=False, timed_by_hook=True, trained_to_start=True),
     "oracle": Method(_oracle, "zoo", trained=False, few_shot=False, seeds=1),
 }

@@ -10,6 +10,7 @@ from d2nwg_init.benchmarks.transfer.tables import (
     Part,
     Reached,
     by_dataset,
+    commits,
     in_order,
     means,
     measured_by,
@@ -45,7 +46,9 @@ def section(part: Part) -> dict:
     return {
         "bundle": part.bundle,
         "split": part.split,
-        "runs": [{**run, "measured": measured_by(run, part.runs)} for run in part.runs],
+        "runs": [
+            {**run, "measured": measured_by(run, part.runs), "commits": ", ".join(commits(run))} for run in part.runs
+        ],
         "tables": [t for t in (f(part) for f in (points, datasets, few_shot, targets, losses)) if t["rows"]],
         "plots": [Markup(as_svg(figure)) for figure in figures if figure is not None],
     }

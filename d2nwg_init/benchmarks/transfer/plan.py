@@ -65,7 +65,10 @@ def read_choices(
         covered = rated.intersection(*(run["methods"].get(_named(s), ()) for s in shots))
         if not covered.issuperset(set(HEADS) & set(methods)):
             covered -= set(HEADS)
-        return parse_config(written["choices"][subject], Choices), [m for m in methods if m not in covered]
+        choices = parse_config(written["choices"][subject], Choices)
+        strong = [m for m in covered.intersection(methods) if METHODS[m].strength]
+        covered -= {m for m in strong if None in [choices.strength(m, s) for s in shots]}
+        return choices, [m for m in methods if m not in covered]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(
             f"{file} does not hold the choices of a benchmark ({e!r}). Remove it, and they are made again."
@@ -163,7 +166,7 @@ def plan_cells(
                                     length,
                                     condition,
                                     strength=choices.strength(name, count),
-                                    learning_rate=rate if length != "none" or name == "sgd_equal_time" else None,
+                                    learning_rate=rate if length != "none" or method.trained_to_start else None,
                                     **variant,
                                 )
                             )
@@ -187,7 +190,7 @@ def _variants(name: str, method: Method) -> list[dict]:
 def strength_cells(methods: Mapping[str, Method], datasets: Sequence[str], shots: Sequence[int | None]) -> list[Cell]:
     """Step 0 at every strength (penalty, for the logistic head), and of the heads that compete with few shots."""
     return [
-        Cell(dataset, count, CHOOSING_SEED, name, strength=strength)
+        Cell(dataset, count, CHOOSING_SEED, name, strength=strength, **_variants(name, method)[0])
         for name, method in methods.items()
         for dataset in datasets
         for count in shots
@@ -205,20 +208,20 @@ def _strengths(name: str, method: Method, shots: int | None) -> tuple[float | No
 
 
 def rate_cells(methods: Mapping[str, Method], datasets: Sequence[str], choices: Choices) -> list[Cell]:
-    """Every method that is trained, at every learning rate."""
+    """Every method that has a learning rate, at each."""
     return [
         Cell(
             dataset,
             None,
             CHOOSING_SEED,
             name,
-            "rates",
+            "none" if method.trained_to_start else "rates",
             strength=choices.strength(name, None),
             learning_rate=rate,
             **_variants(name, method)[0],
         )
         for name, method in methods.items()
-        if method.trained
+        if method.rated
         for dataset in datasets
         for rate in RATES
     ]
@@ -247,8 +250,12 @@ def choose_strengths(measured: Mapping[Cell, Measured]) -> Choices:
 
 
 def choose_rates(choices: Choices, measured: Mapping[Cell, Measured]) -> Choices:
-    """The learning rate of the highest mean accuracy at steps 30 and 100 and after an epoch, over the datasets."""
-    means = _means(measured, lambda cell: (cell.method, cell.learning_rate), ("step/30", "step/100", "epoch/1"))
+    """The learning rate of the highest mean accuracy at steps 30 and 100 and after an epoch, over the datasets; at step
+    0 of methods that are trained to start."""
+    means: dict[tuple[str, float], float] = {}
+    for training, at in (("rates", ("step/30", "step/100", "epoch/1")), ("none", ("step/0",))):
+        some = {cell: found for cell, found in measured.items() if cell.training == training}
+        means |= _means(some, lambda cell: (cell.method, cell.learning_rate), at)
     methods = dict(choices.methods)
     for name in dict.fromkeys(method for method, _ in means):
         _, rate = max((value, rate) for (method, rate), value in means.items() if method == name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.statistics import Difference, paired_bootstrap, steps_to_target, with_verdicts
 from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.errors import RecipeError
 
 Found = Mapping[Cell, Measured]
+Which = tuple[int | None, str, str]  # shots, method and dataset: rows that are replaced together
 POINTS = ("step/0", "step/10", "step/30", "step/100", "epoch/1", "epoch/10")
 TARGETS = {"pretrained_epoch1": "pretrained", "solved_epoch1": "solved"}
 RIVALS = ("solved", "pretrained", "refined", "no_generator")  # what every row is compared with
@@ -166,57 +168,94 @@ def merge_report(
     file: Path, header: Mapping[str, object], rows: Sequence[TransferRow], comparisons: Sequence[Comparison]
 ) -> dict:
     """The object of transfer.json: that of `file`, in which the rows of this subject and split are replaced that have
-    the same method and number of shots; of another bundle of its name those of all methods. A comparison goes where
-    either side was measured otherwise. Each run keeps a header of its own."""
+    the same method, dataset and number of shots; of another bundle of its name those of all methods and datasets. A
+    comparison goes where either side was measured otherwise. Each run keeps a header of its own."""
     subject, split = rows[0].bundle, rows[0].split
     shots, methods = (list(dict.fromkeys(getattr(r, name) for r in rows)) for name in ("shots", "method"))
+    datasets = {r.dataset for r in rows}
     measured = [_without_empty(asdict(r)) for r in rows]
     before = json.loads(file.read_text()) if file.exists() else {}
 
     mine = [r for r in before.get("rows", []) if (r["bundle"], r["split"]) == (subject, split)]
-    there = {(r["shots"], r["method"]) for r in mine}
-    runs, gone = [], set(itertools.product(shots, methods))
+    there = {_which(r) for r in mine}
+    runs, gone = [], set(itertools.product(shots, methods, datasets))
     for run in before.get("runs", []):
         if (run["bundle"], run["split"]) != (subject, split):
             runs.append(run)
             continue
         if run.get("weights_sha256") != header.get("weights_sha256"):
-            gone |= {(s, m) for s in shots if s in run["shots"] for m in run["methods"]}
-        for some in ([s for s in run["shots"] if (s in shots) is again] for again in (False, True)):
-            left = [m for m in run["methods"] if any((s, m) in there - gone for s in some)]
-            runs += [{**run, "shots": some, "methods": left}] if left else []
+            gone |= {(s, m, d) for s, m, d in there if s in shots and s in run["shots"] and m in run["methods"]}
+        elsewhere, here = ([d for d in run["data"] if (d["name"] in datasets) is again] for again in (False, True))
+        other, again = ([s for s in run["shots"] if (s in shots) is again] for again in (False, True))
+        for data, some in ((elsewhere, run["shots"]), (here, other), (here, again)):
+            of = list(itertools.product(some, (d["name"] for d in data)))
+            left = [m for m in run["methods"] if any((s, m, d) in there - gone for s, d in of)]
+            runs += [{**run, "shots": some, "methods": left, "data": data}] if left else []
     runs.append({"bundle": subject, "split": split, "shots": shots, "methods": methods, **header})
 
-    def others(items: list[dict], role: str, without: Container[tuple[int | None, str]]) -> list[dict]:
+    def others(items: list[dict], role: str, without: Container[Which]) -> list[dict]:
         key = (subject, split)
-        return [i for i in items if (i["bundle"], i["split"]) != key or (i["shots"], i[role]) not in without]
+        return [i for i in items if (i["bundle"], i["split"]) != key or _which(i, role) not in without]
 
     then, now = _accuracies(mine), _accuracies(measured)
     changed = {key for key in gone if then.get(key) != now.get(key)}
     compared = others(others(before.get("comparisons", []), "method", changed), "rival", changed)
-    both = {_sides(c): c for c in (*compared, *map(asdict, comparisons))}
+    new = [asdict(c) for c in comparisons]
+    both = {(*_sides(c), c["dataset"]): c for c in (*compared, *new)}
     return {
         **{k: v for k, v in header.items() if k != "data"},
         "data": list({d["name"]: d for run in runs for d in run["data"]}.values()),
         "runs": runs,
-        "comparisons": list(both.values()),
+        "comparisons": _judged(list(both.values()), {_sides(c) for c in new}),
         "rows": others(before.get("rows", []), "method", gone) + measured,
     }
 
 
+def check_seeds(file: Path, subject: str, split: str, planned: Iterable[Cell]) -> None:
+    """
+    Raises:
+        RecipeError: `file` holds seeds that `merge_report` would lose, of what is `planned` on fewer.
+    """
+    coming: dict[Which, set[int]] = {}
+    for cell in planned:
+        coming.setdefault((cell.shots, cell.method, cell.dataset), set()).add(cell.seed)
+    for r in json.loads(file.read_text())["rows"] if file.exists() else ():
+        _, method, dataset = which = _which(r)
+        if (r["bundle"], r["split"]) == (subject, split) and which in coming and r["seed"] not in coming[which]:
+            raise RecipeError(
+                f"{file} holds seed {r['seed']} of {method!r} on {dataset!r}, and this run of {len(coming[which])} "
+                "seeds would replace it. Give as many --seeds, or another --out."
+            )
+
+
+def _which(item: dict, role: str = "method") -> Which:
+    return item["shots"], item[role], item["dataset"]
+
+
 def _sides(comparison: dict) -> tuple:
-    """What is compared with what, and where."""
-    keys = ("bundle", "split", "dataset", "method", "rival", "at", "shots", "condition", "sigma")
-    return tuple(comparison[k] for k in keys)
+    """What is compared with what, on each dataset."""
+    return tuple(comparison[k] for k in ("bundle", "split", "method", "rival", "at", "shots", "condition", "sigma"))
 
 
-def _accuracies(rows: Sequence[dict]) -> dict[tuple[int | None, str], set]:
-    """By number of shots and method, all that was measured."""
-    keys = ("dataset", "seed", "step", "epoch", "condition", "sample", "sigma", "value")
-    found: dict[tuple[int | None, str], set] = {}
+def _judged(comparisons: Sequence[dict], again: Container[tuple]) -> list[dict]:
+    """Those of the sides `again`, of which some datasets are new, with verdicts over all of their datasets."""
+    differences: dict[tuple, dict[str, Difference]] = {}
+    for c in comparisons:
+        found = Difference(*(c[k] for k in ("difference", "low", "high", "p_win", "p_loss")))
+        differences.setdefault(_sides(c), {})[c["dataset"]] = found
+    verdicts = {sides: with_verdicts(of_sides) for sides, of_sides in differences.items() if sides in again}
+    return [
+        {**c, "verdict": verdicts[_sides(c)][c["dataset"]].verdict} if _sides(c) in verdicts else c for c in comparisons
+    ]
+
+
+def _accuracies(rows: Sequence[dict]) -> dict[Which, set]:
+    """All that was measured."""
+    keys = ("seed", "step", "epoch", "condition", "sample", "sigma", "value")
+    found: dict[Which, set] = {}
     for r in rows:
         if r["metric"] == "test_accuracy":
-            found.setdefault((r["shots"], r["method"]), set()).add(tuple(r.get(k) for k in keys))
+            found.setdefault(_which(r), set()).add(tuple(r.get(k) for k in keys))
     return found
 
 

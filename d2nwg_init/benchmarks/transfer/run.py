@@ -7,7 +7,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, train_steps
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, train_steps
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, write_cell
 from d2nwg_init.benchmarks.transfer.methods import make
@@ -24,6 +23,7 @@ from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, open_su
 from zoo_builder.backbones import predict
 from zoo_builder.datasets import load_dataset
 from zoo_builder.errors import D2NWGError
+from zoo_builder.executors.processes import telling_of_dead_workers
 
 STEPS = (10, 30, 100)
 EVERY = 5  # steps between two points of a curve
@@ -58,7 +58,7 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
     torch.manual_seed(cell.seed)
     drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:CURVE_IMAGES]
     curve_images, curve_labels = images[drawn], labels[drawn]
-    curve = [] if cell.training == "rates" else [(0, 0.0, _accuracy(made.model, curve_images, curve_labels))]
+    curve = [] if cell.training == "rates" else [(0, 0.0, accuracy(made.model, curve_images, curve_labels))]
     for step, seconds in train_steps(made.model, loader, recipe, max(*STEPS, epoch)):
         if step in STEPS and not (cell.training == "rates" and step == STEPS[0]):
             measure(made.model, f"step/{step}")
@@ -67,7 +67,7 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
             measure(made.model, "epoch/1")
             measured.seconds["epoch/1"] = seconds
         if cell.training != "rates" and (step % EVERY == 0 or step == epoch):
-            curve.append((step, seconds, _accuracy(made.model, curve_images, curve_labels)))
+            curve.append((step, seconds, accuracy(made.model, curve_images, curve_labels)))
     measured.curve.extend(curve)
     if cell.training == "long":
         loader = arena.training_loader(LONG_IMAGES)
@@ -77,10 +77,6 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
     return measured
 
 
-def _accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    return 100 * (predict(model, images).argmax(1) == labels).float().mean().item()
-
-
 @dataclass(frozen=True)
 class Group:
     """Cells of one arena: a worker reads its images once."""
@@ -88,18 +84,17 @@ class Group:
     subject: SubjectSpec
     folder: Path  # of the subject's work
     data: Path
-    other: str | None  # the dataset whose condition a shuffled one is
     cells: tuple[Cell, ...]
 
     def __call__(self) -> None:
         subject = _subject(self.subject, self.folder)
-        first = self.cells[0]
+        first, other = self.cells[0], next((c.other for c in self.cells if c.other), None)
 
         def arena_of(name: str, other: Arena | None = None) -> Arena:
             dataset = load_dataset(name, self.data, size=subject.size, max_images=None)
             return Arena(subject, measured_on(dataset, first.seed), first.seed, first.shots, other)
 
-        arena = arena_of(first.dataset, arena_of(self.other) if self.other else None)
+        arena = arena_of(first.dataset, arena_of(other) if other else None)
         for cell in self.cells:
             measured = run_cell(arena, cell)
             if any(not np.isfinite(v) for _, _, v in measured.curve):
@@ -117,12 +112,10 @@ def run_cells(
     spec: SubjectSpec,
     folder: Path,
     data: Path,
-    others: dict[str, str | None],
     executor: Executor,
     look: Callable[[], None] = lambda: None,
 ) -> None:
-    """Measure the cells that have no file yet. `others` names each dataset's shuffled condition; `look` is called about
-    every second, and at the end.
+    """Measure the cells that have no file yet; `look` is called about every second, and at the end.
 
     Raises:
         D2NWGError: a worker died.
@@ -134,16 +127,13 @@ def run_cells(
     # The largest first, so that no core is idle at the end.
     ordered = sorted(groups.values(), key=lambda g: (-sum(_weight(c) for c in g), g[0].id))
     try:
-        running = {executor.submit(Group(spec, folder, data, others.get(g[0].dataset), tuple(g))) for g in ordered}
-        while running:
-            done, running = wait(running, timeout=POLL)
-            look()
-            for future in done:
-                future.result()
-    except BrokenProcessPool as e:
-        raise D2NWGError(
-            "A worker died (of too little memory?). Run again, with fewer --workers: what is done is kept."
-        ) from e
+        with telling_of_dead_workers():
+            running = {executor.submit(Group(spec, folder, data, tuple(g))) for g in ordered}
+            while running:
+                done, running = wait(running, timeout=POLL)
+                look()
+                for future in done:
+                    future.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     look()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.clusters import embed_dataset
 from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.delta_library import DeltaLibrary
-from zoo_builder.errors import ZooError
+from zoo_builder.errors import BundleError, ZooError
 from zoo_builder.model_stack import shifted
 from zoo_builder.store import Zoo
 
@@ -85,7 +85,7 @@ def work_folder(spec: SubjectSpec, root: Path) -> Path:
         name, fit = zoo_name(zoo), zoo.batchnorm
         parts |= {"base": zoo.base_sha256, "entries": [e.sha256 for e in zoo.entries()]}
     else:
-        name = _names(spec)[0]  # which raises where there is nothing to measure
+        name = identity(spec)[0]  # which raises where there is nothing to measure
         config = load_config(str(spec.bundle))
         fit = config.generator.batchnorm
         parts |= {"base": config.base_sha256}
@@ -100,8 +100,11 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
 
     Raises:
         ZooError: neither a zoo nor a bundle, not of one base, or a zoo that knows datasets of the splits.
+        BundleError: it cannot be read, or knows datasets of the splits.
     """
-    name, backbone, size = _names(spec)
+    name, backbone, size = identity(spec)
+    if spec.bundle is not None and (seen := _measured(t.name for t in load_config(spec.bundle).trained_on)):
+        raise BundleError(f"{spec.bundle} was trained on {seen}, which the benchmark measures on. Take another bundle.")
     if spec.zoo is None:
         alone = load_bundle(str(spec.bundle))
         fit = alone.config.generator.batchnorm
@@ -111,9 +114,7 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
         config = load_config(spec.bundle)
         if (config.base_sha256, config.generator.batchnorm) != (zoo.base_sha256, zoo.batchnorm):
             raise ZooError(f"{spec.bundle} was trained on deltas to another base than {spec.zoo} has. Give its zoo.")
-    measured = [*SPLITS["development"], *SPLITS["held_out"]]
-    seen = sorted({d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related) if is_among(d, measured)})
-    if seen:
+    if seen := _measured(d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related)):
         raise ZooError(f"{spec.zoo} was trained on {seen}, which the benchmark measures on. Build it without them.")
     bundle = load_bundle_beside(zoo, spec.bundle) if spec.bundle is not None else None
     library = DeltaLibrary.of(zoo, spec.plans, folder / "deltas.f16")
@@ -126,7 +127,18 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
     return replace(subject, network=network)
 
 
-def _names(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
+def _measured(names: Iterable[str]) -> list[str]:
+    """Those that no zoo and no generator may have seen."""
+    measured = [*SPLITS["development"], *SPLITS["held_out"]]
+    return sorted({name for name in names if is_among(name, measured)})
+
+
+def identity(spec: SubjectSpec) -> tuple[str, BackboneSpec, int]:
+    """Its name, its backbone and the side of its images, in pixels.
+
+    Raises:
+        ZooError: neither a zoo nor a bundle.
+    """
     if spec.bundle is not None:
         config = load_config(spec.bundle)
         return config.name, config.generator.backbone, config.generator.size

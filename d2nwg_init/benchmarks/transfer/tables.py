@@ -38,11 +38,23 @@ def parts(report: dict) -> list[Part]:
     return [Part(*key, *(of(key, report[name]) for name in ("runs", "rows", "comparisons"))) for key in keys]
 
 
+def commits(run: dict) -> list[str]:
+    """Of the code that measured a run's cells. Older runs tell only the commit that put them together."""
+    return run.get("commits") or [run["commit"] or "unknown"]
+
+
+def images_read(shots: int | None) -> str:
+    return "all train images" if shots is None else f"{shots} a class"
+
+
 def measured_by(run: dict, runs: Sequence[dict]) -> str:
-    """Which numbers of images a run measured; and of which rows, where other `runs` measured other rows of them."""
-    images = ", ".join("all train images" if s is None else f"{s} a class" for s in run["shots"])
-    alone = all(other is run or set(run["shots"]).isdisjoint(other["shots"]) for other in runs)
-    return images if alone else f"{images} ({', '.join(run['methods'])})"
+    """Which numbers of images a run measured; and of which rows and on which datasets, where other `runs` measured
+    others of them."""
+    text = ", ".join(map(images_read, run["shots"]))
+    others = [other for other in runs if other is not run and not set(run["shots"]).isdisjoint(other["shots"])]
+    names = [d["name"] for d in run["data"]]
+    text += f" ({', '.join(run['methods'])})" if others else ""
+    return text + (f" on {', '.join(names)}" if any(d["name"] not in names for o in others for d in o["data"]) else "")
 
 
 def label(row: dict) -> str:

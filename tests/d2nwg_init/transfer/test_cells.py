@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from d2nwg_init.benchmarks.transfer import run
+from d2nwg_init.benchmarks.transfer.benchmark import tied
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
 from d2nwg_init.benchmarks.transfer.run import run_cell, run_cells
 from tests.d2nwg_init.transfer.conftest import new_arena
@@ -41,12 +42,15 @@ def same_measure(a, b):
 def test_a_cell_is_read_as_it_was_written(dataset, tmp_path):
     cell = Cell(dataset, 5, 2, "noise_on_nearest", condition="shuffled", sigma=0.3, strength=1.5)
     correct = {"step/0": np.arange(13) % 3 == 0, "epoch/1": np.ones(13, bool)}
-    measured = Measured(correct, [(0, 0.0, 33.3), (5, 1.25, 50.0)], {"initialise": 2.5}, {"chosen": "noisy_1"})
+    measured = Measured(
+        correct, [(0, 0.0, 33.3), (5, 1.25, 50.0)], {"initialise": 2.5}, {"chosen": "noisy_1"}, "c0ffee"
+    )
     write_cell(tmp_path, cell, measured)
     read = read_cell(tmp_path, cell)
     same_measure(read, measured)
     assert read.curve == measured.curve
     assert read.seconds == measured.seconds
+    assert read.commit == "c0ffee"
     assert read.accuracy("step/0") == pytest.approx(100 * 5 / 13)
     assert missing(tmp_path, [cell, CELL]) == [CELL]
 
@@ -54,7 +58,7 @@ def test_a_cell_is_read_as_it_was_written(dataset, tmp_path):
 def test_cells_that_differ_have_other_names():
     changes = {
         "dataset": "bands", "shots": 5, "seed": 1, "method": "universal", "training": "long", "condition": "null",
-        "sample": 1, "sigma": 0.1, "strength": 0.5, "learning_rate": 3e-4,
+        "sample": 1, "sigma": 0.1, "strength": 0.5, "learning_rate": 3e-4, "bundle": "0", "other": "bands", "data": "1",
     }  # fmt: skip
     names = [CELL.id, *(replace(CELL, **{k: v}).id for k, v in changes.items())]
     assert len(set(names)) == len(names)
@@ -101,25 +105,45 @@ def work_beside(folder, place):
     return place
 
 
-def all_cells(names=("kmnist", "dtd_part")):
-    return [
+HASHES = {"kmnist": "0" * 64, "dtd_part": "1" * 64}
+
+
+def all_cells(subject, hashes=HASHES):
+    cells = [
         Cell(name, shots, 0, method, condition=condition)
-        for name in names
+        for name in ("kmnist", "dtd_part")
         for shots in (2, None)
         for method, condition in (("solved", "right"), ("nearest", "right"), ("nearest", "shuffled"))
+        if name in hashes
     ]
+    return tied(cells, subject, hashes)
 
 
-OTHERS = {"kmnist": "dtd_part", "dtd_part": "kmnist"}
+def test_a_cell_is_of_the_images_that_it_is_measured_with(subject):
+    """Of a shuffled condition those of another dataset too, which is another one where there are others."""
+    before = {c.id for c in all_cells(subject)}
+    assert not before & {c.id for c in all_cells(subject, dict.fromkeys(HASHES, "2" * 64))}
+
+    def measured_anew(hashes):
+        return {(c.dataset, c.condition) for c in all_cells(subject, hashes) if c.id not in before}
+
+    assert measured_anew(HASHES) == set()
+    changed = {("kmnist", "shuffled"), ("dtd_part", "right"), ("dtd_part", "shuffled")}
+    assert measured_anew(HASHES | {"dtd_part": "2" * 64}) == changed
+    assert measured_anew({"kmnist": "0" * 64, "chars74k": "1" * 64, "dtd_part": "1" * 64}) == {("kmnist", "shuffled")}
+
+
+def test_a_dataset_alone_has_no_shuffled_condition(subject):
+    assert {c.condition for c in all_cells(subject, {"kmnist": "0" * 64})} == {"right"}
 
 
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(spec, subject, folder, folder_of_data, tmp_path):
-    cells = all_cells()
+    cells = all_cells(subject)
     whole, cut = (work_beside(folder, tmp_path / name) for name in ("whole", "cut"))
-    run_cells(cells, spec, whole, folder_of_data, OTHERS, process_executor(2))
-    run_cells(cells[::3], spec, cut, folder_of_data, OTHERS, process_executor(1))
+    run_cells(cells, spec, whole, folder_of_data, process_executor(2))
+    run_cells(cells[::3], spec, cut, folder_of_data, process_executor(1))
     stamps = {p.name: p.stat().st_mtime_ns for p in (cut / "cells").iterdir()}
-    run_cells(cells, spec, cut, folder_of_data, OTHERS, process_executor(1))
+    run_cells(cells, spec, cut, folder_of_data, process_executor(1))
     assert missing(cut / "cells", cells) == []
     assert all((cut / "cells" / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items())
     for cell in cells:
@@ -130,5 +154,5 @@ def test_what_is_done_is_kept_when_a_later_cell_fails(spec, subject, folder, fol
     work = work_beside(folder, tmp_path / "work")
     cells = [Cell("kmnist", None, 0, "solved"), Cell("absent", 2, 0, "solved")]
     with pytest.raises(DataError, match="absent"):
-        run_cells(cells, spec, work, folder_of_data, {}, process_executor(1))
+        run_cells(cells, spec, work, folder_of_data, process_executor(1))
     assert missing(work / "cells", cells) == cells[1:]

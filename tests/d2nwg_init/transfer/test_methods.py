@@ -111,7 +111,7 @@ def test_the_pretrained_body_is_the_base(arena, subject):
     assert not any(torch.equal(made(arena, "scratch")[k], v) for k, v in subject.parameters().items() if v.ndim > 1)
 
 
-@pytest.mark.parametrize("method", ["universal", "nearest", "zoo_mean", "least_squares", "regressor"])
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.strength])
 def test_a_delta_of_no_strength_is_the_base(arena, method):
     torch.testing.assert_close(made(arena, method, strength=1e-30), made(arena, "rescaled"))
     assert not same(made(arena, method), made(arena, "rescaled"))

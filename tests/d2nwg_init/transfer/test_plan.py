@@ -61,6 +61,12 @@ def test_rows_that_are_not_to_be_trained_are_measured_at_step_0_alone():
     assert {c.method for c in cells} == {"solved", "universal"}
     assert {c.method for c in cells if c.training != "none"} == {"solved"}
     assert {c.method for c in rate_cells(request.rows(), DATASETS, Choices())} == {"solved"}
+    timed = replace(request, methods=("solved", "sgd_equal_time"), trained=()).rows()
+    assert {c.method for c in rate_cells(timed, DATASETS, Choices())} == {"sgd_equal_time"}  # its step 0 is trained
+    cells = plan(timed, choices=Choices({"solved": Choice(1e-3), "sgd_equal_time": Choice(3e-3)}))
+    assert {(c.method, c.training, c.learning_rate) for c in cells} == {
+        ("solved", "none", None), ("sgd_equal_time", "none", 3e-3),
+    }  # fmt: skip
     with pytest.raises(RecipeError, match="did you mean 'solved'"):
         replace(request, trained=("solvd",)).rows()
 
@@ -94,11 +100,14 @@ def test_choices_reach_the_cells():
 def test_choosing_uses_a_seed_that_is_not_reported():
     cells = strength_cells(ALL, DATASETS, (1, None)) + rate_cells(ALL, DATASETS, Choices())
     assert {c.seed for c in cells} == {CHOOSING_SEED}
-    rates = [c for c in cells if c.training == "rates"]
+    rates = [c for c in cells if c.learning_rate is not None]
     assert {(c.method, c.learning_rate) for c in rates} == {
         (n, r) for n, m in METHODS.items() if m.trained for r in RATES
     }
-    assert {c.strength for c in cells if c.method == "universal" and c.training == "none"} == set(STRENGTHS)
+    assert {c.method for c in rates if c.training == "none"} == {"sgd_equal_time"}
+    assert {c.training for c in rates} == {"none", "rates"}
+    for method in ("universal", "noise_on_nearest"):
+        assert {c.strength for c in cells if c.method == method and c.training == "none"} == set(STRENGTHS)
     assert {c.strength for c in cells if c.method == "logistic"} == set(PENALTIES)
 
 
@@ -129,6 +138,14 @@ def test_a_rate_is_chosen_by_steps_30_and_100_and_the_epoch():
         found[Cell("kmnist", None, 7, "solved", "rates", learning_rate=rate)] = measured(step_0=99, **at)
     before = Choices({"solved": Choice(strength=0.5)})
     assert choose_rates(before, found).of("solved") == Choice(RATES[1], 0.5)
+
+
+def test_a_rate_that_a_start_is_made_with_is_chosen_by_the_start():
+    found = {
+        Cell("kmnist", None, 7, "sgd_equal_time", learning_rate=rate): measured(step_0=value)
+        for rate, value in zip(RATES, (60, 80, 70, 10), strict=True)
+    }
+    assert choose_rates(Choices(), found).of("sgd_equal_time").learning_rate == RATES[1]
 
 
 def test_what_is_chosen_for_other_numbers_of_shots_joins(tmp_path):
@@ -163,10 +180,19 @@ def test_what_is_chosen_for_other_numbers_of_shots_joins(tmp_path):
 
 def test_heads_that_compete_are_chosen_together(tmp_path):
     file = tmp_path / "choices.json"
-    write_choices(file, "one", "one-1", Choices(closed_form={"1": "solved"}), ["solved", "universal"], [1], (), {})
+    both = Choices({"universal": Choice(None, None, {"1": 1.0})}, {"1": "solved"})
+    write_choices(file, "one", "one-1", both, ["solved", "universal"], [1], (), {})
     names = ["universal", "solved", "logistic"]
     assert read_choices(file, "one", "one-1", names, [1])[1] == ["solved", "logistic"]
     assert read_choices(file, "one", "one-1", ["solved"], [1])[1] == []
+
+
+def test_a_strength_that_was_not_chosen_yet_is_lacking(tmp_path):
+    """As of a row that had none when its choices were written."""
+    file = tmp_path / "choices.json"
+    names = ["nearest", "noise_on_nearest"]
+    write_choices(file, "one", "one-1", Choices({"nearest": Choice(None, 0.5)}), names, [None], (), {})
+    assert read_choices(file, "one", "one-1", names, [None])[1] == ["noise_on_nearest"]
 
 
 def test_choices_are_read_as_they_were_written_beside_those_of_others(tmp_path):

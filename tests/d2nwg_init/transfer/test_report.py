@@ -1,6 +1,7 @@
 """Rows, comparisons and the page."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +12,8 @@ from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
 from d2nwg_init.benchmarks.transfer.document import draw, failures
 from d2nwg_init.benchmarks.transfer.page import losses, write_page
 from d2nwg_init.benchmarks.transfer.plan import Choices
-from d2nwg_init.benchmarks.transfer.report import compare, merge_report, rows_of, write_report
+from d2nwg_init.benchmarks.transfer.report import check_seeds, compare, merge_report, rows_of, write_report
+from zoo_builder.errors import RecipeError
 
 DATASETS = ("kmnist", "dtd_part")
 HEADER = {
@@ -63,7 +65,8 @@ CHOICES = Choices(closed_form={"1": "nearest_class_mean"})
 
 def reported(found, subject="base", file=None, split="development"):
     rows, pairs = (f(found, subject, split, CHOICES) for f in (rows_of, compare))
-    return merge_report(file, HEADER, rows, pairs)
+    data = [d for d in HEADER["data"] if d["name"] in {c.dataset for c in found}]
+    return merge_report(file, HEADER | {"data": data, "commits": ["0ld", "n3w"]}, rows, pairs)
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +164,60 @@ def test_rows_of_some_methods_join_those_of_the_others(found, report, tmp_path):
     }  # fmt: skip
 
 
+def test_some_datasets_join_the_others(found, report, tmp_path):
+    file = tmp_path / "transfer.json"
+    write_report(file, report)
+
+    def rows_on(name, of):
+        return [r for r in of["rows"] if r["dataset"] == name]
+
+    part = {c: m for c, m in found.items() if c.dataset == "kmnist" and c.shots is None}
+    again = reported({c: measured(50, c.seed) if c.method == "solved" else m for c, m in part.items()}, "base", file)
+    write_report(file, again)
+    assert rows_on("dtd_part", again) == rows_on("dtd_part", report)
+    assert len(rows_on("kmnist", again)) == len(rows_on("kmnist", report))
+    changed = [r for r in rows_on("kmnist", again) if r not in report["rows"]]
+    assert {r["method"] for r in changed if r["metric"] == "test_accuracy"} == {"solved"}
+    assert len(again["comparisons"]) == len(report["comparisons"])
+    assert [([d["name"] for d in r["data"]], r["shots"]) for r in again["runs"]] == [
+        (["dtd_part"], [None, 1]), (["kmnist"], [1]), (["kmnist"], [None]),
+    ]  # fmt: skip
+    (of_base,) = tables.parts(again)
+    assert of_base.datasets == ["dtd_part", "kmnist"]
+    assert tables.measured_by(again["runs"][2], again["runs"]).endswith(" on kmnist")
+    assert tables.measured_by(report["runs"][0], report["runs"]) == "all train images, 1 a class"
+
+
+def test_verdicts_are_over_all_datasets_of_a_comparison_whenever_they_were_measured(found, tmp_path):
+    """At a p of 0.03 the one dataset is a win, and of two that tell nothing none is."""
+    file = tmp_path / "transfer.json"
+    rows = rows_of(found, "base", "development", CHOICES)
+    one = next(c for c in compare(found, "base", "development", CHOICES) if c.dataset == "kmnist")
+    for dataset in DATASETS:
+        alone = replace(one, dataset=dataset, p_win=0.03, p_loss=0.97, verdict="win")
+        merged = merge_report(file, HEADER, [r for r in rows if r.dataset == dataset], [alone])
+        write_report(file, merged)
+    assert [(c["dataset"], c["verdict"]) for c in merged["comparisons"]] == [("kmnist", "tie"), ("dtd_part", "tie")]
+
+
+def test_fewer_seeds_than_there_are_do_not_replace_them(found, report, tmp_path):
+    file = tmp_path / "transfer.json"
+    check_seeds(file, "base", "development", found)
+    write_report(file, report)
+    fewer = [c for c in found if c.seed == 0]
+    with pytest.raises(RecipeError, match=r"holds seed 1 of 'scratch' on 'kmnist'.* run of 1 "):
+        check_seeds(file, "base", "development", fewer)
+    check_seeds(file, "base", "development", [c for c in fewer if c.shots == 1])  # which has but this one
+    check_seeds(file, "base", "held_out", fewer)
+    check_seeds(file, "base", "development", [*found, *(replace(c, seed=2) for c in fewer)])
+
+
 def test_rows_of_another_bundle_of_the_same_name_go(found, report, tmp_path):
     file = tmp_path / "transfer.json"
     write_report(file, {**report, "runs": [{**r, "weights_sha256": "0"} for r in report["runs"]]})
     some = {c: m for c, m in found.items() if c.method == "solved" and c.shots is None}
+    part = reported({c: m for c, m in some.items() if c.dataset == "kmnist"}, "base", file)
+    assert {(r["method"], r["dataset"]) for r in part["rows"] if r["shots"] is None} == {("solved", "kmnist")}
     again = reported(some, "base", file)
     assert {r["method"] for r in again["rows"] if r["shots"] is None} == {"solved"}
     assert len([r for r in again["rows"] if r["shots"] == 1]) == len([r for r in report["rows"] if r["shots"] == 1])
@@ -194,6 +247,11 @@ def test_means_are_over_datasets_and_seeds(report):
     assert start["solved"] == pytest.approx(100 * np.mean([correct(60, s).mean() for s in (0, 1)]), abs=1e-3)
     half = [r for r in part.rows if (r["method"], r["dataset"]) != ("solved", "kmnist")]
     assert "solved" not in tables.means(tables.selected(half, "test_accuracy", step=0), part.datasets)
+
+
+def test_a_run_tells_the_commits_of_its_cells():
+    assert tables.commits({"commit": "c", "commits": ["a", "b"]}) == ["a", "b"]
+    assert tables.commits({"commit": "c"}) == ["c"]  # written before cells told
 
 
 def test_targets_never_reached_count_as_later_than_all(report):
@@ -236,6 +294,7 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(report, tmp_path):
     fetched = [a for tag, a in page.seen if tag in ("script", "link", "img", "iframe") or "src" in a]
     assert fetched == []
     assert "d2nwg-init bench <transfer>" in page.text  # escaped in the file
+    assert "commit 0ld, n3w" in text
     assert "bench <transfer>" not in text
     cells = [t for t in page.text if t]
     at = cells.index("solved")
@@ -256,6 +315,7 @@ def test_the_document_holds_every_method_of_every_part(report, tmp_path):
     draw(tmp_path)
     text = (tmp_path / "benchmark.md").read_text()
     assert "old" not in text
+    assert "Commit `0ld`, `n3w`, 2 CPU cores" in text
     assert text.startswith("read\n")
     assert text.endswith("me\n")
     tables_ = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
@@ -277,5 +337,17 @@ def test_every_loss_of_initialize_is_listed_and_no_win(found, tmp_path):
     assert {row[2] for row in listed} == {"step 0", "step 10", "step 30", "step 100", "epoch 1"}
     assert all(float(row[4]) < -10 for row in listed)
     assert "| `kmnist` | all | step 0 | solved |" in failures(part)
+
+
+def test_that_there_is_no_loss_tells_where_one_was_looked_for(found, tmp_path):
     (part,) = tables.parts(reported(found, file=tmp_path / "absent"))
-    assert "None on any dataset" in failures(part)
+    assert "compared with no rival" in failures(part)
+    better = {cell_of("initialize", d, s): measured(80, s) for d in DATASETS for s in (0, 1)}
+    start = {c: replace(m, correct={"step/0": m.correct["step/0"]}) for c, m in better.items()}
+    (part,) = tables.parts(reported(found | start, file=tmp_path / "absent"))
+    assert "None on any dataset, at step 0 with all train images." in failures(part)
+    few = {Cell(d, 1, 0, "initialize"): Measured({"step/0": correct(60, 0)}) for d in DATASETS}
+    (part,) = tables.parts(reported(found | better | few, file=tmp_path / "absent"))
+    assert "at step 0, step 10, step 30, step 100, epoch 1 with all train images; step 0 with 1 a class." in failures(
+        part
+    )

@@ -1,0 +1,33 @@
+"""What is measured is kept, whatever becomes of the rest."""
+
+import os
+from dataclasses import dataclass
+
+import pytest
+
+from d2nwg_init.benchmarks.kept import kept, measure_missing
+from zoo_builder.errors import D2NWGError
+from zoo_builder.executors.processes import process_executor
+
+
+@dataclass(frozen=True)
+class Piece:
+    id: str
+
+
+def measure(piece):
+    if piece.id == "fatal":
+        os._exit(1)
+    return {"length": len(piece.id)}
+
+
+def test_a_worker_that_dies_is_an_error_with_advice_and_what_was_done_is_kept(tmp_path):
+    done, fatal, later = map(Piece, ("done", "fatal", "later"))
+    measure_missing([done], measure, tmp_path, process_executor(1))
+    stamp = (tmp_path / "done.json").stat().st_mtime_ns
+    with pytest.raises(D2NWGError, match="fewer --workers"):
+        measure_missing([done, fatal], measure, tmp_path, process_executor(1))
+    assert kept(tmp_path, fatal) is None
+    measure_missing([done, later], measure, tmp_path, process_executor(1))
+    assert [kept(tmp_path, piece) for piece in (done, later)] == [{"length": 4}, {"length": 5}]
+    assert (tmp_path / "done.json").stat().st_mtime_ns == stamp
