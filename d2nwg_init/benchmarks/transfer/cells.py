@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from d2nwg_init.benchmarks.results import source_commit
 from zoo_builder.checkpoint import read_tensors, write_atomically
 
 Training = Literal["none", "rates", "short", "long"]
