@@ -16,8 +16,9 @@ from zoo_builder.errors import DataError
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
+    write_npz(folder / "lines.npz", striped_dataset("lines"))
+    write_npz(folder / "untested.npz", striped_dataset("untested", test=0))
     write_npz(folder / "stripes.npz", striped_dataset())
-    write_npz(folder / "untested.npz", striped_dataset(test=0))
     return folder
 
 
@@ -31,7 +32,7 @@ def shaken_bundle(tmp_path_factory):
 
 def test_every_choice_is_measured_and_printed(data, shaken_bundle, tmp_path):
     out = tmp_path / "ablate.json"
-    arguments = ["bench", "ablate", "--bundle", shaken_bundle, "--data", str(data), "--datasets", "stripes"]
+    arguments = ["bench", "ablate", "--bundle", shaken_bundle, "--data", str(data), "--datasets", "lines"]
     result = CliRunner().invoke(app, [*arguments, "--work", str(tmp_path / "work"), "--out", str(out)])
     assert result.exit_code == 0, result.output
     rows = [r for r in json.loads(out.read_text())["rows"] if r["metric"] == "test_accuracy"]
@@ -43,12 +44,12 @@ def test_every_choice_is_measured_and_printed(data, shaken_bundle, tmp_path):
 def test_what_is_measured_is_not_measured_again(data, shaken_bundle, tmp_path, monkeypatch):
     few = {"sample": {AS_IT_IS: CHOICES["sample"][AS_IT_IS]}}
     monkeypatch.setattr(ablation, "CHOICES", few)
-    first = run_ablation(shaken_bundle, ["stripes"], data, 2, tmp_path)[1]
+    first = run_ablation(shaken_bundle, ["lines"], data, 2, tmp_path)[1]
     monkeypatch.setattr(ablation, "CHOICES", {"sample": {AS_IT_IS: None}})  # building would fail
-    assert run_ablation(shaken_bundle, ["stripes"], data, 2, tmp_path)[1] == first
+    assert run_ablation(shaken_bundle, ["lines"], data, 2, tmp_path)[1] == first
     monkeypatch.setattr(ablation, "source_commit", lambda: "0" * 40)  # other code, whose figures may be others
     with pytest.raises(TypeError):
-        run_ablation(shaken_bundle, ["stripes"], data, 2, tmp_path)
+        run_ablation(shaken_bundle, ["lines"], data, 2, tmp_path)
 
 
 def test_no_choice_pays_for_the_images_that_all_read(data, shaken_bundle, tmp_path, monkeypatch):
@@ -59,10 +60,11 @@ def test_no_choice_pays_for_the_images_that_all_read(data, shaken_bundle, tmp_pa
         return arena.pretrained()
 
     monkeypatch.setattr(ablation, "CHOICES", {"sample": {AS_IT_IS: build, "another": build}})
-    run_ablation(shaken_bundle, ["stripes"], data, 1, tmp_path)
+    run_ablation(shaken_bundle, ["lines"], data, 1, tmp_path)
     assert there == [True, True]
 
 
-def test_a_dataset_without_test_images_is_refused(data, shaken_bundle, tmp_path):
-    with pytest.raises(DataError, match="no test images"):
-        run_ablation(shaken_bundle, ["untested"], data, 1, tmp_path)
+@pytest.mark.parametrize(("name", "words"), [("untested", "no test images"), ("stripes", "was trained on")])
+def test_a_dataset_that_nothing_can_be_measured_on_is_refused(name, words, data, shaken_bundle, tmp_path):
+    with pytest.raises(DataError, match=words):
+        run_ablation(shaken_bundle, [name], data, 1, tmp_path)
