@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from zoo_builder.clusters import cluster_datasets, embed_dataset
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.domain_images import sample_images
-from zoo_builder.errors import DataError, DataWarning
+from zoo_builder.errors import DataError, DataWarning, ModelError
 from zoo_builder.leakage import check_leakage, held_out_datasets
 from zoo_builder.progress import progress_bar
 from zoo_builder.sources import FILE, SourceRecord, read_sources, write_sources
@@ -37,7 +38,8 @@ def surveyed(
     made.
 
     Raises:
-        DataError: a dataset cannot be read, has changed, or leaks. ZooError: what the zoo knows of them is damaged.
+        DataError: a dataset cannot be read, has changed, or leaks. ModelError: the base sees nothing in one.
+        ZooError: what the zoo knows of them is damaged.
     """
     before = read_sources(zoo.path)
     if before.keys() >= set(names):
@@ -80,6 +82,11 @@ def _survey(
             index = sample_images(torch.arange(len(dataset.x_train)), recipe.support, recipe.seed)[0].numpy()
             images = prepare_images(body, resize_images(dataset.x_train[index], zoo.size))
             embeddings[name] = embed_dataset(body, images, torch.from_numpy(dataset.y_train[index]))
+            if not 0 < embeddings[name].norm() < math.inf:
+                raise ModelError(
+                    f"The features that the base gives for images of {name!r} are all zero, or no numbers. Take "
+                    "another --base, and another --out."
+                )
             if is_lost(body, images):
                 lost.append(name)
             bar.advance()

@@ -85,10 +85,16 @@ def header(name: str) -> dict[str, object]:
 
 
 def _command() -> str:
-    """As it was typed, with the data folder of the environment variable D2NWG_DATA by that name."""
-    command = " ".join(["d2nwg-init", *sys.argv[1:]])
-    data = os.environ.get("D2NWG_DATA")
-    return command.replace(data, "$D2NWG_DATA") if data else command
+    """As it was typed, with the data folder of the environment variable D2NWG_DATA, and what lies in it, by that
+    name."""
+    data = os.environ.get("D2NWG_DATA", "").rstrip("/")
+
+    def named(argument: str) -> str:
+        option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        inside = data and (value + "/").startswith(data + "/")
+        return f"{option}{equals}$D2NWG_DATA{value[len(data) :]}" if inside else argument
+
+    return " ".join(["d2nwg-init", *map(named, sys.argv[1:])])
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from d2nwg_init.cli.outputs import out_file
 
 
 def fuzz(
-    inputs: Annotated[int, typer.Option(min=3, help="Damaged bundles to load, in all.")] = 20_000,
+    inputs: Annotated[int, typer.Option(min=25, help="Damaged bundles to load, in all.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Of the first input; the others follow.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
     out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,

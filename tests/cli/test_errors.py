@@ -166,13 +166,14 @@ def test_error_of_the_installed_command_goes_to_stderr(tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
-        ("zoo", "base", "--data", "nowhere", "--out", "base", "--threads"),
-        ("bench", "bases", "test_resnet", "--data", "nowhere", "--threads"),
-        ("bench", "zoo", "--data", "nowhere", "--base", "none", "--workers"),
+        ("zoo", "base", "--data", "nowhere", "--out", "base", "--threads", "-1"),
+        ("bench", "bases", "test_resnet", "--data", "nowhere", "--threads", "-1"),
+        ("bench", "zoo", "--data", "nowhere", "--base", "none", "--workers", "-1"),
+        ("bench", "fuzz", "--inputs", "4"),  # of which each kind of bundle must get one
     ],
     ids=" ".join,
 )
 def test_number_below_its_least_is_a_wrong_option(command):
-    result = run(*command, -1)
+    result = run(*command)
     assert result.exit_code == 2
-    assert command[-1] in result.output
+    assert command[-2] in result.output

@@ -157,5 +157,13 @@ def test_command_names_the_data_folder_by_its_variable(dataset, monkeypatch):
     monkeypatch.setattr("sys.argv", ["d2nwg-init", "demo", "--data", "/mine/images/a.npz"])
     monkeypatch.setenv("D2NWG_DATA", "/mine/images")
     assert results("demo", [dataset], [])["command"] == "d2nwg-init demo --data $D2NWG_DATA/a.npz"
+    for value, arguments, named in (
+        ("data", ["--data", "data", "--work", "data.d/mydata"], "--data $D2NWG_DATA --work data.d/mydata"),
+        ("/mine/", ["--data=/mine", "--out=/mine2/a"], "--data=$D2NWG_DATA --out=/mine2/a"),
+    ):
+        monkeypatch.setattr("sys.argv", ["d2nwg-init", "demo", *arguments])
+        monkeypatch.setenv("D2NWG_DATA", value)
+        assert results("demo", [dataset], [])["command"] == f"d2nwg-init demo {named}"
+    monkeypatch.setattr("sys.argv", ["d2nwg-init", "demo", "--data", "/mine/images/a.npz"])
     monkeypatch.delenv("D2NWG_DATA")
     assert results("demo", [dataset], [])["command"].endswith("/mine/images/a.npz")

@@ -24,7 +24,7 @@ from tests.zoo_builder.test_rescaling import leaning_on_its_means
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
-from zoo_builder.errors import DataError, RecipeError, ZooError
+from zoo_builder.errors import DataError, ModelError, RecipeError, ZooError
 from zoo_builder.executors.processes import process_executor
 from zoo_builder.job import Device
 from zoo_builder.rescore import rescore
@@ -343,6 +343,15 @@ def test_a_base_that_rescaling_would_destroy_absorbs_statistics_and_is_worth_wha
     destroyed, _ = rescore(rescaled, list(rescaled.entries()), data)
     worth, without = (statistics.mean(r.measured_base for r in rows) for rows in (rescored, destroyed))
     assert worth > without + 10
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_base_that_sees_nothing_is_refused(data, tmp_path, value):
+    state = BackboneSpec("test_resnet").create(data / "base.safetensors").state_dict()
+    dead = {k: v.fill_(value) if v.is_floating_point() else v for k, v in state.items()}
+    write_atomically(tmp_path / "dead.safetensors", dead)
+    with pytest.raises(ModelError, match="are all zero, or no numbers"):
+        begin_zoo(tmp_path / "zoo", BackboneSpec("test_resnet"), tmp_path / "dead.safetensors", RECIPE, data)
 
 
 def test_a_sound_base_is_rescaled_and_a_zoo_that_was_begun_so_stays_so(data, tmp_path, caplog):
