@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +39,10 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     """Read at most `num_support` images from a loader of (images, labels) batches, or mappings of them.
 
     Batches are read whole and in the loader's order; but a DataLoader that goes through more images than these without
-    shuffling is read in an order of `seed`, since sorted classes would not all be seen. Soft targets [N, num_classes]
+    shuffling is read in an order of `seed`, since sorted classes would not all be seen. An image that comes again (a
+    sampler with replacement, a loader without end) counts once: left out of a head, it would be known to it by its
+    copy. Those of a DataLoader are told by their index, whatever augmentation makes of them, others by every bit and
+    their label; `num_support` is of images that come, so that this ends. Soft targets [N, num_classes]
     count by their largest. The global random states and those of the loader's and its sampler's generators are put back
     afterwards; what is read from an iterator is gone from it.
 
@@ -49,10 +54,11 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     notes: list[str] = []
+    again: list[Any] = []
     largest = 0
     with unchanged_random_state(loader):
         missing = num_support
-        for batch in _of_the_first(loader, num_support, seed, notes):
+        for batch in _of_the_first(loader, num_support, seed, notes, again):
             x, y = images_and_labels(batch, num_classes, notes)
             largest = max(largest, len(x))
             # As models compute, so that nobody copies all of them again.
@@ -86,16 +92,32 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
         raise DataError(f"{bad} of {len(x)} images hold NaN or infinite pixels. Check the files and the transform.")
-    return SupportSet(x.float(), y, num_classes, tuple(dict.fromkeys(notes)), largest)
+    x = x.float()
+    once = _first_of_equals(x, y)
+    repeated = len(again) + len(y) - len(once)
+    if len(once) < len(y):
+        x, y = x[once].contiguous(memory_format=torch.channels_last), y[once]
+    if repeated:
+        notes.append(f"{repeated} images came again after they were read, and count once")
+    return SupportSet(x, y, num_classes, tuple(dict.fromkeys(notes)), largest)
 
 
-def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]) -> Iterable[Any]:
+def _first_of_equals(images: torch.Tensor, labels: torch.Tensor) -> list[int]:
+    """Indices of the images that are not, bit for bit and with their label, equal to one before."""
+    first: dict[tuple[bytes, int], int] = {}
+    for i, (image, label) in enumerate(zip(images.permute(0, 2, 3, 1), labels.tolist(), strict=True)):
+        first.setdefault((hashlib.blake2b(image.numpy().tobytes()).digest(), label), i)
+    return list(first.values())
+
+
+def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str], again: list[Any]) -> Iterable[Any]:
     """`loader`, or a copy of a DataLoader (timm's, and one in its PrefetchLoader, too) that fetches no batch behind the
-    first `count` images, whatever its workers fetch ahead, and has no part in the state of the user's own."""
+    first `count` images, whatever its workers fetch ahead, none of them twice (`again` gets what was to be), and has no
+    part in the state of the user's own."""
     inner = getattr(loader, "loader", None)
     if isinstance(inner, DataLoader) and type(loader).__module__.startswith("timm."):
         prefetch: Any = copy.copy(loader)
-        prefetch.loader = _of_the_first(inner, count, seed, notes)
+        prefetch.loader = _of_the_first(inner, count, seed, notes, again)
         return prefetch
     if isinstance(loader, MultiEpochsDataLoader) and loader.batch_sampler is not None:
         loader = _changed(loader, batch_sampler=loader.batch_sampler.sampler)  # type: ignore[attr-defined]  # one epoch
@@ -112,7 +134,7 @@ def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(batches.sampler), generator=generator, device="cpu").tolist()
         batches = BatchSampler(order, batches.batch_size, batches.drop_last)
-    return _changed(loader, batch_sampler=_FirstBatches(batches, count))
+    return _changed(loader, batch_sampler=_FirstBatches(batches, count, again))
 
 
 def _changed(loader: DataLoader, **changes: Any) -> DataLoader:
@@ -123,18 +145,32 @@ def _changed(loader: DataLoader, **changes: Any) -> DataLoader:
 
 
 class _FirstBatches:
-    """The batches of a sampler that hold the first `count` images."""
+    """The batches of a sampler that hold the first `count` indices, without those that came before: they are put into
+    `again`."""
 
-    def __init__(self, batches: Iterable[Any], count: int) -> None:
-        self._batches, self._count = batches, count
+    def __init__(self, batches: Iterable[Any], count: int, again: list[Any]) -> None:
+        self._batches, self._count, self._again = batches, count, again
 
     def __iter__(self) -> Iterator[Any]:
-        missing = self._count
+        missing, known = self._count, set[Any]()
         for batch in self._batches:
-            yield batch
+            repeated = [_comes_again(index, known) for index in batch]
+            self._again += itertools.compress(batch, repeated)
+            if not all(repeated):
+                yield [i for i, r in zip(batch, repeated, strict=True) if not r] if any(repeated) else batch
             missing -= len(batch)
             if missing <= 0:
                 return
+
+
+def _comes_again(index: Any, known: set[Any]) -> bool:
+    """Whether an index is among the `known`, which it then is. That of a stream is None, and tells nothing."""
+    try:
+        repeated = index is not None and index in known
+        known.add(index)
+    except TypeError:  # a list, say: whether its images are equal is seen when they are there
+        return False
+    return repeated
 
 
 IMAGE_KEYS = ("pixel_values", "image", "images", "img")

@@ -1,3 +1,4 @@
+import itertools
 import random
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from d2nwg_init import hook, initialize
 from d2nwg_init.accepted_model import working_copy
@@ -141,11 +142,24 @@ def test_untrained_model_learns_separable_classes(model, loader, bundle):
     assert accuracy(model, *unseen) > 90
 
 
-def test_reported_scores_are_those_of_left_out_images(model, loader, bundle):
+LOADERS = {
+    "once": lambda data: DataLoader(data, 48),
+    "drawn with replacement": lambda data: DataLoader(
+        data, 16, sampler=WeightedRandomSampler([1.0] * 48, 480, generator=torch.Generator().manual_seed(0))
+    ),
+    "again and again": lambda data: itertools.cycle(DataLoader(data, 16)),
+}
+
+
+@pytest.mark.parametrize("how", LOADERS)
+def test_reported_scores_are_those_of_left_out_images(how, model, loader, bundle):
     """With labels of pure noise nothing can be right beyond chance, though a head could learn them by heart."""
     images, labels = loader.dataset.tensors
     noise = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))]
-    report = initialize(model, [(images, noise)], generator=bundle, num_candidates=1)
+    read = LOADERS[how](TensorDataset(images, noise))
+    report = initialize(model, read, generator=bundle, num_candidates=1, num_support=480)
+    assert report.images_read == 48
+    assert any("432 images came again" in note for note in report.notes) == (how != "once")
     for candidate in report.candidates[1:]:
         assert candidate.accuracy < 65
         assert candidate.loss > 0.9
