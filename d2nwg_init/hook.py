@@ -41,6 +41,10 @@ from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
 
 Head = Literal["auto", "solve", "generate", "keep", "fresh"]
+UNTRAINED = (
+    "the body was never trained, and no bundle made up for it: give it pretrained weights (timm's pretrained=True, "
+    "torchvision's weights='DEFAULT', --weights on the command line)"
+)
 
 
 @decided_by_the_first_rank
@@ -118,11 +122,13 @@ def initialize(
             untrained = is_untrained(network)
             plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
             neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
-        own = 3 if head != "keep" and batchnorm_as_it_is(work, len(support), plan.names) else 2
+        alone = untrained and (not plan.size or is_past(deadline))  # a body that must do, and was never trained
+        as_it_is = head != "keep" and not alone and batchnorm_as_it_is(work, len(support), plan.names)
+        own = 3 if as_it_is else 2
         with stages("candidates"), progress_bar("initialize", plan.size + own, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             own_kind = "base" if plan.own_is_base else "own_body"
-            proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
+            proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind, alone)
             candidates = list(_advancing(proposed, bar))
         by_default = bundle is not None or not untrained
         asked = by_default if refining_steps is None else refining_steps > 0
@@ -139,6 +145,8 @@ def initialize(
         if head != "keep":
             competing = compete(competing, support.num_classes, untrained)
         chosen = _choose(competing, by_loss=select)
+        if untrained and chosen.kind == "own_body":
+            plan.notes.append(UNTRAINED)
         scores, discarded = tuple(_score(c) for c in candidates), tuple(_discarded(candidates))
         del candidates, competing  # and the bodies that lost
         work.load_state_dict(network.state_dict())

@@ -54,6 +54,4 @@ def init(
     else:
         report.save(out)
     Console().print(report)
-    if weights is None and report.bundle is None:
-        typer.echo(f"The body of {model} was never trained, and no bundle made up for it. Give pretrained --weights.")
     typer.echo(f"Weights written to {out}. The {dataset.num_classes} classes: {', '.join(dataset.class_names[:10])}")
