@@ -69,6 +69,16 @@ def test_channels_and_image_size_are_kept(name, size, args, layout, tmp_path):
     torch.testing.assert_close(again.eval()(images), model.eval()(images), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("args", [{"output_stride": 8}, {"act_layer": "gelu"}, {"global_pool": "max"}])
+def test_arguments_that_the_model_was_made_with_are_kept(args, loader, tmp_path):
+    """timm keeps them from 1.0.31 on."""
+    model = timm.create_model("test_resnet", num_classes=3, **args)
+    initialize(model, loader, generator=None).save(tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    images = loader.dataset.tensors[0]
+    torch.testing.assert_close(again.eval()(images), model.eval()(images))
+
+
 def test_a_model_of_torchvision_is_its_state_dict(tmp_path, loader):
     model = torchvision.models.resnet18(num_classes=3)
     initialize(model, loader).save(tmp_path)
