@@ -153,6 +153,16 @@ def test_torchvision_takes_our_weights_head_included(name, loader):
     assert weights.init_report.bundle is None
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48)])
+def test_the_preset_of_our_weights_makes_images_as_large_as_those_read(shape):
+    images, labels = labelled_images(12, 3)
+    images = torch.nn.functional.interpolate(images, shape)
+    weights = d2nwg_init.weights("resnet18", [(images, labels)], num_classes=3)
+    picture = torchvision.transforms.functional.to_pil_image(torch.rand(3, 100, 80))
+    assert weights.transforms()(picture).shape == (3, *shape)
+    assert weights.transforms(crop_size=20)(picture).shape == (3, 20, 20)
+
+
 def test_a_builder_that_takes_pretrained_images_for_granted_gets_weights_for_them(loader):
     """googlenet's gives its images another normalisation where it is given weights."""
     weights = d2nwg_init.weights("googlenet", loader, init_weights=False)
