@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
@@ -93,3 +94,21 @@ def working_copy(model: nn.Module, device: torch.device | str | None = None) -> 
             module.__class__ = LOCAL_BATCHNORM.get(type(module), _LocalBatchNorm)
     dtype = next(work.parameters()).dtype
     return work.to(device, torch.float32 if dtype.itemsize < 4 else dtype).to(memory_format=torch.channels_last)
+
+
+def check_precision(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """That what was computed in float32 is no infinity in the model's own precision.
+
+    Raises:
+        ModelError: tensors of `state`, a state dict of `model`, are out of its range.
+    """
+    for name, own in model.state_dict().items():
+        value = state.get(name)
+        if not isinstance(value, torch.Tensor) or not own.is_floating_point():
+            continue
+        if bool((torch.isfinite(value) & ~torch.isfinite(value.to(own.dtype))).any()):
+            raise ModelError(
+                f"{name} has values up to {value.abs().max().item():.3g}, and the model is in {own.dtype}, of which "
+                f"the largest is {torch.finfo(own.dtype).max:.3g}. Nothing was changed. Normalise the images, or "
+                "pass the model in bfloat16 or float32."
+            )

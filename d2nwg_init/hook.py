@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
+from d2nwg_init.accepted_model import check_model, check_precision, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Candidate, batchnorm_as_it_is, become, propose, set_body
@@ -166,7 +166,10 @@ def initialize(
         solved_head = head in ("auto", "solve")
         if solved_head and chosen.kind != "as_passed":
             bring_features_to_unit_size(work, support.images, plan.names)
-        state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
+        state = network.state_dict()
+        if chosen.kind != "as_passed":
+            state = work.state_dict()
+            check_precision(network, state)
         if head == "fresh":
             state.update(_fresh_head(network, seed))
         report = InitReport(

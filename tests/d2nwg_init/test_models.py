@@ -79,6 +79,19 @@ def test_half_precision_is_computed_in_float32_and_rounded(dtype, loader, bundle
     assert 100 * (predicted == labels).float().mean() > 90
 
 
+def test_what_is_no_number_in_half_precision_is_told_and_changes_nothing(loader):
+    """Images of 0 to 255 and more, as they come without normalisation, have variances that float16 does not hold."""
+    batches = [(600 * x, y) for x, y in loader]
+    model = new_model().half()
+    before = copied(model.state_dict())
+    with pytest.raises(ModelError, match=r"torch\.float16, of which the largest is 6\.55e\+04.*bfloat16"):
+        initialize(model, batches, generator=None)
+    assert same(model.state_dict(), before)
+    model = new_model().bfloat16()
+    initialize(model, batches, generator=None)
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
 def test_half_precision_as_it_was_passed_keeps_its_bits(loader):
     model = new_model()
     initialize(model, loader, generator=None)
