@@ -63,6 +63,22 @@ def test_classes_of_a_hugging_face_dataset_are_found():
     assert num_classes_of(DataLoader(data)) == 2
 
 
+def test_of_several_columns_of_classes_that_of_the_labels_counts():
+    datasets = pytest.importorskip("datasets")
+    few, many = datasets.ClassLabel(names=["a", "b"]), datasets.ClassLabel(names=["a", "b", "c"])
+
+    def classes(**columns):
+        rows = {name: [0, 1] for name in columns}
+        return num_classes_of(DataLoader(datasets.Dataset.from_dict(rows, features=datasets.Features(columns))))
+
+    assert classes(sex=few, label=many) == 3
+    assert classes(coarse_label=few, fine_label=many) == 3
+    assert classes(sex=few) == 2  # the only one
+    for unclear in ({"sex": few, "country": many}, {"sex": few, "label": datasets.Value("int64")}):
+        with pytest.raises(DataError, match="Pass num_classes"):
+            classes(**unclear)
+
+
 def test_datasets_that_mean_something_else_by_the_same_names_are_asked_for_the_number():
     data = TensorDataset(*labelled_images(24, 3))
     data.classes, data.features = 3, data.tensors[0]
