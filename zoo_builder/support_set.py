@@ -51,6 +51,7 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     """
     if num_support < 2:
         raise DataError(f"num_support must be 2 or more, to see two classes; got {num_support}.")
+    _check_is_loader(loader)
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     notes: list[str] = []
@@ -100,6 +101,18 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     if repeated:
         notes.append(f"{repeated} images came again after they were read, and count once")
     return SupportSet(x, y, num_classes, tuple(dict.fromkeys(notes)), largest)
+
+
+def _check_is_loader(loader: Any) -> None:
+    came = type(loader).__name__
+    if isinstance(loader, Mapping):
+        came = f"a dict with the keys {sorted(map(str, loader))}"
+        advice = "Pass one of its loaders, as loaders['train'], or a single batch as [batch]."
+    elif hasattr(loader, "__iter__") or hasattr(loader, "__getitem__"):
+        return
+    else:
+        advice = "Call it, and pass what it gives." if callable(loader) else "Pass the DataLoader of the training."
+    raise DataError(f"Expected a loader, which gives batches of (images, labels) one by one; got {came}. {advice}")
 
 
 def _first_of_equals(images: torch.Tensor, labels: torch.Tensor) -> list[int]:
@@ -199,12 +212,22 @@ def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[t
             f"Each batch must be a tensor of images and a tensor of labels, as a pair or in a dict; got {came}. Wrap a "
             'dataset in a DataLoader; give one of Hugging Face .with_format("torch") or a transform that makes tensors.'
         )
+    if x.ndim == 3 and y.ndim == 0:
+        raise DataError(
+            f"Images must be a float tensor [N, C, H, W], got a single one, {x.dtype} {list(x.shape)}. Wrap the "
+            "dataset: DataLoader(dataset, batch_size=64, shuffle=True)."
+        )
     if x.ndim != 4 or not x.is_floating_point():
         raise DataError(
             f"Images must be a float tensor [N, C, H, W], got {x.dtype} {list(x.shape)}. "
             "Let the loader apply ToTensor and Normalize, as for training."
         )
-    if y.ndim == 2 and y.shape[1] == 1 and not y.is_floating_point():
+    if y.ndim == 2 and y.shape[1] == 1:
+        if y.is_floating_point():
+            raise DataError(
+                f"Targets {y.dtype} {list(y.shape)} are a single number an image, as for a regression or one sigmoid. "
+                f"Labels must be one integer an image, [{len(x)}]: 0 and 1 of two classes, for a model of two outputs."
+            )
         y = y[:, 0]
     if y.ndim == 2 and len(y) == len(x) and len(y):
         return x, _hard_labels(y, num_classes, notes)

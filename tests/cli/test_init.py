@@ -123,3 +123,9 @@ def test_interrupted_writing_leaves_the_old_file(images, bundle_path, tmp_path, 
     assert run("init", "test_resnet", *arguments).exit_code == 130
     assert out.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "torchvision:vit_b_32"])
+def test_a_model_of_one_size_says_which(name, images, tmp_path):
+    message = fail("init", name, "--data", images, "--out", tmp_path / "weights", "--size", 64)
+    assert f"{name} takes images of 224 pixels alone. Give --size 224." in message

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2nwg_init import hook, initialize
+from d2nwg_init import InitReport, hook, initialize
 from d2nwg_init.candidates import Candidate
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.probes import Probes
@@ -168,8 +168,14 @@ def test_numbers_of_something_are_whole(options, model, loader, bundle):
         initialize(model, loader, generator=bundle, **options)
 
 
-def test_any_kind_of_integer_is_a_seed(model, loader, bundle):
-    assert '"seed": 3' in initialize(model, loader, generator=bundle, seed=np.int64(3)).to_json()
+def test_any_kind_of_integer_is_a_number(model, loader, bundle):
+    numbers = {"seed": 3, "num_candidates": 1, "num_support": 40, "refining_steps": 2}
+    report = initialize(model, loader, generator=bundle, **{k: np.int64(v) for k, v in numbers.items()})
+    other = new_model()
+    expected = initialize(other, loader, generator=bundle, **numbers)
+    assert same(model.state_dict(), other.state_dict())
+    assert '"seed": 3' in report.to_json()
+    assert InitReport.from_json(report.to_json()).refinement == expected.refinement
 
 
 def test_a_model_whose_head_was_replaced_since_is_not_reverted(model, loader):
