@@ -126,7 +126,7 @@ def initialize(
         with stages("bundle"):
             bundle, reason = find_bundle(network, generator)
             untrained = is_untrained(network)
-            plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
+            plan = PlannedBodies(network, bundle, scope, num_candidates, screen=select)
             neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
         alone = untrained and (not plan.size or is_past(deadline))  # a body that must do, and was never trained
         as_it_is = head != "keep" and not alone and batchnorm_as_it_is(work, len(support), plan.names)
@@ -170,6 +170,9 @@ def initialize(
             with stages("solving"):
                 become(work, chosen, support, head != "keep")
         solved_head = head in ("auto", "solve")
+        unseen = support.num_classes - support.classes_seen
+        if solved_head and chosen.kind != "as_passed" and unseen:
+            plan.notes.append(f"of {unseen} classes no image was read, and the head never predicts them")
         if solved_head and chosen.kind != "as_passed":
             bring_features_to_unit_size(work, support.images, plan.names)
         state = network.state_dict()

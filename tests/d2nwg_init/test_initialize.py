@@ -77,6 +77,7 @@ def test_every_kind_of_candidate_competes(model, loader, bundle):
     assert report.bundle_sha256 == bundle.config.weights_sha256
     assert report.images_read == 48
     assert (report.num_classes, report.classes_seen, report.seed) == (3, 3, 0)
+    assert not any("never predicts" in note for note in report.notes)
     assert report.seconds.keys() - {"solving", "refining"} == {"reading", "bundle", "candidates", "writing"}
     assert ("solving" in report.seconds) == (report.refinement is None or not report.refinement.kept)
 
@@ -373,6 +374,7 @@ def test_classes_without_images_are_reported_and_never_predicted(loader, bundle)
     model = new_model(classes=6)
     report = initialize(model, loader, generator=bundle, num_candidates=1)
     assert (report.num_classes, report.classes_seen) == (6, 3)
+    assert "of 3 classes no image was read, and the head never predicts them" in report.notes
     assert accuracy(model, *loader.dataset.tensors) > 95
 
 

@@ -159,6 +159,13 @@ def test_without_selection_no_better_probe_takes_the_place_of_a_sample(model, lo
     generator.decoded = lambda *_: {k: -v for k, v in generator.base_parameters().items()}  # of no use
     report = initialize(model, loader, generator=Bundle(bundle.config, generator), select=False)
     assert report.chosen == "generated_0"
+    assert "probe" not in {c.kind for c in report.candidates}  # none was tried in vain
+
+
+@pytest.mark.parametrize("select", [True, False])
+def test_of_no_candidates_none_is_generated(select, model, loader, bundle):
+    report = initialize(model, loader, generator=bundle, num_candidates=0, select=select)
+    assert [c.kind for c in report.candidates] == ["as_passed", "own_body", "own_body", "base"]
 
 
 @pytest.mark.parametrize("options", [{"num_candidates": -1}, {"num_support": 3.5}, {"refining_steps": -1}])
