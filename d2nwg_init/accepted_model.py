@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
@@ -66,10 +67,28 @@ def check_model(model: nn.Module) -> int:
         )
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("Parameters of the model are on the meta device, where they have no values. Create it on cpu.")
-    num_classes = find_classifier(model).num_classes
-    if num_classes < 2:
-        raise ModelError(f"The model has {num_classes} output; create it with num_classes >= 2.")
-    return num_classes
+    head = find_classifier(model)
+    if head.num_classes < 2:
+        raise ModelError(f"The model has {head.num_classes} output; create it with num_classes >= 2.")
+    own = {id(p) for p in head.layer.parameters()}
+    for name, module in model.named_modules():
+        if module is not head.layer and own & {id(p) for p in module.parameters(recurse=False)}:
+            raise ModelError(
+                f"The classifier of {type(model).__name__}, {head.name}, shares its weights with {name}, and a head "
+                "that is solved for would change what goes into it. Give the classifier weights of its own."
+            )
+    return head.num_classes
+
+
+@contextmanager
+def not_compiled(model: nn.Module) -> Iterator[None]:
+    """Inside, compiled parts of `model` and of its copies run as they are written: hooks in what is compiled may not be
+    called."""
+    if not any(hasattr(m, "_orig_mod") for m in model.modules()):
+        yield  # the compiler is not even imported
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def working_copy(model: nn.Module, device: torch.device | str | None = None) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d2nwg_init.accepted_model import check_model, check_precision, unwrapped, working_copy
+from d2nwg_init.accepted_model import check_model, check_precision, not_compiled, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.arguments import SEEDS, Head, check_budget, check_device, check_head, check_is_model, whole_number
 from d2nwg_init.bundles import find_bundle
@@ -121,6 +121,7 @@ def initialize(
         with stages("reading"):
             support = read_support_set(train_loader, num_support, num_classes, seed)
             after_reading.enter_context(torch_defaults())  # the loader is the user's, and so are its defaults
+            after_reading.enter_context(not_compiled(network))
             work = working_copy(network, device)  # all is tried in it
             _check_fit(work, support, solve=head != "keep")
         with stages("bundle"):
@@ -232,8 +233,8 @@ def _check_fit(model: nn.Module, support: SupportSet, solve: bool) -> None:
         if isinstance(logits, tuple | list | Mapping):
             advice = "It has several outputs: wrap it in a module that gives the logits alone."
         raise ModelError(
-            f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}]. "
-            f"{_unpooled(model) or advice}"
+            f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}] of its "
+            f"last layer, {head.name}. {_unpooled(model) or advice}"
         )
     if solve and isinstance(head.layer, nn.Linear) and len(caught) == 1 and torch.isfinite(logits).all():
         expected = F.linear(caught[0].to(logits.dtype), head.layer.weight, head.layer.bias)
