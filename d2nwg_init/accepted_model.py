@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
@@ -65,10 +67,28 @@ def check_model(model: nn.Module) -> int:
         )
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("Parameters of the model are on the meta device, where they have no values. Create it on cpu.")
-    num_classes = find_classifier(model).num_classes
-    if num_classes < 2:
-        raise ModelError(f"The model has {num_classes} output; create it with num_classes >= 2.")
-    return num_classes
+    head = find_classifier(model)
+    if head.num_classes < 2:
+        raise ModelError(f"The model has {head.num_classes} output; create it with num_classes >= 2.")
+    own = {id(p) for p in head.layer.parameters()}
+    for name, module in model.named_modules():
+        if module is not head.layer and own & {id(p) for p in module.parameters(recurse=False)}:
+            raise ModelError(
+                f"The classifier of {type(model).__name__}, {head.name}, shares its weights with {name}, and a head "
+                "that is solved for would change what goes into it. Give the classifier weights of its own."
+            )
+    return head.num_classes
+
+
+@contextmanager
+def not_compiled(model: nn.Module) -> Iterator[None]:
+    """Inside, compiled parts of `model` and of its copies run as they are written: hooks in what is compiled may not be
+    called."""
+    if not any(hasattr(m, "_orig_mod") for m in model.modules()):
+        yield  # the compiler is not even imported
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def working_copy(model: nn.Module, device: torch.device | str | None = None) -> nn.Module:
@@ -93,3 +113,21 @@ def working_copy(model: nn.Module, device: torch.device | str | None = None) -> 
             module.__class__ = LOCAL_BATCHNORM.get(type(module), _LocalBatchNorm)
     dtype = next(work.parameters()).dtype
     return work.to(device, torch.float32 if dtype.itemsize < 4 else dtype).to(memory_format=torch.channels_last)
+
+
+def check_precision(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """That what was computed in float32 is no infinity in the model's own precision.
+
+    Raises:
+        ModelError: tensors of `state`, a state dict of `model`, are out of its range.
+    """
+    for name, own in model.state_dict().items():
+        value = state.get(name)
+        if not isinstance(value, torch.Tensor) or not own.is_floating_point():
+            continue
+        if bool((torch.isfinite(value) & ~torch.isfinite(value.to(own.dtype))).any()):
+            raise ModelError(
+                f"{name} has values up to {value.abs().max().item():.3g}, and the model is in {own.dtype}, of which "
+                f"the largest is {torch.finfo(own.dtype).max:.3g}. Nothing was changed. Normalise the images, or "
+                "pass the model in bfloat16 or float32."
+            )

@@ -117,6 +117,7 @@ def propose(
     solve: bool = True,
     names: Collection[str] | None = None,
     own_kind: str = "own_body",
+    untrained: bool = False,
 ) -> Iterator[Candidate]:
     """The model as it was passed, its own body and `bodies`, in this order. `model` is used to try them in, and is left
     with the last. `names`: of the parameters that may change, by default all. `own_kind`: of its own body, "base" where
@@ -126,7 +127,9 @@ def propose(
     one pass, in which BatchNorm has the statistics of the images at hand, as it will have after recalibration: a head
     solved on other statistics than those of training is lost in its first steps. The model's own body is tried as it is
     too, and will absorb the images' statistics; where it cannot, only of few images, which give poor statistics. An
-    image that is the only one of its class judges no solved head: one solved without it knows nothing of the class.
+    `untrained` one gets the statistics of the images alone: by those that BatchNorm begins with, which were measured on
+    nothing, deep bodies all but vanish. An image that is the only one of its class judges no solved head: one solved
+    without it knows nothing of the class.
     """
     chosen = judging_images(support)
     labels = support.labels[chosen]
@@ -153,12 +156,12 @@ def propose(
     with evaluating(model):
         features, logits = _features_and_logits(model, support.images, chosen)
     yield candidate("as_passed", "as_passed", {}, logits)
-    batchnorm = batchnorm_as_it_is(model, len(support), names)
+    batchnorm = None if untrained else batchnorm_as_it_is(model, len(support), names)
     if solve and batchnorm:
         logits = _solved_logits(features, labels, logits.shape[1], judged)
         yield candidate(own_kind, "own_body_as_is", {}, logits, batchnorm)
     own = {name: p.detach() for name, p in model.named_parameters()}
-    rescaling = batchnorm_rescaling(model, support.images)
+    rescaling = {} if untrained else batchnorm_rescaling(model, support.images)
     yield tried(own_kind, "own_body", {k: own[k] + v for k, v in rescaling.items() if names is None or k in names})
     for body in bodies:
         yield tried(body.kind, body.name, body.parameters)

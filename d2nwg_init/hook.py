@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
-import operator
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d2nwg_init.accepted_model import check_model, unwrapped, working_copy
+from d2nwg_init.accepted_model import check_model, check_precision, not_compiled, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
+from d2nwg_init.arguments import SEEDS, Head, check_budget, check_device, check_head, check_is_model, whole_number
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Candidate, batchnorm_as_it_is, become, propose, set_body
 from d2nwg_init.learning_rate import measured_learning_rate
@@ -36,11 +36,14 @@ from pretrained_generators.nearest_datasets import nearest_datasets
 from zoo_builder.backbones import caught_features, evaluating
 from zoo_builder.batchnorm import batchnorm_layers
 from zoo_builder.classifier import find_classifier
-from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError, nearest_names
+from zoo_builder.errors import DataError, ModelError
 from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
 
-Head = Literal["auto", "solve", "generate", "keep", "fresh"]
+UNTRAINED = (
+    "the body was never trained, and no bundle made up for it: give it pretrained weights (timm's pretrained=True, "
+    "torchvision's weights='DEFAULT', --weights on the command line)"
+)
 
 
 @decided_by_the_first_rank
@@ -92,13 +95,20 @@ def initialize(
 
     Raises:
         DataError: the loader's batches cannot be used. ModelError: the model cannot. BundleError: the bundle cannot.
-        RecipeError: an unknown `head` or `scope`, or a number of something that is none.
+        RecipeError: an unknown `head`, `scope` or `device`, or a number of something that is none.
     """
     began = time.perf_counter()
-    seed = operator.index(seed)  # NumPy's, too, which torch and JSON do not take
+    check_is_model(model, train_loader)
+    check_head(head)
+    check_budget(budget)
+    check_device(device)
+    seed = whole_number("seed", seed, *SEEDS)
+    num_candidates = whole_number("num_candidates", num_candidates)
+    num_support = whole_number("num_support", num_support)
+    if refining_steps is not None:
+        refining_steps = whole_number("refining_steps", refining_steps)
     stages = Stages()
     deadline = None if budget is None else began + budget
-    _check_arguments(head, num_candidates=num_candidates, num_support=num_support, refining_steps=refining_steps or 0)
     network = unwrapped(model)
     num_classes = check_model(network)
     with (
@@ -111,18 +121,21 @@ def initialize(
         with stages("reading"):
             support = read_support_set(train_loader, num_support, num_classes, seed)
             after_reading.enter_context(torch_defaults())  # the loader is the user's, and so are its defaults
+            after_reading.enter_context(not_compiled(network))
             work = working_copy(network, device)  # all is tried in it
             _check_fit(work, support, solve=head != "keep")
         with stages("bundle"):
             bundle, reason = find_bundle(network, generator)
             untrained = is_untrained(network)
-            plan = PlannedBodies(network, bundle, scope, num_candidates if select else 1, screen=select)
+            plan = PlannedBodies(network, bundle, scope, num_candidates, screen=select)
             neighbours = nearest_datasets(bundle.generator, plan.seen(support).images) if bundle and plan.size else ()
-        own = 3 if head != "keep" and batchnorm_as_it_is(work, len(support), plan.names) else 2
+        alone = untrained and (not plan.size or is_past(deadline))  # a body that must do, and was never trained
+        as_it_is = head != "keep" and not alone and batchnorm_as_it_is(work, len(support), plan.names)
+        own = 3 if as_it_is else 2
         with stages("candidates"), progress_bar("initialize", plan.size + own, show=progress) as bar:
             bodies = plan.until(deadline, support, seed)
             own_kind = "base" if plan.own_is_base else "own_body"
-            proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind)
+            proposed = propose(work, support, bodies, head != "keep", plan.names, own_kind, alone)
             candidates = list(_advancing(proposed, bar))
         by_default = bundle is not None or not untrained
         asked = by_default if refining_steps is None else refining_steps > 0
@@ -139,6 +152,8 @@ def initialize(
         if head != "keep":
             competing = compete(competing, support.num_classes, untrained)
         chosen = _choose(competing, by_loss=select)
+        if untrained and chosen.kind == "own_body":
+            plan.notes.append(UNTRAINED)
         scores, discarded = tuple(_score(c) for c in candidates), tuple(_discarded(candidates))
         del candidates, competing  # and the bodies that lost
         work.load_state_dict(network.state_dict())
@@ -156,9 +171,15 @@ def initialize(
             with stages("solving"):
                 become(work, chosen, support, head != "keep")
         solved_head = head in ("auto", "solve")
+        unseen = support.num_classes - support.classes_seen
+        if solved_head and chosen.kind != "as_passed" and unseen:
+            plan.notes.append(f"of {unseen} classes no image was read, and the head never predicts them")
         if solved_head and chosen.kind != "as_passed":
             bring_features_to_unit_size(work, support.images, plan.names)
-        state = network.state_dict() if chosen.kind == "as_passed" else work.state_dict()
+        state = network.state_dict()
+        if chosen.kind != "as_passed":
+            state = work.state_dict()
+            check_precision(network, state)
         if head == "fresh":
             state.update(_fresh_head(network, seed))
         report = InitReport(
@@ -195,18 +216,6 @@ def initialize(
     return report
 
 
-def _check_arguments(head: str, **counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, Integral) or count < 0:
-            raise RecipeError(f"{name} must be a whole number, 0 or more; got {count!r}.")
-    if head not in get_args(Head):
-        raise RecipeError(f"unknown head {head!r}; {nearest_names(head, get_args(Head))}")
-    if head == "generate":
-        raise BundleError(
-            "No bundle has a generator of class heads. Pass head='solve': a head in closed form, of the same images."
-        )
-
-
 def _check_fit(model: nn.Module, support: SupportSet, solve: bool) -> None:
     """Run two images through the model, so that a wrong size or channel count, or a head to solve that is more than a
     layer, is named before any work."""
@@ -216,20 +225,16 @@ def _check_fit(model: nn.Module, support: SupportSet, solve: bool) -> None:
             logits = model(support.images[:2].to(parameter.device, parameter.dtype))
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError, ValueError, IndexError) as e:
-        stem, channels = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None), support.images.shape[1]
-        if stem is not None and stem.in_channels != channels:
-            raise DataError(
-                f"The loader gives images of {channels} channels and the model takes {stem.in_channels}. Convert the "
-                f"images, or create the model with in_chans={channels}."
-            ) from e
-        size = "x".join(map(str, support.images.shape[1:]))
-        raise DataError(f"The model cannot take images of {size} as the loader gives them ({e}). Resize them.") from e
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError, AttributeError) as e:
+        _explain(model, support.images, e)
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, support.num_classes):
         came = f"{list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        advice = "Pass an image classifier of timm or torchvision."
+        if isinstance(logits, tuple | list | Mapping):
+            advice = "It has several outputs: wrap it in a module that gives the logits alone."
         raise ModelError(
-            f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}]. Pass an "
-            "image classifier of timm or torchvision."
+            f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}] of its "
+            f"last layer, {head.name}. {_unpooled(model) or advice}"
         )
     if solve and isinstance(head.layer, nn.Linear) and len(caught) == 1 and torch.isfinite(logits).all():
         expected = F.linear(caught[0].to(logits.dtype), head.layer.weight, head.layer.bias)
@@ -240,6 +245,37 @@ def _check_fit(model: nn.Module, support: SupportSet, solve: bool) -> None:
                 f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done "
                 "to them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
             )
+
+
+def _explain(model: nn.Module, images: torch.Tensor, error: Exception) -> NoReturn:
+    """Why the model failed on images [N, C, H, W]: their channels, their size, or itself."""
+    stem, channels = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None), images.shape[1]
+    if stem is not None and stem.in_channels != channels:
+        advice = f"Convert the images, or create the model with in_chans={channels}."
+        if images.shape[3] == stem.in_channels:
+            advice = "Are they [N, H, W, C]? Then permute(0, 3, 1, 2)."
+        raise DataError(
+            f"The loader gives images of {channels} channels ({list(images.shape[1:])}) and the model takes "
+            f"{stem.in_channels}. {advice}"
+        ) from error
+    name, size = type(model).__name__, "x".join(map(str, images.shape[1:]))
+    if advice := _unpooled(model):
+        raise ModelError(f"{name} fails on two images of the loader ({error}). {advice}") from error
+    if re.search(r"size|height|width|shape", str(error), re.IGNORECASE):
+        words = f"The model cannot take images of {size} as the loader gives them ({error}). Resize them."
+        raise DataError(words) from error
+    raise ModelError(
+        f"{name} fails on two images of {size} of the loader ({type(error).__name__}: {error}). It must take them "
+        "by themselves, as model(images)."
+    ) from error
+
+
+def _unpooled(model: nn.Module) -> str:
+    """Advice for one of timm's that was made without pooling; else empty."""
+    pools = [getattr(m, "global_pool", None) for m in model.modules()]
+    if any(getattr(pool, "pool_type", pool) == "" for pool in pools):
+        return "It was made with global_pool='', and its classifier gets no pooled features: leave that out."
+    return ""
 
 
 def _advancing(candidates: Iterable[Candidate], bar: Bar) -> Iterator[Candidate]:

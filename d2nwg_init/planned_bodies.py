@@ -21,9 +21,9 @@ OTHER_SIZE = 2  # times larger or smaller: the report says so
 
 
 class PlannedBodies:
-    """The bundle's base, unless the model has it (`own_is_base`), and the best of its probes and `samples` samples, or
-    all of them unless `screen`; restricted to the parameters of a scope, of which `names` are the body's. `absorbing`:
-    BatchNorm of the base absorbs the statistics of the images.
+    """The bundle's base, unless the model has it (`own_is_base`), and the best of its probes and `samples` samples, or,
+    unless `screen`, the first sample alone; restricted to the parameters of a scope, of which `names` are the body's.
+    `absorbing`: BatchNorm of the base absorbs the statistics of the images.
 
     Raises:
         RecipeError: an unknown scope. ModelError: a module in it that is not there.
@@ -38,19 +38,22 @@ class PlannedBodies:
         self._match = match_body(model, generator.base, generator.config.size) if generator else None
         self.absorbing = generator is not None and generator.config.batchnorm == "absorbed"
         fits = not self.absorbing or can_absorb(model, self.names)
-        self._generator = generator if self.names and fits else None
-        self._samples = samples
-        tried = self._generator.config.probes + samples if self._generator else 0
-        self._finalists = min(FINALISTS, tried) if screen else tried
+        self._generator = generator if self.names and fits and self._match else None
+        self._samples, self._screen = samples if screen else min(1, samples), screen
+        drafted = self._generator.config.probes + self._samples if self._generator else 0
+        self._finalists = min(FINALISTS, drafted) if screen else drafted
         self.own_is_base = False
         if generator and self._match:
             self.own_is_base = _alike(model, self._match.parameters(generator.base_parameters()))
-        self.size = self._finalists + (not self.own_is_base) if self._generator else 0
+        tried = self._finalists if screen else self._samples
+        self.size = tried + (not self.own_is_base) if self._generator else 0
         self.notes: list[str] = list(self._match.notes) if self._generator and self._match else []
         if bundle and not self.names:
             self.notes.append("nothing was generated: the scope holds no parameter of the body")
         elif bundle and not fits:
             self.notes.append("nothing was generated: the bundle's base needs all BatchNorm weights in the scope")
+        elif bundle and not self._match:
+            self.notes.append("nothing was generated: the bundle's parameters are not found in the model any more")
 
     def seen(self, support: SupportSet) -> SupportSet:
         """The images as the bundle's base takes them."""
@@ -65,6 +68,8 @@ class PlannedBodies:
             theirs = "x".join(map(str, sides))
             self.notes.append(f"the bundle is for images of {size}x{size} pixels, and these have {theirs}")
         bodies = generated_bodies(self._generator, self.seen(support), self._samples, seed, self._finalists)
+        if not self._screen:  # the first sample is taken, whatever it is worth
+            bodies = (body for body in bodies if body.kind != "probe")
         if self.own_is_base:
             next(bodies)
         for i in range(self.size):

@@ -87,11 +87,11 @@ class InitReport:
         create_model("local-dir:FOLDER", pretrained=True).
 
         Raises:
-            ModelError: this report has let go of the model, or timm cannot describe it.
+            ModelError: this report has let go of the model, or timm cannot describe it or would make another of
+                the description.
         """
-        save_model(
-            self._with_model().model, Path(folder), {"report.json": self.to_json(), "report.html": self.to_html()}
-        )
+        texts = {"report.json": self.to_json(), "report.html": self.to_html()}
+        save_model(self._with_model().model, Path(folder), self.image_shape, texts)
 
     def _with_model(self) -> Undo:
         if self.undo is None:

@@ -5,36 +5,41 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import timm
 import torch
 from torch import nn
 
+from d2nwg_init.torch_defaults import torch_defaults
+from zoo_builder.backbones import predict
 from zoo_builder.checkpoint import write_atomically, write_text_atomically
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
+from zoo_builder.support_set import unchanged_random_state
 
 
-def save_model(model: nn.Module, folder: Path, texts: Mapping[str, str]) -> None:
+def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int], texts: Mapping[str, str]) -> None:
     """Write `model` as it is now, and `texts` by file name. Each file is there whole or not at all.
 
-    A model of timm is loaded by timm.create_model("local-dir:FOLDER", pretrained=True), head included; that of another
-    library has no config.json, and its state dict is model.safetensors.
+    A model of timm is loaded by timm.create_model("local-dir:FOLDER", pretrained=True), head included, and says that it
+    is for images of `image_shape` (C, H, W); that of another library has no config.json, and its state dict is
+    model.safetensors.
 
     Raises:
-        ModelError: timm cannot describe the model.
+        ModelError: timm cannot describe the model, or would make another of its description.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if getattr(model, "pretrained_cfg", None):
-        _save_for_timm(model, folder)
+        _save_for_timm(model, folder, tuple(image_shape))
     else:
         write_atomically(folder / "model.safetensors", model.state_dict())
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
 
 
-def _save_for_timm(model: nn.Module, folder: Path) -> None:
+def _save_for_timm(model: nn.Module, folder: Path, image_shape: tuple[int, ...]) -> None:
     from timm.models import save_for_hf
 
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # safetensors takes no other
@@ -45,10 +50,33 @@ def _save_for_timm(model: nn.Module, folder: Path) -> None:
         try:
             if head.layer is not plain.get_classifier():  # type: ignore[operator]
                 raise ValueError("several layers were put in its head's place")
-            save_for_hf(plain, temporary, safe_serialization=True, model_args={"num_classes": head.num_classes})
+            save_for_hf(
+                plain,
+                temporary,
+                safe_serialization=True,
+                model_args={"num_classes": head.num_classes},
+                data_config={"input_size": image_shape},
+            )
+            _check_made_again(plain, temporary, image_shape)
+        except torch.OutOfMemoryError:
+            raise
         except (ValueError, RuntimeError) as e:
             raise ModelError(
                 f"timm cannot describe this {type(model).__name__} ({e}). Save model.state_dict() instead."
             ) from e
         for file in sorted(Path(temporary).iterdir(), reverse=True):  # the weights, then what describes them
             os.replace(file, folder / file.name)
+
+
+def _check_made_again(model: nn.Module, folder: str, image_shape: tuple[int, ...]) -> None:
+    """What timm makes of the folder must have the tensors of `model`, which becomes float32, and compute the same;
+    layers may have been replaced or fused since timm made it."""
+    with unchanged_random_state(), torch_defaults():
+        again = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    again.load_state_dict(model.float().state_dict())
+    parameter = next(model.parameters())
+    images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
+    expected, found = (predict(m.to(parameter.device), images.to(parameter.device)) for m in (model, again))
+    tolerance = 1e-3 * float(expected.abs().max())
+    if found.shape != expected.shape or not torch.allclose(found, expected, 1e-3, tolerance, equal_nan=True):
+        raise ValueError("it computes something else than what timm makes by its name and arguments")

@@ -85,12 +85,17 @@ def find_classifier(model: nn.Module) -> Classifier:
 
 def _last_layer(model: nn.Module) -> nn.Module | None:
     layer: nn.Module | None = None
+    before: nn.Module | None = None
     for module in model.modules():
         if isinstance(module, nn.Linear):
             layer = module
         elif isinstance(module, nn.Identity):
-            layer = None  # a head was here and is left out; what came before it is the body's
+            # A head was here and is left out; what came before it is the body's. Right behind a linear layer it does
+            # nothing to that one.
+            layer = layer if before is layer and isinstance(layer, nn.Linear) else None
+            continue
         elif isinstance(layer, nn.Conv2d | None) and next(module.parameters(recurse=False), None) is not None:
             is_head = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.bias is not None
             layer = module if is_head else None
+        before = module
     return layer

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
+import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data.loader import MultiEpochsDataLoader
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from zoo_builder.errors import DataError
 
@@ -37,7 +40,10 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     """Read at most `num_support` images from a loader of (images, labels) batches, or mappings of them.
 
     Batches are read whole and in the loader's order; but a DataLoader that goes through more images than these without
-    shuffling is read in an order of `seed`, since sorted classes would not all be seen. Soft targets [N, num_classes]
+    shuffling is read in an order of `seed`, since sorted classes would not all be seen. An image that comes again (a
+    sampler with replacement, a loader without end) counts once: left out of a head, it would be known to it by its
+    copy. Those of a DataLoader are told by their index, whatever augmentation makes of them, others by every bit and
+    their label; `num_support` is of images that come, so that this ends. Soft targets [N, num_classes]
     count by their largest. The global random states and those of the loader's and its sampler's generators are put back
     afterwards; what is read from an iterator is gone from it.
 
@@ -46,13 +52,15 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     """
     if num_support < 2:
         raise DataError(f"num_support must be 2 or more, to see two classes; got {num_support}.")
+    _check_is_loader(loader)
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     notes: list[str] = []
+    again: list[Any] = []
     largest = 0
     with unchanged_random_state(loader):
         missing = num_support
-        for batch in _of_the_first(loader, num_support, seed, notes):
+        for batch in _of_the_first(loader, num_support, seed, notes, again):
             x, y = images_and_labels(batch, num_classes, notes)
             largest = max(largest, len(x))
             # As models compute, so that nobody copies all of them again.
@@ -86,16 +94,44 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
         raise DataError(f"{bad} of {len(x)} images hold NaN or infinite pixels. Check the files and the transform.")
-    return SupportSet(x.float(), y, num_classes, tuple(dict.fromkeys(notes)), largest)
+    x = x.float()
+    once = _first_of_equals(x, y)
+    repeated = len(again) + len(y) - len(once)
+    if len(once) < len(y):
+        x, y = x[once].contiguous(memory_format=torch.channels_last), y[once]
+    if repeated:
+        notes.append(f"{repeated} images came again after they were read, and count once")
+    return SupportSet(x, y, num_classes, tuple(dict.fromkeys(notes)), largest)
 
 
-def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]) -> Iterable[Any]:
+def _check_is_loader(loader: Any) -> None:
+    came = type(loader).__name__
+    if isinstance(loader, Mapping):
+        came = f"a dict with the keys {sorted(map(str, loader))}"
+        advice = "Pass one of its loaders, as loaders['train'], or a single batch as [batch]."
+    elif hasattr(loader, "__iter__") or hasattr(loader, "__getitem__"):
+        return
+    else:
+        advice = "Call it, and pass what it gives." if callable(loader) else "Pass the DataLoader of the training."
+    raise DataError(f"Expected a loader, which gives batches of (images, labels) one by one; got {came}. {advice}")
+
+
+def _first_of_equals(images: torch.Tensor, labels: torch.Tensor) -> list[int]:
+    """Indices of the images that are not, bit for bit and with their label, equal to one before."""
+    first: dict[tuple[bytes, int], int] = {}
+    for i, (image, label) in enumerate(zip(images.permute(0, 2, 3, 1), labels.tolist(), strict=True)):
+        first.setdefault((hashlib.blake2b(image.numpy().tobytes()).digest(), label), i)
+    return list(first.values())
+
+
+def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str], again: list[Any]) -> Iterable[Any]:
     """`loader`, or a copy of a DataLoader (timm's, and one in its PrefetchLoader, too) that fetches no batch behind the
-    first `count` images, whatever its workers fetch ahead, and has no part in the state of the user's own."""
+    first `count` images, whatever its workers fetch ahead, none of them twice (`again` gets what was to be), and has no
+    part in the state of the user's own."""
     inner = getattr(loader, "loader", None)
     if isinstance(inner, DataLoader) and type(loader).__module__.startswith("timm."):
         prefetch: Any = copy.copy(loader)
-        prefetch.loader = _of_the_first(inner, count, seed, notes)
+        prefetch.loader = _of_the_first(inner, count, seed, notes, again)
         return prefetch
     if isinstance(loader, MultiEpochsDataLoader) and loader.batch_sampler is not None:
         loader = _changed(loader, batch_sampler=loader.batch_sampler.sampler)  # type: ignore[attr-defined]  # one epoch
@@ -112,7 +148,7 @@ def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(batches.sampler), generator=generator, device="cpu").tolist()
         batches = BatchSampler(order, batches.batch_size, batches.drop_last)
-    return _changed(loader, batch_sampler=_FirstBatches(batches, count))
+    return _changed(loader, batch_sampler=_FirstBatches(batches, count, again))
 
 
 def _changed(loader: DataLoader, **changes: Any) -> DataLoader:
@@ -123,18 +159,32 @@ def _changed(loader: DataLoader, **changes: Any) -> DataLoader:
 
 
 class _FirstBatches:
-    """The batches of a sampler that hold the first `count` images."""
+    """The batches of a sampler that hold the first `count` indices, without those that came before: they are put into
+    `again`."""
 
-    def __init__(self, batches: Iterable[Any], count: int) -> None:
-        self._batches, self._count = batches, count
+    def __init__(self, batches: Iterable[Any], count: int, again: list[Any]) -> None:
+        self._batches, self._count, self._again = batches, count, again
 
     def __iter__(self) -> Iterator[Any]:
-        missing = self._count
+        missing, known = self._count, set[Any]()
         for batch in self._batches:
-            yield batch
+            repeated = [_comes_again(index, known) for index in batch]
+            self._again += itertools.compress(batch, repeated)
+            if not all(repeated):
+                yield [i for i, r in zip(batch, repeated, strict=True) if not r] if any(repeated) else batch
             missing -= len(batch)
             if missing <= 0:
                 return
+
+
+def _comes_again(index: Any, known: set[Any]) -> bool:
+    """Whether an index is among the `known`, which it then is. That of a stream is None, and tells nothing."""
+    try:
+        repeated = index is not None and index in known
+        known.add(index)
+    except TypeError:  # a list, say: whether its images are equal is seen when they are there
+        return False
+    return repeated
 
 
 IMAGE_KEYS = ("pixel_values", "image", "images", "img")
@@ -163,12 +213,22 @@ def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[t
             f"Each batch must be a tensor of images and a tensor of labels, as a pair or in a dict; got {came}. Wrap a "
             'dataset in a DataLoader; give one of Hugging Face .with_format("torch") or a transform that makes tensors.'
         )
+    if x.ndim == 3 and y.ndim == 0:
+        raise DataError(
+            f"Images must be a float tensor [N, C, H, W], got a single one, {x.dtype} {list(x.shape)}. Wrap the "
+            "dataset: DataLoader(dataset, batch_size=64, shuffle=True)."
+        )
     if x.ndim != 4 or not x.is_floating_point():
         raise DataError(
             f"Images must be a float tensor [N, C, H, W], got {x.dtype} {list(x.shape)}. "
             "Let the loader apply ToTensor and Normalize, as for training."
         )
-    if y.ndim == 2 and y.shape[1] == 1 and not y.is_floating_point():
+    if y.ndim == 2 and y.shape[1] == 1:
+        if y.is_floating_point():
+            raise DataError(
+                f"Targets {y.dtype} {list(y.shape)} are a single number an image, as for a regression or one sigmoid. "
+                f"Labels must be one integer an image, [{len(x)}]: 0 and 1 of two classes, for a model of two outputs."
+            )
         y = y[:, 0]
     if y.ndim == 2 and len(y) == len(x) and len(y):
         return x, _hard_labels(y, num_classes, notes)
@@ -197,14 +257,15 @@ def _hard_labels(targets: torch.Tensor, num_classes: int, notes: list[str]) -> t
 
 @contextmanager
 def unchanged_random_state(*owners: object) -> Iterator[None]:
-    """Put back the global states of Python, NumPy and torch, and any torch.Generator found on `owners`."""
+    """Put back the global states of Python, NumPy and torch; and of loaders among the `owners`, and of their samplers,
+    every generator that they hold, of torch, NumPy or Python, and the samplers' plain numbers, as an epoch is one."""
     python, numpy_, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    owners = (*owners, *(getattr(o, "loader", None) for o in owners))  # inside of timm's PrefetchLoader
-    parts = [p for o in owners for p in (o, getattr(o, "sampler", None), getattr(o, "batch_sampler", None))]
-    parts += [getattr(p, "sampler", None) for p in parts]  # a batch sampler has one too
-    found = {id(g): g for p in parts if isinstance(g := getattr(p, "generator", None), torch.Generator)}
-    states = {key: g.get_state() for key, g in found.items()}
+    loaders = [*owners, *(getattr(o, "loader", None) for o in owners)]  # inside of timm's PrefetchLoader
+    samplers = _samplers(loaders)
+    held = [value for part in (*loaders, *samplers) for value in getattr(part, "__dict__", {}).values()]
+    states = [put_back for value in held if (put_back := _state_of(value)) is not None]
+    numbers = [(vars(s), {k: v for k, v in vars(s).items() if isinstance(v, int | float)}) for s in samplers]
     try:
         yield
     finally:
@@ -213,5 +274,33 @@ def unchanged_random_state(*owners: object) -> Iterator[None]:
         torch.set_rng_state(torch_)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
-        for key, g in found.items():
-            g.set_state(states[key])
+        for put_back in states:
+            put_back()
+        for held_now, before in numbers:
+            held_now.update(before)
+
+
+def _samplers(loaders: Iterable[object]) -> list[Any]:
+    """The samplers of loaders, and those in other samplers."""
+    found: dict[int, Any] = {}
+    waiting = list(loaders)
+    while waiting:
+        for name, value in getattr(waiting.pop(), "__dict__", {}).items():
+            is_sampler = name in ("sampler", "batch_sampler") or isinstance(value, Sampler)
+            if is_sampler and hasattr(value, "__dict__") and id(value) not in found:
+                found[id(value)] = value
+                waiting.append(value)
+    return list(found.values())
+
+
+def _state_of(value: object) -> Callable[[], object] | None:
+    """What puts back the state that a generator is in now; None of anything else."""
+    if isinstance(value, torch.Generator):
+        return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return functools.partial(value.setstate, value.getstate())
+    return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sized
 from typing import Any
 
 from zoo_builder.errors import DataError
+from zoo_builder.support_set import LABEL_KEYS
 
 
 def num_classes_of(train_loader: Any) -> int:
@@ -19,8 +20,15 @@ def num_classes_of(train_loader: Any) -> int:
         classes, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
         if isinstance(classes, Sized):
             return len(classes)
-        for feature in features.values() if isinstance(features, Mapping) else ():
-            if hasattr(feature, "names"):
-                return len(feature.names)
+        if isinstance(features, Mapping) and (label := _label(features)) is not None:
+            return len(label.names)
         dataset = getattr(dataset, "dataset", None)  # inside of a Subset
     raise DataError("The loader's dataset does not say how many classes it has. Pass num_classes.")
+
+
+def _label(features: Mapping[str, Any]) -> Any:
+    """The column that is read as the label, or the only one of classes, if it says its names."""
+    read = next((k for k in LABEL_KEYS if k in features), None)
+    of_classes = [k for k, feature in features.items() if hasattr(feature, "names")]
+    name = of_classes[0] if read is None and len(of_classes) == 1 else read
+    return features[name] if name in of_classes else None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -78,7 +81,8 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
     the pretrained weights. Any other gets timm's pretrained weights, downloaded as ever, refined where
     `initialize` does that, and a head is solved on them.
 
-    A body without a head (num_classes=0) is timm's own affair.
+    A body without a head (num_classes=0, features_only=True) is timm's own affair, and so is a model that another
+    thread makes. Of blocks in each other the innermost counts.
 
     Args:
         init: arguments of `initialize`.
@@ -86,6 +90,31 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
     Yields:
         The reports, one a model, in the order of creation.
     """
+    block = _Block(train_loader, init)
+    _open(block)
+    try:
+        yield block.reports
+    finally:
+        _close(block)
+    if not block.reports:
+        warnings.warn("No model was made by timm with pretrained=True: nothing was initialised.", stacklevel=3)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Block:
+    train_loader: Iterable[Any]
+    init: Mapping[str, Any]
+    reports: list[InitReport] = dataclasses.field(default_factory=list)
+
+
+# Blocks may overlap, of threads and of generators: timm's function is replaced while any is open, once, and what takes
+# its place asks which are open where it is called.
+_lock = threading.Lock()
+_all_open: list[_Block] = []
+_open_here: ContextVar[tuple[_Block, ...]] = ContextVar("open blocks of pretrained()", default=())
+
+
+def _open(block: _Block) -> None:
     from timm.models import _builder  # no public hook runs between timm's building and its loading of weights
 
     load = getattr(_builder, "load_pretrained", None)
@@ -93,23 +122,33 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
         raise ModelError(
             "This version of timm has no timm.models._builder.load_pretrained. Use d2nwg_init.create_model(...)."
         )
-    reports: list[InitReport] = []
+    with _lock:
+        if not _all_open:
+            _builder.load_pretrained = functools.partial(_load_or_generate, load)
+        _all_open.append(block)
+    _open_here.set((*_open_here.get(), block))
 
-    def load_or_generate(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if not getattr(model, "num_classes", None):
-            return load(model, *args, **kwargs)  # a body alone
-        bundle, reason = find_bundle(model, init.get("generator", "auto"))
-        if bundle is None:
-            load(model, *args, **kwargs)  # the body may now be the base of a bundle that leaves its base out
-            reports.append(initialize(model, train_loader, **init))
-        else:
-            report = initialize(model, train_loader, **init | {"generator": bundle})
-            reports.append(dataclasses.replace(report, reason=reason))
 
-    _builder.load_pretrained = load_or_generate
-    try:
-        yield reports
-    finally:
-        _builder.load_pretrained = load
-    if not reports:
-        warnings.warn("No model was made by timm with pretrained=True: nothing was initialised.", stacklevel=3)
+def _close(block: _Block) -> None:
+    from timm.models import _builder
+
+    _open_here.set(tuple(b for b in _open_here.get() if b is not block))
+    with _lock:
+        _all_open.remove(block)
+        if not _all_open:
+            _builder.load_pretrained = _builder.load_pretrained.args[0]  # type: ignore[attr-defined]
+
+
+def _load_or_generate(load: Callable[..., None], model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """In place of timm's `load`: the innermost block that is open here initialises the model."""
+    num_classes = kwargs.get("num_classes", getattr(model, "num_classes", 0))  # 0 of features_only too
+    if not _open_here.get() or not num_classes:
+        return load(model, *args, **kwargs)
+    block = _open_here.get()[-1]
+    bundle, reason = find_bundle(model, block.init.get("generator", "auto"))
+    if bundle is None:
+        load(model, *args, **kwargs)  # the body may now be the base of a bundle that leaves its base out
+        block.reports.append(initialize(model, block.train_loader, **block.init))
+    else:
+        report = initialize(model, block.train_loader, **{**block.init, "generator": bundle})
+        block.reports.append(dataclasses.replace(report, reason=reason))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from d2nwg_init.bridges.dataset_classes import num_classes_of
@@ -52,10 +53,19 @@ def weights(
     made._name_ = "GENERATED"
     made._value_ = type(default)(
         url="",
-        transforms=default.transforms,
+        transforms=functools.partial(_preset, default.transforms, *report.image_shape[1:]),
         meta={"categories": [str(i) for i in range(classes)], "min_size": report.image_shape[1:]},
     )
     state = copied_state(model)
     made.get_state_dict = lambda *_, **__: state  # type: ignore[method-assign]
     made.init_report = dataclasses.replace(report, undo=None)  # type: ignore[attr-defined]
     return made
+
+
+def _preset(transforms: Callable[..., Any], height: int, width: int, **changes: Any) -> Any:
+    """The model's own preset, for images as large as those that were read."""
+    preset = transforms(**changes)
+    size = [height] if height == width else [height, width]  # one side keeps the proportions of what is resized
+    for name in {"crop_size", "resize_size"} - changes.keys():
+        setattr(preset, name, size)
+    return preset

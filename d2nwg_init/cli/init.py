@@ -43,10 +43,15 @@ def init(
     from zoo_builder.checkpoint import write_atomically
     from zoo_builder.datasets import load_dataset
     from zoo_builder.datasets.read_images import stored_size
+    from zoo_builder.errors import ModelError
 
     dataset = load_dataset(data, size=stored_size(size))
     torch.manual_seed(seed)
     network = create_backbone(model, weights, dataset.num_classes)
+    config = getattr(network, "pretrained_cfg", None) or {}
+    built_for = config["input_size"][-1] if config.get("fixed_input_size") else getattr(network, "image_size", size)
+    if built_for != size:
+        raise ModelError(f"{model} takes images of {built_for} pixels alone. Give --size {built_for}.")
     loader = train_loader(dataset, network, size=size, batch_size=128, seed=seed)
     report = initialize(network, loader, generator=bundle, num_candidates=candidates, num_support=images, seed=seed)
     if out.suffix == ".safetensors":
@@ -54,6 +59,4 @@ def init(
     else:
         report.save(out)
     Console().print(report)
-    if weights is None and report.bundle is None:
-        typer.echo(f"The body of {model} was never trained, and no bundle made up for it. Give pretrained --weights.")
     typer.echo(f"Weights written to {out}. The {dataset.num_classes} classes: {', '.join(dataset.class_names[:10])}")

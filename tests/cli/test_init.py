@@ -73,14 +73,17 @@ def test_number_of_candidates_and_images_is_as_asked(images, bundle_path, tmp_pa
 def test_model_without_a_bundle_gets_its_own_body_solved(images, tmp_path):
     out = tmp_path / "w.safetensors"
     text = init(images, out, model="lcnet_050")
-    assert "no embedded bundle covers" in " ".join(text.split())
-    assert "The body of lcnet_050 was never trained" in text
+    text = " ".join(text.split())
+    assert "no embedded bundle covers" in text
+    assert text.count("the body was never trained, and no bundle made up for it") == 1
+    assert "--weights" in text
     model = timm.create_model("lcnet_050", num_classes=3, checkpoint_path=str(out))
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
 
 
 def test_pretrained_weights_are_taken_from_a_file(images, tmp_path):
     pretrained, out = timm.create_model("lcnet_050"), tmp_path / "w.safetensors"
+    torch.nn.init.normal_(pretrained.bn1.bias)  # else it would count as one that was never trained
     save_file(pretrained.state_dict(), tmp_path / "pretrained.safetensors")
     text = init(images, out, "--weights", tmp_path / "pretrained.safetensors", model="lcnet_050")
     assert "never trained" not in text
@@ -120,3 +123,9 @@ def test_interrupted_writing_leaves_the_old_file(images, bundle_path, tmp_path, 
     assert run("init", "test_resnet", *arguments).exit_code == 130
     assert out.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "torchvision:vit_b_32"])
+def test_a_model_of_one_size_says_which(name, images, tmp_path):
+    message = fail("init", name, "--data", images, "--out", tmp_path / "weights", "--size", 64)
+    assert f"{name} takes images of 224 pixels alone. Give --size 224." in message

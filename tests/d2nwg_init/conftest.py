@@ -31,7 +31,7 @@ def loader():
     return DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(7))
 
 
-def new_model(name=MODEL, classes=3, seed=0):
+def new_model(name=MODEL, classes=3, seed=0, **args):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return timm.create_model(name, num_classes=classes)
+        return timm.create_model(name, num_classes=classes, **args)

@@ -1,6 +1,8 @@
 """The drop-ins for pretrained=True, by the real timm and torchvision; nothing is downloaded."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import d2nwg_init
 from d2nwg_init import bundles, initialize
+from d2nwg_init.bridges.dataset_classes import num_classes_of
 from pretrained_generators import bundle as bundle_module
 from pretrained_generators.bundle import load_bundle
 from tests.d2nwg_init.conftest import new_model
@@ -57,9 +60,23 @@ def test_classes_of_a_hugging_face_dataset_are_found():
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
     data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
-    from d2nwg_init.bridges.dataset_classes import num_classes_of
-
     assert num_classes_of(DataLoader(data)) == 2
+
+
+def test_of_several_columns_of_classes_that_of_the_labels_counts():
+    datasets = pytest.importorskip("datasets")
+    few, many = datasets.ClassLabel(names=["a", "b"]), datasets.ClassLabel(names=["a", "b", "c"])
+
+    def classes(**columns):
+        rows = {name: [0, 1] for name in columns}
+        return num_classes_of(DataLoader(datasets.Dataset.from_dict(rows, features=datasets.Features(columns))))
+
+    assert classes(sex=few, label=many) == 3
+    assert classes(coarse_label=few, fine_label=many) == 3
+    assert classes(sex=few) == 2  # the only one
+    for unclear in ({"sex": few, "country": many}, {"sex": few, "label": datasets.Value("int64")}):
+        with pytest.raises(DataError, match="Pass num_classes"):
+            classes(**unclear)
 
 
 def test_datasets_that_mean_something_else_by_the_same_names_are_asked_for_the_number():
@@ -139,6 +156,63 @@ def test_inside_the_block_a_body_without_a_head_is_timms_own(loader, tmp_path, i
     assert same(body.state_dict(), theirs.state_dict())
 
 
+def test_inside_the_block_features_only_is_timms_own(loader, tmp_path, init):
+    theirs = new_model(seed=5)
+    save_file(copied(theirs.state_dict()), tmp_path / "theirs.safetensors")
+    options = {
+        "pretrained": True,
+        "features_only": True,
+        "pretrained_cfg_overlay": {"file": str(tmp_path / "theirs.safetensors"), "num_classes": 3},
+    }
+    with pytest.warns(UserWarning, match="nothing"), d2nwg_init.pretrained(loader, **init) as reports:
+        body = timm.create_model("test_resnet", **options)
+    assert reports == []
+    assert torch.equal(body["conv1"][0].weight, theirs.conv1[0].weight)
+    assert same(body.state_dict(), timm.create_model("test_resnet", **options).state_dict())
+
+
+def test_of_blocks_in_each_other_the_innermost_initialises(loader, init):
+    with d2nwg_init.pretrained(loader, **init) as outer:
+        with d2nwg_init.pretrained(loader, **init, seed=7) as inner:
+            timm.create_model("test_resnet", pretrained=True, num_classes=3)
+        assert (len(outer), [r.seed for r in inner]) == (0, [7])
+        timm.create_model("test_resnet", pretrained=True, num_classes=3)
+    assert ([r.seed for r in outer], len(inner)) == ([0], 1)
+
+
+def test_blocks_that_overlap_leave_timm_as_it_was(loader, init):
+    before = _builder.load_pretrained
+    one, two = d2nwg_init.pretrained(loader, **init), d2nwg_init.pretrained(loader, **init, seed=7)
+    first, second = one.__enter__(), two.__enter__()
+    timm.create_model("test_resnet", pretrained=True, num_classes=3)
+    with pytest.warns(UserWarning, match="nothing was initialised"):
+        one.__exit__(None, None, None)
+    timm.create_model("test_resnet", pretrained=True, num_classes=3)
+    two.__exit__(None, None, None)
+    assert (len(first), len(second)) == (0, 2)
+    assert _builder.load_pretrained is before
+
+
+def test_blocks_of_threads_each_have_their_own_models(loader, init):
+    before = _builder.load_pretrained
+    together = threading.Barrier(2)
+
+    def make(seed, stays):
+        with d2nwg_init.pretrained(list(loader), **init, seed=seed) as reports:
+            together.wait()
+            timm.create_model("test_resnet", pretrained=True, num_classes=3)
+            if stays:
+                ended.wait()
+        ended.set()
+        return [r.seed for r in reports]
+
+    ended = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        seeds = list(pool.map(make, (3, 4), (False, True)))
+    assert seeds == [[3], [4]]
+    assert _builder.load_pretrained is before
+
+
 def test_a_block_without_a_pretrained_model_is_told(loader, init):
     with pytest.warns(UserWarning, match="nothing was initialised"), d2nwg_init.pretrained(loader, **init):
         timm.create_model("test_resnet", num_classes=3)
@@ -151,6 +225,16 @@ def test_torchvision_takes_our_weights_head_included(name, loader):
     assert same(model.state_dict(), weights.get_state_dict())
     assert model.eval()(loader.dataset.dataset.tensors[0]).shape == (48, 3)
     assert weights.init_report.bundle is None
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48)])
+def test_the_preset_of_our_weights_makes_images_as_large_as_those_read(shape):
+    images, labels = labelled_images(12, 3)
+    images = torch.nn.functional.interpolate(images, shape)
+    weights = d2nwg_init.weights("resnet18", [(images, labels)], num_classes=3)
+    picture = torchvision.transforms.functional.to_pil_image(torch.rand(3, 100, 80))
+    assert weights.transforms()(picture).shape == (3, *shape)
+    assert weights.transforms(crop_size=20)(picture).shape == (3, 20, 20)
 
 
 def test_a_builder_that_takes_pretrained_images_for_granted_gets_weights_for_them(loader):

@@ -1,11 +1,13 @@
+import itertools
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from d2nwg_init import hook, initialize
 from d2nwg_init.accepted_model import working_copy
@@ -14,6 +16,7 @@ from d2nwg_init.candidates import SAMPLING_STEPS, become, propose
 from pretrained_generators.bundle import Bundle
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, random_generator, same
+from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import BundleError, ModelError
 from zoo_builder.rescaling import batchnorm_rescaling
 from zoo_builder.support_set import read_support_set
@@ -74,6 +77,7 @@ def test_every_kind_of_candidate_competes(model, loader, bundle):
     assert report.bundle_sha256 == bundle.config.weights_sha256
     assert report.images_read == 48
     assert (report.num_classes, report.classes_seen, report.seed) == (3, 3, 0)
+    assert not any("never predicts" in note for note in report.notes)
     assert report.seconds.keys() - {"solving", "refining"} == {"reading", "bundle", "candidates", "writing"}
     assert ("solving" in report.seconds) == (report.refinement is None or not report.refinement.kept)
 
@@ -100,9 +104,9 @@ def _run(model, loader, bundle, monkeypatch):
     return candidates
 
 
-def test_own_body_keeps_its_parameters_and_gets_another_head_and_batchnorm(model, loader, monkeypatch):
+def test_own_body_keeps_its_parameters_and_gets_another_head_and_batchnorm(model, loader, bundle, monkeypatch):
     before = copied(model.state_dict())
-    candidates = {c.name: state_of(c, loader) for c in _run(model, loader, None, monkeypatch)}
+    candidates = {c.name: state_of(c, loader) for c in _run(model, loader, bundle, monkeypatch)}
     assert same(candidates["as_passed"], before)
     changed = {k for k in before if not torch.equal(candidates["own_body"][k], before[k])}
     assert {"fc.weight", "fc.bias"} <= changed
@@ -141,11 +145,24 @@ def test_untrained_model_learns_separable_classes(model, loader, bundle):
     assert accuracy(model, *unseen) > 90
 
 
-def test_reported_scores_are_those_of_left_out_images(model, loader, bundle):
+LOADERS = {
+    "once": lambda data: DataLoader(data, 48),
+    "drawn with replacement": lambda data: DataLoader(
+        data, 16, sampler=WeightedRandomSampler([1.0] * 48, 480, generator=torch.Generator().manual_seed(0))
+    ),
+    "again and again": lambda data: itertools.cycle(DataLoader(data, 16)),
+}
+
+
+@pytest.mark.parametrize("how", LOADERS)
+def test_reported_scores_are_those_of_left_out_images(how, model, loader, bundle):
     """With labels of pure noise nothing can be right beyond chance, though a head could learn them by heart."""
     images, labels = loader.dataset.tensors
     noise = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))]
-    report = initialize(model, [(images, noise)], generator=bundle, num_candidates=1)
+    read = LOADERS[how](TensorDataset(images, noise))
+    report = initialize(model, read, generator=bundle, num_candidates=1, num_support=480)
+    assert report.images_read == 48
+    assert any("432 images came again" in note for note in report.notes) == (how != "once")
     for candidate in report.candidates[1:]:
         assert candidate.accuracy < 65
         assert candidate.loss > 0.9
@@ -207,8 +224,10 @@ def test_momentum_of_batchnorm_is_unchanged(model, loader):
 
 
 def test_no_generator_leaves_the_users_own_weights(model, loader):
+    torch.nn.init.normal_(model.bn1.bias)  # else it would count as one that was never trained
     report = initialize(model, loader, generator=None)
     assert [c.name for c in report.candidates] == ["as_passed", "own_body_as_is", "own_body"]
+    assert not any("never trained" in note for note in report.notes)
     assert report.bundle is None
     assert report.bundle_sha256 is None
     assert "no generator" in report.reason
@@ -227,11 +246,30 @@ def test_uncovered_architecture_still_gets_its_own_body_solved(name, loader):
         torch.manual_seed(0)
         model = UNCOVERED[name]()
     report = initialize(model, loader, generator="auto")
-    assert [c.name for c in report.candidates] == ["as_passed", "own_body_as_is", "own_body"]
-    assert report.chosen.startswith("own_body")
+    assert [c.name for c in report.candidates] == ["as_passed", "own_body"]
+    assert report.chosen == "own_body"
+    assert sum("the body was never trained" in note for note in report.notes) == 1
     assert "no embedded bundle covers this architecture" in report.reason
     assert "no embedded bundle covers" in " ".join(str(report).split())
     assert accuracy(model, *loader.dataset.tensors) > 60
+
+
+@pytest.mark.parametrize(
+    "options", [{"generator": None}, {"scope": "head"}, {"budget": 0}, {"generator": None, "refining_steps": 2}]
+)
+@pytest.mark.parametrize("make", [lambda: new_model("mobilenetv3_small_050"), UNCOVERED["timm batchnorm"]])
+def test_a_body_that_was_never_trained_bears_the_first_steps_of_a_training(make, options, loader):
+    """By the statistics that BatchNorm begins with, deep bodies all but vanish: a head on that had weights of 1e8."""
+    model, (images, labels) = make(), loader.dataset.tensors
+    initialize(model, loader, **options)
+    assert find_classifier(model).layer.weight.abs().max() < 10
+    optimizer = torch.optim.AdamW(model.train().parameters(), 1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert F.cross_entropy(model.eval()(images), labels) < 2  # chance has 1.1
 
 
 def test_vit_without_batchnorm_gets_a_solved_head():
@@ -336,6 +374,7 @@ def test_classes_without_images_are_reported_and_never_predicted(loader, bundle)
     model = new_model(classes=6)
     report = initialize(model, loader, generator=bundle, num_candidates=1)
     assert (report.num_classes, report.classes_seen) == (6, 3)
+    assert "of 3 classes no image was read, and the head never predicts them" in report.notes
     assert accuracy(model, *loader.dataset.tensors) > 95
 
 

@@ -67,6 +67,17 @@ def test_the_layout_of_the_memory_is_kept(loader, bundle, expected):
     assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_parts_that_are_compiled_are_looked_into(loader, bundle, expected):
+    """In what was compiled before a hook is put on it, the hook is not called."""
+    model = new_model()
+    model.layer1, model.layer2 = (torch.compile(m, backend="eager") for m in (model.layer1, model.layer2))
+    model.eval()(loader.dataset.tensors[0])
+    report = initialize(model, loader, generator=bundle, num_candidates=1)
+    assert report.bundle == "tiny-random"
+    assert {c.kind for c in report.candidates} == {"as_passed", "own_body", "base", "generated"}
+    assert all(map(torch.equal, model.state_dict().values(), expected.values()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32_and_rounded(dtype, loader, bundle):
     model = new_model().to(dtype)
@@ -77,6 +88,19 @@ def test_half_precision_is_computed_in_float32_and_rounded(dtype, loader, bundle
     with torch.no_grad():
         predicted = model.eval()(images.to(dtype)).argmax(1)
     assert 100 * (predicted == labels).float().mean() > 90
+
+
+def test_what_is_no_number_in_half_precision_is_told_and_changes_nothing(loader):
+    """Images of 0 to 255 and more, as they come without normalisation, have variances that float16 does not hold."""
+    batches = [(600 * x, y) for x, y in loader]
+    model = new_model().half()
+    before = copied(model.state_dict())
+    with pytest.raises(ModelError, match=r"torch\.float16, of which the largest is 6\.55e\+04.*bfloat16"):
+        initialize(model, batches, generator=None)
+    assert same(model.state_dict(), before)
+    model = new_model().bfloat16()
+    initialize(model, batches, generator=None)
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
 
 
 def test_half_precision_as_it_was_passed_keeps_its_bits(loader):
@@ -122,6 +146,7 @@ REFUSED = {
     "several heads": (lambda: timm.create_model("repvit_m0_9", num_classes=3), "no linear classifier"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "no shape yet"),
     "no values": (lambda: new_model().to("meta"), "meta device"),
+    "tied head": (lambda: TiedHead(), "classifier of TiedHead, fc, shares its weights with mix"),
     "feature pyramid": (lambda: timm.create_model("test_resnet", features_only=True), "no linear classifier"),
 }
 
@@ -136,6 +161,36 @@ def test_other_models_are_refused_with_a_pointer_before_a_batch_is_read(case):
 
     with pytest.raises(ModelError, match=words):
         initialize(make(), never())
+
+
+class Ending(nn.Module):
+    """In layers that are named after what is in front of them."""
+
+    def __init__(self, **layers):
+        super().__init__()
+        self.body = new_model(classes=0)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Ending(fc=nn.Linear(96, 3), tail=nn.Identity()), lambda: nn.Sequential(new_model(), nn.Identity())]
+)
+def test_a_layer_that_does_nothing_behind_the_head_is_looked_through(make, loader):
+    model = make()
+    head = model.fc if isinstance(model, Ending) else model[0].fc
+    before = head.weight.detach().clone()
+    assert initialize(model, loader, generator=None).chosen == "own_body"
+    assert not torch.equal(head.weight, before)
+
+
+def test_the_layer_that_was_taken_for_the_head_is_named(loader):
+    """It is the last one that was made, and not used."""
+    with pytest.raises(ModelError, match=r"gives \[2, 3\] for two images, expected logits \[2, 8\].*projection"):
+        initialize(Ending(fc=nn.Linear(96, 3), projection=nn.Linear(96, 8)), loader)
 
 
 def test_a_model_that_cannot_be_copied_is_refused(loader):
@@ -206,6 +261,16 @@ def test_timms_batchnorm_over_all_processes_computes_what_it_did_in_the_copy():
     synchronised = working_copy(timm.layers.convert_sync_batchnorm(copy.deepcopy(plain)))
     images = labelled_images(8, 3)[0]
     assert torch.equal(working_copy(plain).eval()(images), synchronised.eval()(images))
+
+
+class TiedHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.fc = nn.Conv2d(3, 3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.fc.weight = self.mix.weight
+
+    def forward(self, x):
+        return self.fc(self.mix(self.conv(x).mean((2, 3))).relu())
 
 
 def uncopyable():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2nwg_init import hook, initialize
+from d2nwg_init import InitReport, hook, initialize
 from d2nwg_init.candidates import Candidate
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.probes import Probes
@@ -47,7 +47,7 @@ def test_scope_says_what_generated_weights_may_replace(head, model, loader, bund
 
 def test_scope_of_the_head_alone_generates_nothing_and_says_so(model, loader, bundle):
     report = initialize(model, loader, generator=bundle, scope="head")
-    assert [c.name for c in report.candidates] == ["as_passed", "own_body_as_is", "own_body"]
+    assert [c.name for c in report.candidates] == ["as_passed", "own_body"]
     assert any("scope holds no parameter of the body" in note for note in report.notes)
 
 
@@ -59,7 +59,7 @@ def test_unknown_scope_is_named(scope, error, model, loader, bundle):
 
 def test_a_spent_budget_leaves_the_users_own_weights_and_tells_what_was_not_tried(model, loader, bundle):
     report = initialize(model, loader, generator=bundle, num_candidates=3, budget=0)
-    assert [c.name for c in report.candidates] == ["as_passed", "own_body_as_is", "own_body"]
+    assert [c.name for c in report.candidates] == ["as_passed", "own_body"]
     assert "the budget ended before 3 of 3 bodies were tried" in report.notes
 
 
@@ -73,7 +73,7 @@ def test_a_budget_that_ends_midway_keeps_what_was_tried(model, loader, bundle, m
 
     monkeypatch.setattr(hook.time, "perf_counter", clock)
     monkeypatch.setattr("d2nwg_init.stages.time", SimpleNamespace(perf_counter=lambda: 0.0))
-    report = initialize(model, loader, generator=bundle, num_candidates=3, budget=2.5)
+    report = initialize(model, loader, generator=bundle, num_candidates=3, budget=3.5)
     assert [c.name for c in report.candidates][:4] == ["as_passed", "own_body_as_is", "own_body", "base"]
     assert [c.kind for c in report.candidates][4:] == ["generated"]
     assert "the budget ended before 1 of 3 bodies were tried" in report.notes
@@ -159,6 +159,13 @@ def test_without_selection_no_better_probe_takes_the_place_of_a_sample(model, lo
     generator.decoded = lambda *_: {k: -v for k, v in generator.base_parameters().items()}  # of no use
     report = initialize(model, loader, generator=Bundle(bundle.config, generator), select=False)
     assert report.chosen == "generated_0"
+    assert "probe" not in {c.kind for c in report.candidates}  # none was tried in vain
+
+
+@pytest.mark.parametrize("select", [True, False])
+def test_of_no_candidates_none_is_generated(select, model, loader, bundle):
+    report = initialize(model, loader, generator=bundle, num_candidates=0, select=select)
+    assert [c.kind for c in report.candidates] == ["as_passed", "own_body", "own_body", "base"]
 
 
 @pytest.mark.parametrize("options", [{"num_candidates": -1}, {"num_support": 3.5}, {"refining_steps": -1}])
@@ -168,8 +175,14 @@ def test_numbers_of_something_are_whole(options, model, loader, bundle):
         initialize(model, loader, generator=bundle, **options)
 
 
-def test_any_kind_of_integer_is_a_seed(model, loader, bundle):
-    assert '"seed": 3' in initialize(model, loader, generator=bundle, seed=np.int64(3)).to_json()
+def test_any_kind_of_integer_is_a_number(model, loader, bundle):
+    numbers = {"seed": 3, "num_candidates": 1, "num_support": 40, "refining_steps": 2}
+    report = initialize(model, loader, generator=bundle, **{k: np.int64(v) for k, v in numbers.items()})
+    other = new_model()
+    expected = initialize(other, loader, generator=bundle, **numbers)
+    assert same(model.state_dict(), other.state_dict())
+    assert '"seed": 3' in report.to_json()
+    assert InitReport.from_json(report.to_json()).refinement == expected.refinement
 
 
 def test_a_model_whose_head_was_replaced_since_is_not_reverted(model, loader):

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from d2nwg_init import initialize
+from d2nwg_init import initialize, pretrained
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import labelled_images, same
 from zoo_builder.errors import ModelError
@@ -65,8 +65,57 @@ def test_channels_and_image_size_are_kept(name, size, args, layout, tmp_path):
     initialize(model, [(images, labels)], generator=None).save(tmp_path)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert same(again.state_dict(), model.state_dict())
+    assert timm.data.resolve_model_data_config(again)["input_size"] == images.shape[1:]
     # the same weights in another memory layout are summed in another order
     torch.testing.assert_close(again.eval()(images), model.eval()(images), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("args", [{"output_stride": 8}, {"act_layer": "gelu"}, {"global_pool": "max"}])
+def test_arguments_that_the_model_was_made_with_are_kept(args, loader, tmp_path):
+    """timm keeps them from 1.0.31 on."""
+    model = timm.create_model("test_resnet", num_classes=3, **args)
+    initialize(model, loader, generator=None).save(tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    images = loader.dataset.tensors[0]
+    torch.testing.assert_close(again.eval()(images), model.eval()(images))
+
+
+def replaced_activation():
+    model = new_model()
+    model.act1 = torch.nn.GELU()
+    return model
+
+
+def replaced_norm():
+    model = new_model()
+    model.bn1 = torch.nn.GroupNorm(4, model.bn1.num_features)
+    return model
+
+
+@pytest.mark.parametrize("make", [replaced_activation, replaced_norm])
+def test_a_model_that_timm_would_make_otherwise_is_not_saved(make, saved, loader):
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    report = initialize(make(), loader, generator=None)
+    state = torch.get_rng_state()
+    with pytest.raises(ModelError, match=r"Save model\.state_dict\(\) instead"):
+        report.save(saved)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_precision_is_kept(dtype, loader, tmp_path):
+    model = new_model().to(dtype)
+    initialize(model, [(x.to(dtype), y) for x, y in loader], generator=None).save(tmp_path)
+    assert same(load_file(tmp_path / "model.safetensors"), model.state_dict())
+
+
+def test_inside_of_a_block_saving_initialises_nothing(model, loader, bundle, tmp_path):
+    report = initialize(model, loader, generator=bundle, num_candidates=1)
+    with pretrained(loader, generator=bundle, num_candidates=1, refining_steps=0) as reports:
+        timm.create_model("test_resnet", pretrained=True, num_classes=3)
+        report.save(tmp_path)
+    assert len(reports) == 1
 
 
 def test_a_model_of_torchvision_is_its_state_dict(tmp_path, loader):

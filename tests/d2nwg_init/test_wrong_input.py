@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from d2nwg_init import hook, initialize
 from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import SIZE, copied, labelled_images, same
-from zoo_builder.errors import BundleError, DataError, RecipeError
+from zoo_builder.errors import BundleError, DataError, ModelError, RecipeError
 
 
 def batch(count=12, channels=3, size=SIZE):
@@ -41,6 +41,12 @@ WRONG = {
     "dict without labels": ([{"image": batch()[0]}], "keys.*image"),
     "arrays": ([tuple(t.numpy() for t in batch())], "ndarray"),
     "numbers": ([3], "int"),
+    "a dataset": (TensorDataset(*batch()), r"float tensor.*a single one.*DataLoader\(dataset"),
+    "channels last": ([(batch()[0].permute(0, 2, 3, 1), batch()[1])], r"permute\(0, 3, 1, 2\)"),
+    "loaders by name": ({"train": [batch()]}, r"keys \['train'\].*loaders\['train'\]"),
+    "a function": (lambda: [batch()], "got function. Call it"),
+    "nothing": (None, "got NoneType. Pass the DataLoader"),
+    "one number an image": ([(batch()[0], torch.rand(12, 1))], "regression.*two outputs"),
     "images of two sizes": ([batch(), batch(size=48)], "one shape"),
 }
 
@@ -70,6 +76,68 @@ def test_wrong_option_is_named_and_leaves_the_model(options, error, words, model
     with pytest.raises(error, match=words):
         initialize(model, [batch()], **({"generator": bundle, "num_candidates": 1} | options))
     assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"head": None}, "unknown head None; known: auto"),
+        ({"head": True}, "unknown head True"),
+        ({"seed": None}, "seed must be a whole number.* got None"),
+        ({"seed": 2**70}, "seed must be a whole number, of -9"),
+        ({"num_candidates": "8"}, "num_candidates must be a whole number, 0 or more; got '8'"),
+        ({"budget": "60"}, "budget must be a number of seconds.* got '60'"),
+        ({"budget": float("nan")}, "budget must be a number of seconds.* got nan"),
+        ({"device": "gpu"}, r"device must be .* got 'gpu' \(Expected one of cpu"),
+        ({"device": "meta"}, r"got 'meta' \(which holds no values"),
+        ({"device": "cuda:99"}, "device must be"),
+    ],
+)
+def test_wrong_option_is_named_before_a_batch_is_read(options, words, model):
+    def batches():
+        pytest.fail("a batch was read")
+        yield
+
+    with pytest.raises(RecipeError, match=words):
+        initialize(model, batches(), **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("test_resnet", []), "got str 'test_resnet'.*timm.create_model"),
+        (([], torch.nn.Flatten()), "model comes first"),
+    ],
+)
+def test_what_is_no_model_is_named(arguments, words):
+    with pytest.raises(ModelError, match=words):
+        initialize(*arguments)
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.model, self._forward = new_model(), forward
+
+    def forward(self, x):
+        return self._forward(self.model, x)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: new_model("test_resnet", global_pool=""), r"global_pool=''.*leave that out"),
+        (lambda: new_model("test_vit", img_size=SIZE, global_pool=""), r"gives \[2, 5, 3\].*global_pool=''"),
+        (lambda: Wrapped(lambda model, x: (model(x), model(x))), "gives tuple.*several outputs"),
+        (
+            lambda: Wrapped(lambda model, x: model(x, x)),
+            r"Wrapped fails on two images of 3x32x32.*TypeError.*model\(images\)",
+        ),
+    ],
+)
+def test_a_model_that_fails_is_not_told_as_images_of_a_wrong_size(make, words):
+    with pytest.raises(ModelError, match=words):
+        initialize(make(), [batch()])
 
 
 def test_image_size_that_the_model_cannot_take_is_named():

@@ -111,8 +111,52 @@ def test_iterable_and_infinite_datasets(count, workers):
 
 
 def test_an_infinite_sampler():
-    loader = DataLoader(Sorted(), sampler=WeightedRandomSampler([1.0] * 100, 10**6), batch_size=16)
-    assert len(read_support_set(loader, 100, CLASSES)) == 100
+    data = Sorted()
+    loader = DataLoader(data, sampler=WeightedRandomSampler([1.0] * 100, 10**6), batch_size=16)
+    support = read_support_set(loader, 100, CLASSES)
+    assert_right(support)  # no image twice
+    assert 50 < len(support) < 80  # of 112 draws
+    assert data.fetched.sum() == len(support)
+
+
+class Noisy(Sorted):
+    """As augmentation does it: never twice the same."""
+
+    def __getitem__(self, i):
+        image, label = super().__getitem__(i)
+        return image + torch.rand(()) / 2, label
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_a_sampler_draws_again_is_fetched_and_counts_once(workers):
+    data = Noisy(10)
+    loader = DataLoader(data, 6, sampler=[3, 3, 1, 9, 9, 9, 3, 9, 1, 3, 1, 9, 0, 1, 2, 7, 7, 0], num_workers=workers)
+    support = read_support_set(loader, 18, CLASSES)
+    assert support.images[:, 0, 0, 0].long().tolist() == [3, 1, 9, 0, 2, 7]
+    assert torch.equal(support.labels, support.images[:, 0, 0, 0].long() // 2)
+    assert data.fetched.max() == 1
+    assert support.notes == ("12 images came again after they were read, and count once",)
+
+
+def test_indices_that_cannot_be_compared_are_all_fetched():
+    class Listed(Sorted):
+        def __getitem__(self, i):
+            return super().__getitem__(i[0])
+
+    loader = DataLoader(Listed(10), 4, sampler=[[0], [8], [0], [9]])
+    support = read_support_set(loader, 4, CLASSES)
+    assert support.images[:, 0, 0, 0].tolist() == [0, 8, 9]  # as images they are
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_equal_images_of_a_stream_count_once_where_their_labels_are_equal(channels, dtype):
+    x = torch.tensor([0, 1, 0, 1, 2, 0], dtype=dtype)[:, None, None, None].expand(6, channels, 2, 2)
+    y = torch.tensor([0, 1, 0, 2, 2, 0])
+    support = read_support_set(itertools.cycle([(x, y)]), 60, CLASSES)
+    assert support.images[:, 0, 0, 0].tolist() == [0, 1, 1, 2]
+    assert support.labels.tolist() == [0, 1, 2, 2]
+    assert any(note.startswith("56 images came again") for note in support.notes)
 
 
 def test_an_iterator_is_read_and_the_loss_is_told():
@@ -135,7 +179,7 @@ def test_a_loader_that_drops_its_only_batch_is_explained():
 
 
 def test_a_dataset_whose_items_are_batches():
-    data = [(torch.zeros(4, 3, 2, 2), torch.arange(4))] * 3
+    data = [(torch.rand(4, 3, 2, 2), torch.arange(4)) for _ in range(3)]
     assert len(read_support_set(DataLoader(data, batch_size=None), 100, CLASSES)) == 12
 
 
@@ -192,7 +236,7 @@ def test_labels_in_a_column_are_labels():
 
 
 def test_one_hot_targets_are_labels():
-    x, y = torch.zeros(6, 3, 2, 2), torch.arange(6) % 3
+    x, y = torch.rand(6, 3, 2, 2), torch.arange(6) % 3
     for dtype in (torch.float32, torch.float16, torch.int64):
         support = read_support_set([(x, torch.nn.functional.one_hot(y).to(dtype))], 6, 3)
         assert torch.equal(support.labels, y)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, TensorDataset
 
 from tests.zoo_builder.synthetic import seeded
 from zoo_builder.errors import DataError
@@ -48,6 +48,52 @@ def with_workers():
     return shuffled(num_workers=1)
 
 
+class OwnOrder(Sampler):
+    """Indices in an order of its own `state`, whatever it is called."""
+
+    def __init__(self, state, permuted):
+        self.state, self._permuted = state, permuted
+
+    def __iter__(self):
+        return iter(self._permuted(self))
+
+    def __len__(self):
+        return len(Augmented())
+
+
+class Counting(OwnOrder):
+    def __iter__(self):
+        self.state += 1
+        return super().__iter__()
+
+
+def numpy_order(sampler):
+    return sampler.state.permutation(40).tolist()
+
+
+ORDERS = {
+    "torch": lambda: OwnOrder(seeded(7), lambda s: torch.randperm(40, generator=s.state).tolist()),
+    "numpy": lambda: OwnOrder(np.random.default_rng(7), numpy_order),
+    "numpy's old": lambda: OwnOrder(np.random.RandomState(7), numpy_order),
+    "python": lambda: OwnOrder(random.Random(7), lambda s: s.state.sample(range(40), 40)),
+    "epochs": lambda: Counting(0, lambda s: torch.randperm(40, generator=seeded(s.state)).tolist()),
+}
+
+
+@pytest.mark.parametrize("within", ["sampler", "batch_sampler", "another"])
+@pytest.mark.parametrize("kind", ORDERS)
+def test_next_epoch_is_as_if_never_read_with_a_sampler_of_ones_own(kind, within):
+    def make():
+        order = ORDERS[kind]()
+        if within == "sampler":
+            return DataLoader(Augmented(), 8, sampler=order)
+        if within == "batch_sampler":
+            return DataLoader(Augmented(), batch_sampler=BatchSampler(order, 8, drop_last=False))
+        return DataLoader(Augmented(), 8, sampler=OwnOrder(order, lambda s: list(s.state)))
+
+    test_next_epoch_is_as_if_never_read(make)
+
+
 def set_global_states():
     random.seed(1)
     np.random.seed(2)
@@ -79,7 +125,8 @@ def test_the_first_images_are_read_and_no_more_than_asked_for(count):
 
 
 def test_short_loader_gives_all_it_has():
-    support = read_support_set([batch(6), batch(4)], 100, 3)
+    x, y = batch(4)
+    support = read_support_set([batch(6), (x + 100, y)], 100, 3)
     assert len(support) == 10
     assert support.classes_seen == 3
 
