@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from d2nwg_init.accepted_model import working_copy
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, as_tensors, train_steps
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, as_tensors, shuffled_loader, train_steps
 from d2nwg_init.benchmarks.peak_memory import gained_alone
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.bundles import find_bundle
@@ -39,7 +39,7 @@ IMPORT = "import timm, time; began = time.perf_counter(); import d2nwg_init; pri
 def run_init_benchmark(
     name: str, dataset: ImageDataset, *, num_candidates: int = 8, num_support: int = 1024, seed: int = 0
 ) -> list[Row]:
-    """Rows of an embedded bundle, or one in a folder, on images of `dataset`, which are repeated up to an epoch.
+    """Rows of an embedded bundle, or one in a folder, on images of `dataset`, which come shifted again up to an epoch.
 
     seconds                       by method: "initialize", its stages, a "forward" pass of the images read, an "epoch"
     evaluation_over_forward       calibrating, solving and scoring all candidates, probes too, over one forward pass
@@ -66,7 +66,10 @@ class _Bench:
         self.bundle = load_bundle(name)
         self.size = self.bundle.config.generator.size
         images, labels = as_tensors(dataset, self.bundle.generator.base, self.size, "train")
-        self.images = TensorDataset(images, labels)
+        times = -(-EPOCH_IMAGES // len(images))
+        # Each time a pixel farther: an image that comes again is not read.
+        epoch = torch.cat([images.roll(i, dims=-1) for i in range(times)])[:EPOCH_IMAGES]
+        self.images = TensorDataset(epoch, labels.repeat(times)[:EPOCH_IMAGES])
 
     def rows(self) -> list[Row]:
         extra, weights = self.memory()
@@ -90,9 +93,7 @@ class _Bench:
         return self.bundle.config.generator.backbone.create(num_classes=self.dataset.num_classes)
 
     def loader(self) -> DataLoader:
-        repeated = Subset(self.images, [i % len(self.images) for i in range(EPOCH_IMAGES)])
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(repeated, FineTuning.batch_size, shuffle=True, generator=generator)
+        return shuffled_loader(*self.images.tensors, self.seed)
 
     def support(self) -> SupportSet:
         return read_support_set(self.loader(), self.num_support, self.dataset.num_classes, self.seed)

@@ -33,6 +33,12 @@ def test_ratios_are_those_of_the_seconds_and_memory_that_of_a_first_call(
     assert {(r.bundle, r.dataset) for r in rows} == {("tiny-random", "stripes")}
 
 
+def test_as_many_images_are_read_as_are_asked_for_though_the_dataset_has_fewer(bundle_path, monkeypatch):
+    monkeypatch.setattr(init, "EPOCH_IMAGES", 64)
+    bench = init._Bench(str(bundle_path), striped_dataset("stripes", train=24, test=8), 2, 60, 0)
+    assert len(bench.support()) == 60
+
+
 DATASETS = {"a": "0" * 64, "b": "1" * 64}
 BUNDLES = {"x": "2" * 64, "runs/y": "3" * 64}
 
