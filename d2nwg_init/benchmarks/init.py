@@ -93,7 +93,8 @@ class _Bench:
         return self.bundle.config.generator.backbone.create(num_classes=self.dataset.num_classes)
 
     def loader(self) -> DataLoader:
-        return shuffled_loader(*self.images.tensors, self.seed)
+        images, labels = self.images.tensors
+        return shuffled_loader(images, labels, self.seed)
 
     def support(self) -> SupportSet:
         return read_support_set(self.loader(), self.num_support, self.dataset.num_classes, self.seed)

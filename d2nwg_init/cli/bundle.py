@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.outputs import out_folder
 
 SOURCE = (
@@ -128,6 +129,7 @@ def verify(
 
 
 @app.command(epilog="Example: d2nwg-init bundle pull ORG/NAME --revision v1")
+@resumable
 def pull(
     bundle: Annotated[str, typer.Argument(help="ORG/NAME or ORG/NAME@REVISION.")],
     revision: Annotated[

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2nwg_init.benchmarks.uncovered import Cell, _run
+from d2nwg_init.benchmarks.uncovered import Cell, _measure
 from pretrained_generators.nearest_datasets import feature_statistics
 from pretrained_generators.training.dataset_statistics import statistics_of_datasets
 from tests.cli.conftest import ShortFineTuning, fail, succeed
@@ -50,9 +50,7 @@ def test_a_cell_of_bench_uncovered_is_of_its_size(fine, tmp_path, monkeypatch):
     torch.manual_seed(0)
     write_atomically(tmp_path / "weights", create_backbone("test_resnet").state_dict())
     cell = Cell("test_resnet", str(tmp_path / "weights"), "0" * 64, LARGE, "stripes", "0" * 64, "solved", 0)
-    _run(fine, tmp_path, cell)
-    found = json.loads((tmp_path / f"{cell.id}.json").read_text())["found"]
-    assert found["accuracy"]["0.001"]["0"] > 90
+    assert _measure(fine, cell)["accuracy"]["0.001"][0] > 90
 
 
 @pytest.mark.parametrize("size", [32, LARGE])
