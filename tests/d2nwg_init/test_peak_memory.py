@@ -42,7 +42,19 @@ def all_prepared():
     return kept.sum
 
 
+def small_ones():
+    return [np.ones(2**16, np.uint8) for _ in range(2**10)]  # 64 MiB, of which each is too small to be given back
+
+
+def freed_while_preparing():
+    blocks = small_ones()
+    last = blocks.pop()
+    blocks.clear()
+    return lambda: (last, small_ones())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_a_process_alone_gains_what_it_takes_and_not_what_was_prepared():
     assert gained_alone(nothing_prepared) > 2**25
     assert gained_alone(all_prepared) < 2**25
+    assert gained_alone(freed_while_preparing) > 2**25
