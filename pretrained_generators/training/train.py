@@ -87,7 +87,7 @@ def train_generator(
     if not others:
         raise RecipeError(f"every entry of {list(recipe.plans)} is a probe, and none can be held back: fewer probes.")
     count = min(recipe.held_back, max(1, len(others) // 2))
-    held_back = random.Random(recipe.seed).sample(others, count)  # of all domains, which ids are in the order of
+    held_back = random.Random(recipe.seed).sample(others, count)  # every n-th by id could be of one domain
     learnt = [e for e in entries if e not in held_back]
     check_shares(recipe, len(learnt), process_count())
     stage = recipe.functional_training
