@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from d2nwg_init.accepted_model import check_model, check_precision, not_compiled, unwrapped, working_copy
@@ -20,6 +18,7 @@ from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.arguments import SEEDS, Head, check_budget, check_device, check_head, check_is_model, whole_number
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.candidates import Candidate, batchnorm_as_it_is, become, propose, set_body
+from d2nwg_init.images_fit import check_images_fit
 from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
 from d2nwg_init.refine import BATCH, can_be_refined, default_steps, refine, trainings
@@ -33,12 +32,11 @@ from d2nwg_init.untrained import is_untrained
 from pretrained_generators.bundle import Bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.nearest_datasets import nearest_datasets
-from zoo_builder.backbones import caught_features, evaluating
 from zoo_builder.batchnorm import batchnorm_layers
 from zoo_builder.classifier import find_classifier
-from zoo_builder.errors import DataError, ModelError
 from zoo_builder.progress import Bar, progress_bar
-from zoo_builder.support_set import SupportSet, read_support_set, unchanged_random_state
+from zoo_builder.random_state import unchanged_random_state
+from zoo_builder.support_set import read_support_set
 
 UNTRAINED = (
     "the body was never trained, and no bundle made up for it: give it pretrained weights (timm's pretrained=True, "
@@ -123,7 +121,7 @@ def initialize(
             after_reading.enter_context(torch_defaults())  # the loader is the user's, and so are its defaults
             after_reading.enter_context(not_compiled(network))
             work = working_copy(network, device)  # all is tried in it
-            _check_fit(work, support, solve=head != "keep")
+            check_images_fit(work, support, solve=head != "keep")
         with stages("bundle"):
             bundle, reason = find_bundle(network, generator)
             untrained = is_untrained(network)
@@ -172,9 +170,9 @@ def initialize(
                 become(work, chosen, support, head != "keep")
         solved_head = head in ("auto", "solve")
         unseen = support.num_classes - support.classes_seen
-        if solved_head and chosen.kind != "as_passed" and unseen:
-            plan.notes.append(f"of {unseen} classes no image was read, and the head never predicts them")
         if solved_head and chosen.kind != "as_passed":
+            if unseen:
+                plan.notes.append(f"of {unseen} classes no image was read, and the head never predicts them")
             bring_features_to_unit_size(work, support.images, plan.names)
         state = network.state_dict()
         if chosen.kind != "as_passed":
@@ -214,68 +212,6 @@ def initialize(
         with stages("writing"):
             set_state(network, state)
     return report
-
-
-def _check_fit(model: nn.Module, support: SupportSet, solve: bool) -> None:
-    """Run two images through the model, so that a wrong size or channel count, or a head to solve that is more than a
-    layer, is named before any work."""
-    parameter, head = next(model.parameters()), find_classifier(model)
-    try:
-        with caught_features(model) as caught, evaluating(model):
-            logits = model(support.images[:2].to(parameter.device, parameter.dtype))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError, AttributeError) as e:
-        _explain(model, support.images, e)
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, support.num_classes):
-        came = f"{list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-        advice = "Pass an image classifier of timm or torchvision."
-        if isinstance(logits, tuple | list | Mapping):
-            advice = "It has several outputs: wrap it in a module that gives the logits alone."
-        raise ModelError(
-            f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}] of its "
-            f"last layer, {head.name}. {_unpooled(model) or advice}"
-        )
-    if solve and isinstance(head.layer, nn.Linear) and len(caught) == 1 and torch.isfinite(logits).all():
-        expected = F.linear(caught[0].to(logits.dtype), head.layer.weight, head.layer.bias)
-        if expected.shape != logits.shape or not torch.allclose(
-            logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
-        ):
-            raise ModelError(
-                f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done "
-                "to them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
-            )
-
-
-def _explain(model: nn.Module, images: torch.Tensor, error: Exception) -> NoReturn:
-    """Why the model failed on images [N, C, H, W]: their channels, their size, or itself."""
-    stem, channels = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None), images.shape[1]
-    if stem is not None and stem.in_channels != channels:
-        advice = f"Convert the images, or create the model with in_chans={channels}."
-        if images.shape[3] == stem.in_channels:
-            advice = "Are they [N, H, W, C]? Then permute(0, 3, 1, 2)."
-        raise DataError(
-            f"The loader gives images of {channels} channels ({list(images.shape[1:])}) and the model takes "
-            f"{stem.in_channels}. {advice}"
-        ) from error
-    name, size = type(model).__name__, "x".join(map(str, images.shape[1:]))
-    if advice := _unpooled(model):
-        raise ModelError(f"{name} fails on two images of the loader ({error}). {advice}") from error
-    if re.search(r"size|height|width|shape", str(error), re.IGNORECASE):
-        words = f"The model cannot take images of {size} as the loader gives them ({error}). Resize them."
-        raise DataError(words) from error
-    raise ModelError(
-        f"{name} fails on two images of {size} of the loader ({type(error).__name__}: {error}). It must take them "
-        "by themselves, as model(images)."
-    ) from error
-
-
-def _unpooled(model: nn.Module) -> str:
-    """Advice for one of timm's that was made without pooling; else empty."""
-    pools = [getattr(m, "global_pool", None) for m in model.modules()]
-    if any(getattr(pool, "pool_type", pool) == "" for pool in pools):
-        return "It was made with global_pool='', and its classifier gets no pooled features: leave that out."
-    return ""
 
 
 def _advancing(candidates: Iterable[Candidate], bar: Bar) -> Iterator[Candidate]:

@@ -17,7 +17,7 @@ from zoo_builder.backbones import predict
 from zoo_builder.checkpoint import write_atomically, write_text_atomically
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
-from zoo_builder.support_set import unchanged_random_state
+from zoo_builder.random_state import unchanged_random_state
 
 
 def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int], texts: Mapping[str, str]) -> None:

@@ -148,7 +148,7 @@ def test_image_size_that_the_model_cannot_take_is_named():
     assert same(vit.state_dict(), before)
 
 
-@pytest.mark.parametrize("stage", ["read_support_set", "_check_fit", "find_bundle", "propose", "select"])
+@pytest.mark.parametrize("stage", ["read_support_set", "check_images_fit", "find_bundle", "propose", "select"])
 def test_a_fault_at_any_stage_leaves_the_model(stage, model, loader, bundle, monkeypatch):
     def fault(*_, **__):
         torch.rand(3)

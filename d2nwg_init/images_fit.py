@@ -1,0 +1,78 @@
+"""Whether a model takes the images of a loader, told before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zoo_builder.backbones import caught_features, evaluating
+from zoo_builder.classifier import find_classifier
+from zoo_builder.errors import DataError, ModelError
+from zoo_builder.support_set import SupportSet
+
+
+def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None:
+    """Run two images through the model, so that a wrong size or channel count, or a head to solve that is more than a
+    layer, is named before any work."""
+    parameter, head = next(model.parameters()), find_classifier(model)
+    try:
+        with caught_features(model) as caught, evaluating(model):
+            logits = model(support.images[:2].to(parameter.device, parameter.dtype))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError, AttributeError) as e:
+        _explain(model, support.images, e)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, support.num_classes):
+        came = f"{list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        advice = "Pass an image classifier of timm or torchvision."
+        if isinstance(logits, tuple | list | Mapping):
+            advice = "It has several outputs: wrap it in a module that gives the logits alone."
+        raise ModelError(
+            f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}] of its "
+            f"last layer, {head.name}. {_unpooled(model) or advice}"
+        )
+    if solve and isinstance(head.layer, nn.Linear) and len(caught) == 1 and torch.isfinite(logits).all():
+        expected = F.linear(caught[0].to(logits.dtype), head.layer.weight, head.layer.bias)
+        if expected.shape != logits.shape or not torch.allclose(
+            logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+        ):
+            raise ModelError(
+                f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done "
+                "to them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
+            )
+
+
+def _explain(model: nn.Module, images: torch.Tensor, error: Exception) -> NoReturn:
+    """Why the model failed on images [N, C, H, W]: their channels, their size, or itself."""
+    stem, channels = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None), images.shape[1]
+    if stem is not None and stem.in_channels != channels:
+        advice = f"Convert the images, or create the model with in_chans={channels}."
+        if images.shape[3] == stem.in_channels:
+            advice = "Are they [N, H, W, C]? Then permute(0, 3, 1, 2)."
+        raise DataError(
+            f"The loader gives images of {channels} channels ({list(images.shape[1:])}) and the model takes "
+            f"{stem.in_channels}. {advice}"
+        ) from error
+    name, size = type(model).__name__, "x".join(map(str, images.shape[1:]))
+    if advice := _unpooled(model):
+        raise ModelError(f"{name} fails on two images of the loader ({error}). {advice}") from error
+    if re.search(r"size|height|width|shape", str(error), re.IGNORECASE):
+        words = f"The model cannot take images of {size} as the loader gives them ({error}). Resize them."
+        raise DataError(words) from error
+    raise ModelError(
+        f"{name} fails on two images of {size} of the loader ({type(error).__name__}: {error}). It must take them "
+        "by themselves, as model(images)."
+    ) from error
+
+
+def _unpooled(model: nn.Module) -> str:
+    """Advice for one of timm's that was made without pooling; else empty."""
+    pools = [getattr(m, "global_pool", None) for m in model.modules()]
+    if any(getattr(pool, "pool_type", pool) == "" for pool in pools):
+        return "It was made with global_pool='', and its classifier gets no pooled features: leave that out."
+    return ""
