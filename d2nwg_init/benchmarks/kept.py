@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from d2nwg_init.benchmarks.results import source_commit
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.executors.processes import telling_of_dead_workers
 from zoo_builder.progress import progress_bar
@@ -32,7 +33,7 @@ def measure_missing(
 
 
 def _measure(measure: Callable[[Piece], Mapping[str, Any]], folder: Path, piece: Piece) -> None:
-    kept = {"piece": asdict(piece), "found": measure(piece)}  # type: ignore[call-overload]
+    kept = {"piece": asdict(piece), "found": measure(piece), "commit": source_commit()}  # type: ignore[call-overload]
     write_text_atomically(_file(folder, piece), json.dumps(kept) + "\n")
 
 
@@ -40,6 +41,12 @@ def kept(folder: Path, piece: object) -> dict[str, Any] | None:
     """What a piece came to; None: it is not measured."""
     file = _file(folder, piece)
     return json.loads(file.read_text())["found"] if file.exists() else None
+
+
+def commits(folder: Path, pieces: Sequence[object]) -> list[str]:
+    """Of the code that measured what is kept: a run that goes on may do so with another."""
+    files = [file for piece in pieces if (file := _file(folder, piece)).exists()]
+    return sorted({json.loads(file.read_text()).get("commit") or "unknown" for file in files})
 
 
 def _file(folder: Path, piece: object) -> Path:

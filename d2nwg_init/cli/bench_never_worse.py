@@ -30,6 +30,7 @@ def never_worse(
     from rich.table import Table
 
     from d2nwg_init.benchmarks import never_worse as study
+    from d2nwg_init.benchmarks.kept import commits
     from d2nwg_init.benchmarks.measurable import check_measurable
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
@@ -47,7 +48,8 @@ def never_worse(
     todo = list(study.draws(draws, hashes, weights))
     study.run_draws(todo, data, work, process_executor(workers))
     rows = study.rows_of(todo, work)
-    if not deliver(results("never_worse", loaded, rows), out, json_):
+    report = results("never_worse", loaded, rows) | {"commits": commits(work, todo)}
+    if not deliver(report, out, json_):
         metrics = ("over_best", "worse_share", "clearly_worse_share")
         found = {(r.method, r.epoch, r.condition, r.metric): r.value for r in rows if r.dataset == "all"}
         for at, epoch in (("before training", None), ("after an epoch", 1)):

@@ -33,6 +33,7 @@ def uncovered(
     from rich.table import Table
 
     from d2nwg_init.benchmarks import uncovered as study
+    from d2nwg_init.benchmarks.kept import commits
     from d2nwg_init.benchmarks.measurable import check_measurable
     from d2nwg_init.benchmarks.results import deliver, results
     from d2nwg_init.benchmarks.transfer.splits import SPLITS
@@ -47,7 +48,8 @@ def uncovered(
     cells = study.cells(model, weights, size, hashes, seeds)
     study.run_cells(cells, data, work, process_executor(workers))
     rows = study.rows_of(cells, work)
-    if not deliver(results("uncovered", loaded, rows), out, json_):
+    report = results("uncovered", loaded, rows) | {"commits": commits(work, cells)}
+    if not deliver(report, out, json_):
         steps = sorted({r.step for r in rows if r.step is not None})
         table = Table(
             "", *(f"step {s}" for s in steps), title=f"{model}, test accuracy (%), mean over {len(names)} sets"

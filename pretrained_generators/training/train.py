@@ -56,8 +56,8 @@ def train_generator(
 
     Raises:
         RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe is wrong, or trains end to
-            end and there is no `data_dir`, or no entry is of the plans that probe, or all are, or a group of processes
-            cannot share a batch alike, or a stage diverges.
+            end and there is no `data_dir`, or no entry is of the plans that probe, or all are, or none trained what is
+            in scope, or a group of processes cannot share a batch alike, or a stage diverges.
         DataError: a dataset of the zoo is not in `data_dir`. ZooError: an entry is not there that another went on from,
             or the base is beyond half precision. BundleError: a name or licence that no bundle can tell.
     """
@@ -113,6 +113,11 @@ def train_generator(
 
     torch.manual_seed(recipe.seed)
     layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope, recipe.rank)
+    if not any(target_delta(e)[b.name].any() for e in learnt for b in layout.blocks):
+        raise RecipeError(
+            f"scope: no entry of {list(recipe.plans)} trained a parameter in {recipe.scope!r}, and there is nothing to "
+            "learn. Take a scope that the zoo's tasks trained."
+        )
     _same_work_as_before(folder, trained_with)  # all that the recipe could have wrong is behind
     subspaces = SharedSubspaces(layout)
     subspaces.fit(target_delta(e) for e in learnt)

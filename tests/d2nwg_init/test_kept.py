@@ -1,11 +1,13 @@
 """What is measured is kept, whatever becomes of the rest."""
 
+import json
 import os
 from dataclasses import dataclass
 
 import pytest
 
-from d2nwg_init.benchmarks.kept import kept, measure_missing
+from d2nwg_init.benchmarks.kept import commits, kept, measure_missing
+from d2nwg_init.benchmarks.results import source_commit
 from zoo_builder.errors import D2NWGError
 from zoo_builder.executors.processes import process_executor
 
@@ -31,3 +33,11 @@ def test_a_worker_that_dies_is_an_error_with_advice_and_what_was_done_is_kept(tm
     measure_missing([done, later], measure, tmp_path, process_executor(1))
     assert [kept(tmp_path, piece) for piece in (done, later)] == [{"length": 4}, {"length": 5}]
     assert (tmp_path / "done.json").stat().st_mtime_ns == stamp
+
+
+def test_what_is_kept_tells_the_commits_that_measured_it(tmp_path):
+    now, before, unfinished = map(Piece, ("now", "before", "unfinished"))
+    measure_missing([now], measure, tmp_path, process_executor(1))
+    assert commits(tmp_path, [now, unfinished]) == [source_commit() or "unknown"]
+    (tmp_path / "before.json").write_text(json.dumps({"piece": {"id": "before"}, "found": {}}))
+    assert commits(tmp_path, [now, before]) == sorted([source_commit() or "unknown", "unknown"])

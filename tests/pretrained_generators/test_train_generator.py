@@ -122,6 +122,9 @@ def test_a_zoo_whose_entries_trained_norm_layers_alone_is_learnt_and_audited(ran
     train_generator(zoo, replace(RECIPE, rank=rank), tmp_path / "bundle")
     found = audit_zoo(load_bundle(tmp_path / "bundle"), zoo, samples=1)
     assert sum(s.method == "generated" for s in found) == RECIPE.held_back
+    with pytest.raises(RecipeError, match=r"scope: no entry .* trained a parameter in \('layer1.0.conv1',\)"):
+        train_generator(zoo, replace(RECIPE, rank=rank, scope=("layer1.0.conv1",)), tmp_path / "untrained")
+    assert not list((tmp_path / "untrained").glob("**/*"))
 
 
 def test_base_of_the_bundle_is_the_zoos(path, zoo):
