@@ -10,7 +10,7 @@ from PIL import Image
 from tests.zoo_builder.synthetic import CLASSES, striped_dataset, striped_images, write_image_folder, write_npz
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
-from zoo_builder.datasets.read_images import TEST_PARTS, Part, Sample, read_part, split_by_class
+from zoo_builder.datasets.read_images import TEST_PARTS, Part, split_by_class
 from zoo_builder.errors import DataError, DataWarning
 
 SPLITS = ("x_train", "y_train", "x_test", "y_test")
@@ -237,44 +237,6 @@ def test_images_of_any_shape_and_mode_are_cut_to_their_centre_square(tmp_path):
     Image.new("L", (40, 40), 7).save(tmp_path / "a" / "gray.png")
     Image.new("RGBA", (40, 40), (7, 7, 7, 255)).save(tmp_path / "a" / "rgba.png")
     assert (load_dataset(tmp_path).x_train[:2] == 7).all()
-
-
-def test_sixteen_bits_are_scaled_and_what_is_transparent_lies_on_white(tmp_path):
-    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
-    glyph = np.zeros((64, 64, 4), np.uint8)
-    glyph[16:48, 16:48, 3] = 255
-    drawn = np.where(glyph[..., 3:] == 255, 0, 255).repeat(3, axis=-1)
-    for name, image, file in (
-        ("a", Image.fromarray(ramp), "0.png"),
-        ("b", Image.fromarray(ramp), "0.tif"),
-        ("c", Image.fromarray(glyph), "0.png"),
-        ("d", Image.fromarray(glyph).convert("LA"), "0.png"),
-        ("e", Image.fromarray(glyph).quantize(), "0.png"),
-    ):
-        (tmp_path / name).mkdir()
-        image.save(tmp_path / name / file)
-    read = load_dataset(tmp_path)
-    for image in read.x_train[:2]:
-        assert np.array_equal(image, (ramp >> 8)[..., None].repeat(3, axis=-1))
-    for image in read.x_train[2:]:
-        assert np.array_equal(image, drawn)
-
-
-def test_sixteen_bits_that_pillow_opens_as_whole_numbers_are_scaled_too():
-    image = Image.fromarray(np.full((8, 8), 40000, np.int32))
-    image.format = "PNG"
-    assert (read_part(lambda i: Sample("old", 0, image), 1, 8, None).images == 40000 >> 8).all()
-
-
-def test_numbers_without_a_known_range_are_broken_images_with_the_reason(tmp_path):
-    write_image_folder(tmp_path)
-    Image.fromarray(np.ones((64, 64), np.float32)).save(tmp_path / "dog" / "f.tif")
-    Image.fromarray(np.ones((64, 64), np.int32)).save(tmp_path / "dog" / "i.tif")
-    with pytest.warns(DataWarning, match="2 of 12 images cannot be read"):
-        read = load_dataset(tmp_path)
-    assert read.skipped == tuple(
-        f"dog/{m.lower()}.tif (its mode is {m}, expected 8 or 16 bits a channel)" for m in "FI"
-    )
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n broken", b"", b"half"])
