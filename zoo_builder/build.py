@@ -85,7 +85,7 @@ def build(
                     settled = {None, *done, *failed}
                     for group in [g for g in waiting if all(t.start in settled for t in g)]:
                         waiting.remove(group)
-                        for task in [t for t in group if t.start in failed]:
+                        for task in [t for t in group if t.start in failed and t.id not in done]:
                             bar.advance(task.id not in failed)
                             failed[task.id] = f"the task that it goes on from failed: {task.start}"
                             zoo.write_failure(task, failed[task.id])
