@@ -190,7 +190,7 @@ class Zoo:
         header = io.BytesIO((self.path / "base.safetensors").read_bytes())
         length = int.from_bytes(header.read(8), "little")
         metadata = json.loads(header.read(length)).get("__metadata__", {})
-        return json.loads(metadata.get("pretraining", "{}")).get("dataset", "unknown")
+        return pretrained_on(metadata.get("pretraining", "{}"))
 
     def entry_path(self, task_id: str) -> Path:
         return self.path / "entries" / f"{task_id}.safetensors"
@@ -292,6 +292,11 @@ class Zoo:
             seconds=row["seconds"],
             about=json.loads(row["about"]),
         )
+
+
+def pretrained_on(pretraining: str) -> str:
+    """Name of the dataset, of what a base's file says of its pretraining; "unknown" where it says nothing."""
+    return json.loads(pretraining).get("dataset", "unknown")
 
 
 def files_sha256(entries: Iterable[ZooEntry]) -> str:
