@@ -29,10 +29,12 @@ def begin_zoo(
     recipe: ZooRecipe,
     data_dir: Path,
     download: bool = False,
+    remember: bool = True,
 ) -> tuple[Zoo, list[FineTuneTask], dict[str, SourceRecord]]:
     """The zoo at `out` from a base checkpoint (a file, or "pretrained"), its tasks, and what it knows of its datasets.
 
-    The datasets are looked at, checked for leaks and clustered the first time; later that is read from the zoo.
+    The datasets are looked at, checked for leaks and clustered the first time; later that is read from the zoo. A zoo
+    that was begun already stays as it is without `remember`.
 
     Raises:
         RecipeError: the recipe names a held-out or unknown dataset, or holds out what the base was pretrained on, or
@@ -50,7 +52,7 @@ def begin_zoo(
             "result and must not train it: take another base, or remove it from held_out."
         )
     zoo = Zoo.create(out, backbone, body_state(body), recipe, pretraining)
-    zoo, sources = surveyed(zoo, recipe, names, data_dir, download)
+    zoo, sources = surveyed(zoo, recipe, names, data_dir, download, remember)
     clusters: dict[int, list[str]] = {}
     for name, source in sources.items():
         clusters.setdefault(source.cluster, []).append(name)

@@ -101,7 +101,7 @@ def build(
     with tempfile.TemporaryDirectory() as scratch:
         new = not (as_path(out) / "zoo.json").exists()  # which a dry run leaves so
         where = scratch if dry_run and new else out
-        zoo, tasks, sources = begin_zoo(where, spec, base, parsed, data, download)
+        zoo, tasks, sources = begin_zoo(where, spec, base, parsed, data, download, remember=not dry_run)
         if dry_run:
             for task in tasks:
                 typer.echo(task.id)
