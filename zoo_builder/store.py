@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -193,10 +193,18 @@ class Zoo:
         return pretrained_on(metadata.get("pretraining", "{}"))
 
     def entry_path(self, task_id: str) -> Path:
-        return self.path / "entries" / f"{task_id}.safetensors"
+        """
+        Raises:
+            ZooError: the id is no file name, as of a zoo that was made to write elsewhere.
+        """
+        return self.path / "entries" / f"{_file_name(task_id)}.safetensors"
 
     def row_path(self, task_id: str) -> Path:
-        return self.path / "rows" / f"{task_id}.parquet"
+        """
+        Raises:
+            ZooError: as of `entry_path`.
+        """
+        return self.path / "rows" / f"{_file_name(task_id)}.parquet"
 
     def __contains__(self, task_id: str) -> bool:
         """The row is written last: where it is, the entry is whole."""
@@ -292,6 +300,12 @@ class Zoo:
             seconds=row["seconds"],
             about=json.loads(row["about"]),
         )
+
+
+def _file_name(task_id: str) -> str:
+    if not task_id or PurePath(task_id).name != task_id or "\\" in task_id or "\0" in task_id:
+        raise ZooError(f"{task_id!r} is no id of an entry: an id is the name of a file. Do not use a zoo that has it.")
+    return task_id
 
 
 def pretrained_on(pretraining: str) -> str:

@@ -120,6 +120,13 @@ def test_failures_are_rows_and_a_success_replaces_them(zoo):
     assert task.id in zoo
 
 
+@pytest.mark.parametrize("task_id", ["../../victim/model", "/tmp/model", "a/b", "a\\b", "", "a\0b"])
+def test_an_id_that_is_no_file_name_is_refused(zoo, task_id):
+    for path in (zoo.entry_path, zoo.row_path, zoo.entry):
+        with pytest.raises(ZooError, match="is no id of an entry"):
+            path(task_id)
+
+
 def test_a_failure_of_an_entry_whose_file_is_there_is_not_done(zoo):
     task = tiny_task()
     zoo.write(task, result())
