@@ -258,3 +258,14 @@ def test_plugin_is_asked_by_its_name(monkeypatch):
     monkeypatch.setattr(Point, "load", lambda self: lambda **_: "images")
     with pytest.raises(DataError, match="gave a str, expected an ImageDataset"):
         load_dataset("plugin:stripes")
+
+
+@pytest.mark.parametrize("broken", ["load", "call"])
+def test_plugin_that_breaks_is_named(monkeypatch, broken):
+    def fall(*_, **__):
+        raise ModuleNotFoundError("No module named 'somewhere'")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group, name: [Point()])
+    monkeypatch.setattr(Point, "load", fall if broken == "load" else lambda self: fall)
+    with pytest.raises(DataError, match=r"plugin:stripes \(somewhere:stripes\) cannot be loaded .*No module"):
+        load_dataset("plugin:stripes")
