@@ -139,7 +139,8 @@ class Zoo:
         zoo = cls(path, backbone, recipe.size, recipe.held_out, sha256, recipe.keep)
         if (path / "zoo.json").exists():
             before = cls.open(path)
-            differing = [k for k, v in asdict(zoo).items() if k not in ("path", "batchnorm") and asdict(before)[k] != v]
+            ours, theirs = (asdict(z) | {"held_out": sorted(z.held_out)} for z in (zoo, before))
+            differing = [k for k in ours if k not in ("path", "batchnorm") and ours[k] != theirs[k]]
             if differing:
                 raise ZooError(
                     f"{path} already holds a zoo with another {', '.join(differing)}. Take another --out, or the same "

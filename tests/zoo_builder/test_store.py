@@ -182,6 +182,11 @@ def test_the_same_zoo_is_opened_again_and_another_is_refused(tmp_path):
         Zoo.create(tmp_path, BackboneSpec("test_resnet", in_chans=1), random_body().state_dict(), RECIPE)
 
 
+def test_held_out_datasets_may_be_named_in_another_order(tmp_path):
+    zoo = new_zoo(tmp_path, held_out=("secret", "hidden"))
+    assert new_zoo(tmp_path, held_out=("hidden", "secret")) == zoo
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 1}', '{"format": 2, "backbone": {"model": 3}}'])
 def test_what_is_no_zoo_is_refused(tmp_path, content):
     if content is not None:
