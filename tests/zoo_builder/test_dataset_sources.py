@@ -72,6 +72,7 @@ def test_torchvision_dataset_with_named_splits_and_an_argument(tmp_path):
     [
         ("MNISTT", "did you mean 'MNIST'"),
         ("MNIST", r"cannot be read in .*\(--download\)"),
+        ("DTD?partition=2", "DTD cannot be read in"),  # and does not refuse the number
         ("FakeData", "cannot be made of a folder"),
         ("EMNIST", r"EMNIST\?split=balanced"),
         ("_VisionDataset", "no dataset"),
