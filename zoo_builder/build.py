@@ -10,13 +10,14 @@ from pathlib import Path
 from zoo_builder.backbones import BackboneSpec, body_state, check_body
 from zoo_builder.checkpoint import read_tensors
 from zoo_builder.datasets import dataset_names
+from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.domain_images import SharedImages
-from zoo_builder.errors import ZooError
+from zoo_builder.errors import RecipeError, ZooError
 from zoo_builder.executors.processes import telling_of_dead_workers
 from zoo_builder.job import CPU, Device, Job
 from zoo_builder.progress import progress_bar
 from zoo_builder.sources import SourceRecord
-from zoo_builder.store import Zoo
+from zoo_builder.store import Zoo, pretrained_on
 from zoo_builder.survey import load_unchanged, surveyed
 from zoo_builder.tasks import FineTuneTask, ZooRecipe, check_recipe, choose_datasets, plan_tasks
 
@@ -28,14 +29,16 @@ def begin_zoo(
     recipe: ZooRecipe,
     data_dir: Path,
     download: bool = False,
+    remember: bool = True,
 ) -> tuple[Zoo, list[FineTuneTask], dict[str, SourceRecord]]:
     """The zoo at `out` from a base checkpoint (a file, or "pretrained"), its tasks, and what it knows of its datasets.
 
-    The datasets are looked at, checked for leaks and clustered the first time; later that is read from the zoo.
+    The datasets are looked at, checked for leaks and clustered the first time; later that is read from the zoo. A zoo
+    that was begun already stays as it is without `remember`.
 
     Raises:
-        RecipeError: the recipe names a held-out or unknown dataset, or cannot be built, see `check_recipe`. DataError:
-            a dataset cannot be read, or leaks.
+        RecipeError: the recipe names a held-out or unknown dataset, or holds out what the base was pretrained on, or
+            cannot be built, see `check_recipe`. DataError: a dataset cannot be read, or leaks.
         ModelError: the base does not fit the backbone, or gives no features. ZooError: `out` holds another zoo.
     """
     check_recipe(recipe)
@@ -43,8 +46,13 @@ def begin_zoo(
     body = backbone.create(base)
     check_body(body, recipe.size, backbone.in_chans)
     pretraining = "{}" if base == "pretrained" else read_tensors(Path(base))[1].get("pretraining", "{}")
+    if is_among(seen := pretrained_on(pretraining), recipe.held_out):
+        raise RecipeError(
+            f"The base {base} was pretrained on {seen}, which the recipe holds out. A held-out dataset measures the "
+            "result and must not train it: take another base, or remove it from held_out."
+        )
     zoo = Zoo.create(out, backbone, body_state(body), recipe, pretraining)
-    zoo, sources = surveyed(zoo, recipe, names, data_dir, download)
+    zoo, sources = surveyed(zoo, recipe, names, data_dir, download, remember)
     clusters: dict[int, list[str]] = {}
     for name, source in sources.items():
         clusters.setdefault(source.cluster, []).append(name)
@@ -85,7 +93,7 @@ def build(
                     settled = {None, *done, *failed}
                     for group in [g for g in waiting if all(t.start in settled for t in g)]:
                         waiting.remove(group)
-                        for task in [t for t in group if t.start in failed]:
+                        for task in [t for t in group if t.start in failed and t.id not in done]:
                             bar.advance(task.id not in failed)
                             failed[task.id] = f"the task that it goes on from failed: {task.start}"
                             zoo.write_failure(task, failed[task.id])

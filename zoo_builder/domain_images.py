@@ -73,8 +73,10 @@ class SharedImages:
         total = int(max(y_train.max(), y_test.max(initial=0))) + 1
         classes = np.arange(total)
         if task.class_subset is not None and total > task.class_subset:
-            rng = np.random.default_rng(stable_seed(task.seed, name, domain))
-            classes = np.sort(rng.choice(classes, task.class_subset, replace=False))
+            classes = np.unique(y_train)  # for some numbers may have no image
+            if len(classes) > task.class_subset:
+                rng = np.random.default_rng(stable_seed(task.seed, name, domain))
+                classes = np.sort(rng.choice(classes, task.class_subset, replace=False))
         renumber = np.full(total, -1)
         renumber[classes] = np.arange(len(classes))
         parts = []

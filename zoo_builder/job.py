@@ -43,7 +43,7 @@ class Job:
     device: Device
 
     def __call__(self, tasks: Sequence[FineTuneTask]) -> dict[str, str]:
-        """Run tasks of one plan; the errors of those that failed, by id.
+        """Run tasks of one plan; the errors of those that failed, by id. An entry that is there already stays.
 
         Raises:
             ZooError: a full disk and the like, which is no failure of a task.
@@ -75,13 +75,15 @@ class Job:
             raise
         except Exception as e:
             results = dict.fromkeys((task.id for task in tasks), e)
-        for task in tasks:
+        failed = {}
+        for task in [t for t in tasks if t.id not in self.zoo]:  # the others were beside them when they were made
             result = results[task.id]
             if isinstance(result, Exception):
                 self.zoo.write_failure(task, "".join(traceback.format_exception(result)))
-            elif task.id not in self.zoo:
+                failed[task.id] = str(result).strip() or type(result).__name__
+            else:
                 self.zoo.write(task, result, self._about(task))
-        return {i: str(result) for i, result in results.items() if isinstance(result, Exception)}
+        return failed
 
     def _about(self, task: FineTuneTask) -> dict[str, object]:
         return {

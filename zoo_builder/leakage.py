@@ -11,6 +11,7 @@ import numpy as np
 
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import resize_images
+from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.errors import DataError
 
 SIZE = 32  # pixels at which images are compared, whatever size they are stored at
@@ -71,11 +72,18 @@ def check_leakage(zoo_sets: Iterable[ImageDataset], held_out_sets: Iterable[Imag
 def held_out_datasets(
     names: Iterable[str], available: Iterable[str], load: Callable[[str], ImageDataset]
 ) -> Iterator[ImageDataset]:
-    """Those of the held-out datasets that are there to be looked at: in the folder, or of another source."""
+    """Those of the held-out datasets that are there to be looked at: in the folder, under any of their names, of
+    another source, or scikit-learn's digits."""
+    available = list(available)
     for name in names:
-        if name in available or ":" in name:
+        there = [other for other in available if is_among(other, [name])]
+        if ":" in name:
+            there.append(name)
+        elif not there and is_among(name, ["digits"]):
+            there.append("digits")
+        for source in there:
             try:
-                yield load(name)
+                yield load(source)
             except DataError as e:
                 log.warning("held out, but not looked for in the zoo's datasets: %s", e)
 

@@ -26,7 +26,8 @@ def merge(into: Zoo, others: Sequence[Zoo]) -> MergeReport:
     """Copy what `others` hold and `into` lacks, byte by byte. Stopped, it goes on when it is called again.
 
     Raises:
-        ZooError: another base, fit of its BatchNorm, backbone, size, split or dataset; then nothing is copied.
+        ZooError: another base, fit of its BatchNorm, backbone, size, split or dataset; then nothing is copied. An id
+            that is no file name.
     """
     for other in others:
         _check_alike(into, other)

@@ -7,7 +7,7 @@ import importlib.resources
 import json
 import tomllib
 from pathlib import Path
-from typing import TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import pydantic
 
@@ -60,6 +60,14 @@ def parse_config(values: object, schema: type[T]) -> T:
             raise RecipeError(f"unknown key {where!r}; {nearest_names(str(first['loc'][-1]), known)}") from None
         came = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
         raise RecipeError(f"{where}: {first['msg']}{came}") from None
+
+
+def toml_value(text: str) -> Any:
+    """A value as it is written in TOML (3, true, "3"); what is none is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _field_names(schema: object) -> set[str]:

@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -139,7 +139,8 @@ class Zoo:
         zoo = cls(path, backbone, recipe.size, recipe.held_out, sha256, recipe.keep)
         if (path / "zoo.json").exists():
             before = cls.open(path)
-            differing = [k for k, v in asdict(zoo).items() if k not in ("path", "batchnorm") and asdict(before)[k] != v]
+            ours, theirs = (asdict(z) | {"held_out": sorted(z.held_out)} for z in (zoo, before))
+            differing = [k for k in ours if k not in ("path", "batchnorm") and ours[k] != theirs[k]]
             if differing:
                 raise ZooError(
                     f"{path} already holds a zoo with another {', '.join(differing)}. Take another --out, or the same "
@@ -190,13 +191,21 @@ class Zoo:
         header = io.BytesIO((self.path / "base.safetensors").read_bytes())
         length = int.from_bytes(header.read(8), "little")
         metadata = json.loads(header.read(length)).get("__metadata__", {})
-        return json.loads(metadata.get("pretraining", "{}")).get("dataset", "unknown")
+        return pretrained_on(metadata.get("pretraining", "{}"))
 
     def entry_path(self, task_id: str) -> Path:
-        return self.path / "entries" / f"{task_id}.safetensors"
+        """
+        Raises:
+            ZooError: the id is no file name, as of a zoo that was made to write elsewhere.
+        """
+        return self.path / "entries" / f"{_file_name(task_id)}.safetensors"
 
     def row_path(self, task_id: str) -> Path:
-        return self.path / "rows" / f"{task_id}.parquet"
+        """
+        Raises:
+            ZooError: as of `entry_path`.
+        """
+        return self.path / "rows" / f"{_file_name(task_id)}.parquet"
 
     def __contains__(self, task_id: str) -> bool:
         """The row is written last: where it is, the entry is whole."""
@@ -292,6 +301,17 @@ class Zoo:
             seconds=row["seconds"],
             about=json.loads(row["about"]),
         )
+
+
+def _file_name(task_id: str) -> str:
+    if not task_id or PurePath(task_id).name != task_id or "\\" in task_id or "\0" in task_id:
+        raise ZooError(f"{task_id!r} is no id of an entry: an id is the name of a file. Do not use a zoo that has it.")
+    return task_id
+
+
+def pretrained_on(pretraining: str) -> str:
+    """Name of the dataset, of what a base's file says of its pretraining; "unknown" where it says nothing."""
+    return json.loads(pretraining).get("dataset", "unknown")
 
 
 def files_sha256(entries: Iterable[ZooEntry]) -> str:

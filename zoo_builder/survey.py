@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 
 def surveyed(
-    zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool
+    zoo: Zoo, recipe: ZooRecipe, names: Sequence[str], data_dir: Path, download: bool, remember: bool = True
 ) -> tuple[Zoo, dict[str, SourceRecord]]:
     """What the zoo knows of the datasets `names`; it looks at them the first time, and then remembers, those too that
     a later recipe leaves out. At the very first it also decides how BatchNorm is fitted to them, before any entry is
-    made.
+    made. Without `remember` the zoo on disk stays as it is.
 
     Raises:
         DataError: a dataset cannot be read, has changed, or leaks. ModelError: the base sees nothing in one.
@@ -56,15 +56,17 @@ def surveyed(
     if lost and not begun and can_absorb(body):
         log.warning("BatchNorm absorbs the statistics of datasets: rescaled, the base would be lost on %s.", lost)
         zoo = replace(zoo, batchnorm="absorbed")
-        zoo.write_description()
+        if remember:
+            zoo.write_description()
     elif lost and zoo.batchnorm == "rescaled":
         log.warning(
             "lost base: with BatchNorm rescaled its features hardly vary any more on %s. What is trained on these will "
             "be of little use. Take another base, or for a zoo that was begun without them another --out.", lost
         )  # fmt: skip
-    free = 1 + max(source.cluster for source in sources.values())  # clusters were numbered anew
-    left = {n: replace(s, cluster=free + s.cluster) for n, s in before.items() if n not in sources}
-    write_sources(zoo.path, sources | left)
+    if remember:
+        free = 1 + max(source.cluster for source in sources.values())  # clusters were numbered anew
+        left = {n: replace(s, cluster=free + s.cluster) for n, s in before.items() if n not in sources}
+        write_sources(zoo.path, sources | left)
     return zoo, sources
 
 

@@ -13,6 +13,8 @@ from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.domains import DOMAINS
 from zoo_builder.errors import RecipeError, nearest_names
 
+PUNCTUATION = "_-+. "  # that a plan's name may have
+
 
 @dataclass(frozen=True)
 class Training:
@@ -111,7 +113,8 @@ def check_recipe(recipe: ZooRecipe) -> None:
     """What can be told of a recipe before any dataset is looked at.
 
     Raises:
-        RecipeError: no plan, an unknown domain or start, a name given twice, or a number out of its bounds.
+        RecipeError: no plan, an unknown domain or start, a name given twice or of other characters than a file's, or
+            a number out of its bounds.
     """
     if not recipe.plans:
         raise RecipeError(
@@ -182,6 +185,11 @@ def _start(plan: Plan, datasets: tuple[str, ...], tasks: list[FineTuneTask]) -> 
 
 def _check_plan(plan: Plan, earlier: list[str]) -> None:
     where = f"plan {plan.name!r}"
+    if not plan.name or not all(c.isalnum() or c in PUNCTUATION for c in plan.name):
+        raise RecipeError(
+            f"{where}: its name begins the names of its entries' files; expected letters, digits and any of "
+            f"{PUNCTUATION!r}."
+        )
     _check_unique(where, plan.datasets)
     _check_unique(where, plan.domains)
     if not plan.domains or not plan.training.learning_rates or plan.training.steps < 1:

@@ -101,7 +101,7 @@ def build(
     with tempfile.TemporaryDirectory() as scratch:
         new = not (as_path(out) / "zoo.json").exists()  # which a dry run leaves so
         where = scratch if dry_run and new else out
-        zoo, tasks, sources = begin_zoo(where, spec, base, parsed, data, download)
+        zoo, tasks, sources = begin_zoo(where, spec, base, parsed, data, download, remember=not dry_run)
         if dry_run:
             for task in tasks:
                 typer.echo(task.id)
@@ -153,17 +153,14 @@ def _executor(kind: Executors, workers: int, address: str | None, device: str) -
 
 def _model_args(given: list[str]) -> dict[str, str | int | float | bool]:
     """NAME=VALUE, the value as TOML where it is, else as text."""
-    import tomllib
+    from zoo_builder.recipe import toml_value
 
     args = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
             raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--model-arg")
-        try:
-            args[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            args[name] = value
+        args[name] = toml_value(value)
     return args
 
 

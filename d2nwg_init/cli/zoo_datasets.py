@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from d2nwg_init.cli.zoo_tables import datasets_table
+
+if TYPE_CHECKING:
+    from zoo_builder.datasets import ImageDataset
 
 
 def datasets(
@@ -53,7 +57,15 @@ def datasets(
                 unreadable[name] = str(e)
             bar.advance()
     ours = (d for d in found if not is_among(d.name, held_out))
-    leaks = find_leaks(ours, held_out_datasets(held_out, available, load)) if recipe else {}
+    compared: list[str] = []
+
+    def held_out_sets() -> Iterator[ImageDataset]:
+        for dataset in held_out_datasets(held_out, available, load):
+            compared.append(dataset.name)
+            yield dataset
+
+    leaks = find_leaks(ours, held_out_sets()) if held_out else {}
+    absent = [name for name in held_out if not is_among(name, compared)]
     if json_:
         about = [
             {
@@ -71,12 +83,15 @@ def datasets(
             for d in found
         ]
         leaking = [asdict(k) | {"images": n} for k, n in leaks.items()]
-        typer.echo(json.dumps({"datasets": about, "leaks": leaking, "unreadable": unreadable}))
+        told = {"datasets": about, "leaks": leaking, "not_looked_for": absent, "unreadable": unreadable}
+        typer.echo(json.dumps(told))
     else:
         Console().print(datasets_table(found, held_out))
         for leak, count in leaks.items():
             typer.echo(f"- {count} images of {leak.zoo_dataset} are in {leak.held_out_dataset} ({leak.kind})")
-        if recipe and not leaks:
+        if compared and not leaks:
             typer.echo("No held-out image was found in the other datasets.")
+        if absent:
+            typer.echo(f"Held out, but not there to be looked for in the others: {', '.join(absent)}.")
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(chosen)} cannot be read. {' '.join(unreadable.values())}")

@@ -57,6 +57,19 @@ def test_leaks_are_told(data):
     assert "are in" not in succeed(*arguments)
 
 
+def test_held_out_datasets_that_are_not_there_are_told_and_not_taken_for_absent_images(data):
+    (data / "recipe.toml").write_text('held_out = ["elsewhere", "secret"]\nplans = []\n')
+    arguments = ("zoo", "datasets", "bands", "--data", data, "--recipe", data / "recipe.toml")
+    text = " ".join(succeed(*arguments).split())
+    assert "No held-out image was found in the other datasets." in text
+    assert "not there to be looked for in the others: elsewhere." in text
+    assert json.loads(succeed(*arguments, "--json"))["not_looked_for"] == ["elsewhere"]
+    (data / "secret.npz").unlink()
+    text = " ".join(succeed(*arguments).split())
+    assert "No held-out image" not in text
+    assert "in the others: elsewhere, secret." in text
+
+
 def test_unknown_name_is_an_error(data):
     assert "did you mean 'bands'" in fail("zoo", "datasets", "band", "--data", data)
 
@@ -64,11 +77,13 @@ def test_unknown_name_is_an_error(data):
 @pytest.mark.filterwarnings("ignore:insects")
 def test_a_broken_file_does_not_hide_the_others(data):
     (data / "apples.npz").write_bytes(b"broken")
-    assert "1 of 4 cannot be read" in fail("zoo", "datasets", "--data", data)
+    arrays = dict(np.load(data / "bands.npz"))
+    np.savez(data / "pears.npz", **arrays | {"y_train": arrays["y_train"] + 0.5})
+    assert "2 of 5 cannot be read" in fail("zoo", "datasets", "--data", data)
     result = run("zoo", "datasets", "--data", data, "--json")
     assert result.exit_code == 1
     told = json.loads(result.stdout)
     assert [d["name"] for d in told["datasets"]] == ["bands", "insects", "secret"]
-    assert told["unreadable"].keys() == {"apples"}
+    assert told["unreadable"].keys() == {"apples", "pears"}
     assert "apples.npz is not a readable" in told["unreadable"]["apples"]
     assert "bands" in run("zoo", "datasets", "--data", data).stdout

@@ -298,6 +298,26 @@ def test_a_task_that_fails_beside_others_does_not_stop_them(data, tmp_path):
     assert len(bits(Zoo.open(tmp_path))) == TASKS - 2
 
 
+def test_trying_again_beside_entries_that_are_done_loses_none_of_them(data, tmp_path, monkeypatch):
+    """A group is trained whole, and a device that is full fails it whole."""
+    device = Device(at_once=8)
+    assert run_build(data, tmp_path, device=device) == {}
+    zoo = Zoo.open(tmp_path)
+    before, branches = bits(zoo), list(zoo.entries(plans=["branch"]))
+    trunk = next(zoo.entries(plans=["trunk"])).task
+    zoo.write_failure(branches[0].task, "it broke")
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("zoo_builder.job.run_tasks", full)
+    assert run_build(data, tmp_path, device=device, retry_failed=True) == {branches[0].id: "MemoryError"}
+    assert bits(zoo) == {i: sha256 for i, sha256 in before.items() if i != branches[0].id}
+    zoo.write_failure(trunk, "it broke")  # what goes on from it and is done stays too
+    assert run_build(data, tmp_path, device=device).keys() == {trunk.id, branches[0].id}
+    assert bits(zoo) == {i: sha256 for i, sha256 in before.items() if i not in (trunk.id, branches[0].id)}
+
+
 def test_a_leak_is_refused_before_any_task(data, tmp_path):
     leaky = tmp_path / "data"
     leaky.mkdir()

@@ -1,10 +1,14 @@
 """A zoo over datasets of every kind of source."""
 
+import json
+
 import pytest
 
-from tests.zoo_builder.synthetic import striped_dataset, write_image_folder, write_npz
+from tests.zoo_builder.synthetic import random_body, striped_dataset, write_image_folder, write_npz
 from tests.zoo_builder.test_dataset_sources import PARTS, arrow_cache, write_mnist, write_parquet  # noqa: F401
 from tests.zoo_builder.tiny_zoo import SHORT, build_zoo, write_data
+from zoo_builder.checkpoint import write_atomically
+from zoo_builder.errors import RecipeError
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import Plan, ZooRecipe
 from zoo_builder.verify import verify
@@ -44,3 +48,13 @@ def test_changed_folder_is_noticed(data, tmp_path):
     problems = verify(Zoo.open(tmp_path / "zoo"), data, sample=5).problems
     assert len(problems) == 2  # the entry of the folder, and that of all
     assert all("'pets' has changed" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["secret", "hf:org/Secret@0a1b"])
+def test_base_that_saw_a_held_out_dataset_is_refused_before_there_is_a_zoo(data, tmp_path, name):
+    write_atomically(
+        data / "base.safetensors", random_body().state_dict(), {"pretraining": json.dumps({"dataset": name})}
+    )
+    with pytest.raises(RecipeError, match=f"was pretrained on {name}, which the recipe holds out.*another base"):
+        build_zoo(data, tmp_path / "zoo", RECIPE)
+    assert not (tmp_path / "zoo").exists()

@@ -72,6 +72,7 @@ def test_torchvision_dataset_with_named_splits_and_an_argument(tmp_path):
     [
         ("MNISTT", "did you mean 'MNIST'"),
         ("MNIST", r"cannot be read in .*\(--download\)"),
+        ("DTD?partition=2", "DTD cannot be read in"),  # and does not refuse the number
         ("FakeData", "cannot be made of a folder"),
         ("EMNIST", r"EMNIST\?split=balanced"),
         ("_VisionDataset", "no dataset"),
@@ -159,6 +160,55 @@ def test_label_column_may_be_named_and_hold_names(tmp_path):
         load_dataset("hf:pets?labels=kind", tmp_path)
 
 
+def named_parts(**labels):
+    """Parts of images whose top left pixel tells which class was meant."""
+    images = {name: np.full((8, 8, 3), 40 * i, np.uint8) for i, name in enumerate(("ant", "bee", "cat", 2, 11, None))}
+    return {part: ([images[name] for name in names], names) for part, names in labels.items()}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (["ant", "bee", "cat", "ant"], ["bee", "cat"]),  # without the first class
+        (["ant", "bee"], ["cat", "ant"]),  # with one that training lacks
+        ([11, 2, 11], [11]),
+        (["ant", "bee", None], [None, "bee"]),
+    ],
+)
+def test_classes_that_a_split_lacks_number_no_other_anew(tmp_path, train, test):
+    write_parquet(tmp_path / "pets", named_parts(train=train, test=test), features=False)
+    read = load_dataset("hf:pets", tmp_path, size=8)
+    known = sorted({*train, *test} - {None})
+    assert read.class_names == tuple(map(str, known))
+    for labels, wanted in ((read.y_train, train), (read.y_test, test)):
+        assert [known[label] for label in labels] == [name for name in wanted if name is not None]
+    (images, _) = named_parts(test=[name for name in test if name is not None])["test"]
+    assert np.array_equal(read.x_test, images)
+
+
+def test_unlabelled_test_part_gives_way_to_one_with_labels(tmp_path):
+    parts = PARTS | {"validation": PARTS["test"], "test": (PARTS["test"][0], [-1] * 12)}
+    write_parquet(tmp_path / "bands", parts)
+    read = load_dataset("hf:bands", tmp_path, size=32)
+    assert np.array_equal(read.y_test, PARTS["test"][1])
+    write_parquet(tmp_path / "numbers", parts, features=False)
+    assert np.array_equal(load_dataset("hf:numbers", tmp_path, size=32).y_test, PARTS["test"][1])
+    halves = ([*PARTS["train"][0]], [-1, 1] * 15)  # -1 is a class here
+    write_parquet(tmp_path / "signs", {"train": halves}, features=False)
+    assert load_dataset("hf:signs", tmp_path).class_names == ("-1", "1")
+
+
+def test_columns_of_another_kind_and_a_broken_card_are_refused(tmp_path):
+    write_parquet(tmp_path / "bands", PARTS)
+    with pytest.raises(DataError, match=r"'label' holds ClassLabel.*expected images.*bands\?image=COLUMN"):
+        load_dataset("hf:bands?image=label", tmp_path)
+    with pytest.raises(DataError, match=r"'image' holds .*expected numbers or names.*bands\?label=COLUMN"):
+        load_dataset("hf:bands?label=image", tmp_path)
+    (tmp_path / "bands" / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(DataError, match=r"hf:bands has a card, README\.md, whose YAML cannot be read"):
+        load_dataset("hf:bands", tmp_path)
+
+
 def test_hub_dataset_must_be_pinned_and_is_not_fetched_unasked(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DataError, match="must be pinned"):
@@ -208,4 +258,15 @@ def test_plugin_is_asked_by_its_name(monkeypatch):
         load_dataset("plugin:stripe")
     monkeypatch.setattr(Point, "load", lambda self: lambda **_: "images")
     with pytest.raises(DataError, match="gave a str, expected an ImageDataset"):
+        load_dataset("plugin:stripes")
+
+
+@pytest.mark.parametrize("broken", ["load", "call"])
+def test_plugin_that_breaks_is_named(monkeypatch, broken):
+    def fall(*_, **__):
+        raise ModuleNotFoundError("No module named 'somewhere'")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group, name: [Point()])
+    monkeypatch.setattr(Point, "load", fall if broken == "load" else lambda self: fall)
+    with pytest.raises(DataError, match=r"plugin:stripes \(somewhere:stripes\) cannot be loaded .*No module"):
         load_dataset("plugin:stripes")

@@ -114,6 +114,11 @@ X, Y = striped_images(6)
         ({"y_test": Y - 1}, r"test labels must lie in 0\.\.2, got -1\.\.1"),
         ({"class_names": np.array(["a", "b"])}, r"train labels must lie in 0\.\.1, got 0\.\.2"),
         ({"y_test": np.array(list("012012"))}, "y_test must be numbers of classes, got <U1"),
+        ({"y_train": np.where(Y == 0, np.nan, Y)}, "y_train must be whole numbers of classes .* got nan"),
+        ({"y_test": Y + 0.5}, r"y_test must be whole numbers of classes .* got 0\.5"),
+        ({"y_train": Y.astype(np.uint64) + 2**63}, "below 1000000, got 9223372036854775808"),
+        ({"y_test": np.where(Y == 0, np.inf, Y)}, "got inf. Number the classes from 0"),
+        ({"class_names": np.array("a,b,c")}, r"class_names must be a list \[K\] of names, got a,b,c"),
         ({"y_train": Y * 0, "y_test": Y * 0}, "at least 2"),
         ({"x_train": X[:0], "y_train": Y[:0]}, "no training image"),
     ],
@@ -141,7 +146,9 @@ def test_broken_npz_is_named(tmp_path, damage):
         load_dataset("b", tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["empty", "npy", "jpeg_sizes", "offsets", "compressed"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "npy", "jpeg_sizes", "offsets", "scalar", "columns", "compressed", "encrypted", "unknown"]
+)
 def test_rarer_broken_npz_is_named(tmp_path, damage):
     path = tmp_path / "b.npz"
     if damage == "empty":
@@ -149,10 +156,19 @@ def test_rarer_broken_npz_is_named(tmp_path, damage):
     elif damage == "npy":
         with path.open("wb") as file:
             np.save(file, np.zeros(3))
-    elif damage == "offsets":
+    elif damage in ("offsets", "scalar", "columns"):
         write_jpeg_npz(path, X[:2], Y[:2])
         arrays = dict(np.load(path))
-        np.savez(path, **arrays | {"x_train_off": arrays["x_train_off"].astype(float)})
+        offsets = arrays["x_train_off"]
+        wrong = {"offsets": offsets.astype(float), "scalar": offsets[1], "columns": offsets[:, None]}
+        np.savez(path, **arrays | {"x_train_off": wrong[damage]})
+    elif damage in ("encrypted", "unknown"):
+        write_npz(path, striped_dataset())
+        place, value = {"encrypted": (8, 1), "unknown": (10, 99)}[damage]  # a flag, and how it is compressed
+        whole = bytearray(path.read_bytes())
+        whole[whole.index(b"PK\1\2") + place] = value
+        whole[place - 2] = value  # of the first file's own header
+        path.write_bytes(whole)
     elif damage == "compressed":
         np.savez_compressed(path, x_train=X, y_train=Y, x_test=X, y_test=Y)
         whole = bytearray(path.read_bytes())

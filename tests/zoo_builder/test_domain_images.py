@@ -1,5 +1,7 @@
 """A task's images: decoded once, resized, the classes and the domain of the task."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tests.zoo_builder.synthetic import striped_dataset, tiny_task
 from zoo_builder import domain_images
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import resize_images
-from zoo_builder.domain_images import SharedImages, sample_images
+from zoo_builder.domain_images import PARTS, SharedImages, sample_images
 from zoo_builder.domains import apply_domain
 
 
@@ -86,6 +88,20 @@ def test_subset_depends_on_seed_and_domain(shared):
 
     assert colours() == colours()
     assert len({colours(seed=s) for s in range(8)}) > 1
+
+
+def test_a_class_subset_is_of_classes_that_have_images(tmp_path):
+    """As of a dataset whose classes kept the numbers that they have in a larger one."""
+    numbers = np.array([0, 40, 41, 42, 70, 90])
+    whole, names = coloured(), tuple(map(str, range(91)))
+    sparse = replace(whole, y_train=numbers[whole.y_train], y_test=numbers[whole.y_test], class_names=names)
+    shared, gapless = (SharedImages(tmp_path / d.class_names[-1], 32, lambda _, d=d: d) for d in (sparse, whole))
+    for subset, count in ((3, 3), (20, 6)):
+        task = tiny_task(class_subset=subset)
+        view, wanted = (images.view("colours", "plain", task) for images in (shared, gapless))
+        assert view.num_classes == wanted.num_classes == len(view.members) == count
+        for part in PARTS:
+            assert torch.equal(getattr(view, part), getattr(wanted, part))
 
 
 def test_domain_is_applied(shared):

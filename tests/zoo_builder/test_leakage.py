@@ -8,7 +8,7 @@ import pytest
 from tests.zoo_builder.synthetic import striped_dataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.errors import DataError
-from zoo_builder.leakage import Leak, check_leakage, find_leaks
+from zoo_builder.leakage import Leak, check_leakage, find_leaks, held_out_datasets
 
 
 def smooth(name, seed, count=40):
@@ -56,3 +56,16 @@ def test_policies(caplog):
     check_leakage([copied], [held], "report")
     assert "40 images of zoo are in held (exact)" in caplog.text
     check_leakage([smooth("zoo", 1)], [held], "refuse")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "available", "looked_at"),
+    [
+        (["cifar10"], ["CIFAR-10", "cifar100"], ["CIFAR-10"]),
+        (["torchvision:CIFAR10"], ["cifar10"], ["cifar10", "torchvision:CIFAR10"]),
+        (["digits", "absent"], ["bands"], ["digits"]),
+        (["digits"], ["Digits"], ["Digits"]),
+    ],
+)
+def test_held_out_datasets_are_looked_at_under_any_of_their_names(held_out, available, looked_at):
+    assert [d.name for d in held_out_datasets(held_out, available, striped_dataset)] == looked_at

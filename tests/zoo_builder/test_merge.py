@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -181,6 +182,19 @@ def test_a_dataset_that_differs_is_refused(whole, tmp_path):
     with pytest.raises(ZooError, match="dataset 'a'"):
         merge(into, [whole])
     assert list(into.entries()) == []
+
+
+def test_an_id_that_leads_out_of_the_zoo_is_not_followed(whole, tmp_path):
+    into = new_zoo(tmp_path / "deep" / "er" / "into")
+    first = sorted((whole.path / "rows").iterdir())[0]
+    table = pyarrow.parquet.read_table(first)
+    away = table.set_column(table.column_names.index("id"), "id", pyarrow.array(["../../victim"]))
+    pyarrow.parquet.write_table(away, first)
+    shutil.copy(first, whole.path.parent / "victim.parquet")
+    shutil.copy(whole.entry_path(first.stem), whole.path.parent / "victim.safetensors")
+    with pytest.raises(ZooError, match=r"'\.\./\.\./victim' is no id of an entry"):
+        merge(into, [whole])
+    assert not list((tmp_path / "deep").rglob("victim*"))
 
 
 def test_a_zoo_merged_into_itself_stays(whole, tmp_path):

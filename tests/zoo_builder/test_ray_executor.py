@@ -1,5 +1,6 @@
 """A real Ray cluster of two nodes on this machine, one of which dies during the build."""
 
+import os
 import threading
 import time
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.zoo_builder.test_build import TASKS, bits, data, run_build, whole  # noqa: F401
 from zoo_builder.errors import ZooError
+from zoo_builder.executors.processes import telling_of_dead_workers
 from zoo_builder.executors.ray import RayExecutor
 from zoo_builder.store import Zoo
 
@@ -55,3 +57,11 @@ def test_a_new_cluster_has_as_many_cores_as_workers_are_asked_for():
         assert executor.submit(sum, [1, 2]).result() == 3
     with pytest.raises(ZooError, match="Leave --workers out"):
         RayExecutor("127.0.0.1:1", workers=3)
+
+
+def test_a_worker_that_dies_at_each_try_is_told_with_advice():
+    with RayExecutor(workers=1) as executor:
+        with pytest.raises(ZooError, match=r"A worker died .*fewer --workers"), telling_of_dead_workers(ZooError):
+            executor.submit(os._exit, 1).result()
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(divmod, 1, 0).result()

@@ -120,6 +120,13 @@ def test_failures_are_rows_and_a_success_replaces_them(zoo):
     assert task.id in zoo
 
 
+@pytest.mark.parametrize("task_id", ["../../victim/model", "/tmp/model", "a/b", "a\\b", "", "a\0b"])
+def test_an_id_that_is_no_file_name_is_refused(zoo, task_id):
+    for path in (zoo.entry_path, zoo.row_path, zoo.entry):
+        with pytest.raises(ZooError, match="is no id of an entry"):
+            path(task_id)
+
+
 def test_a_failure_of_an_entry_whose_file_is_there_is_not_done(zoo):
     task = tiny_task()
     zoo.write(task, result())
@@ -173,6 +180,11 @@ def test_the_same_zoo_is_opened_again_and_another_is_refused(tmp_path):
         Zoo.create(tmp_path, BackboneSpec("test_resnet"), random_body(1).state_dict(), RECIPE)
     with pytest.raises(ZooError, match="another backbone"):
         Zoo.create(tmp_path, BackboneSpec("test_resnet", in_chans=1), random_body().state_dict(), RECIPE)
+
+
+def test_held_out_datasets_may_be_named_in_another_order(tmp_path):
+    zoo = new_zoo(tmp_path, held_out=("secret", "hidden"))
+    assert new_zoo(tmp_path, held_out=("hidden", "secret")) == zoo
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 1}', '{"format": 2, "backbone": {"model": 3}}'])

@@ -131,6 +131,8 @@ def test_another_trunk_means_other_branches():
         ({"own_share": 7.0}, "plan 'mine': own_share is a share of the episodes, from 0 to 1, got 7"),
         ({"own_share": 0.5, "kind": "finetune"}, "a task of the kind 'finetune' has none"),
         ({"scope": "head"}, "an episodic task solves its head"),
+        ({"name": "lr/high"}, "plan 'lr/high': its name begins the names of its entries' files"),
+        ({"name": ""}, "expected letters, digits and any of"),
         ({"name": "trunk"}, r"plans: \['trunk'\] given more than once"),
     ],
 )

@@ -127,11 +127,12 @@ def test_all_damage_is_found_and_only_the_sound_are_scored(zoo, data):
     assert len(report.re_evaluated) == ENTRIES - 3
 
 
-def test_what_was_trained_on_a_held_out_dataset_is_a_problem(zoo):
-    task = tiny_task(datasets=("stripes",), related=("secret",))
+@pytest.mark.parametrize("name", ["secret", "hf:org/Secret@0a1b"])
+def test_what_was_trained_on_a_held_out_dataset_is_a_problem(zoo, name):
+    task = tiny_task(datasets=("stripes",), related=(name,))
     zoo.write(task, result_of(first(zoo)))
     assert verify(zoo).problems == (
-        f"{task.id}: it was trained on secret, which the zoo holds out. Remove its row and build again.",
+        f"{task.id}: it was trained on {name}, which the zoo holds out. Remove its row and build again.",
     )
 
 

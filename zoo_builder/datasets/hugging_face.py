@@ -12,6 +12,7 @@ from zoo_builder.errors import DataError, nearest_names
 FILES = ["*.parquet", "**/*.parquet", "README.md"]  # nothing of a repository runs
 # What else may lie in a local folder; the library also reads formats that run what is in them.
 HARMLESS = (".parquet", ".md", ".txt", ".gitattributes", "")
+LABELS = ("string", "large_string", "int", "uint", "float", "bool")  # how their types begin, as Arrow calls them
 
 
 def load_hugging_face(
@@ -22,10 +23,11 @@ def load_hugging_face(
     Arguments: `config`; `image` and `label`, the columns, where there are several that could be.
 
     Raises:
-        DataError: no revision, not there, or no columns of images and labels.
+        DataError: no revision, not there, a card that is no YAML, or no columns of images and labels.
     """
     try:
         import datasets
+        import yaml
         from datasets.exceptions import DatasetGenerationError
     except ImportError as e:
         raise DataError(f"hf:{name} needs the library datasets. Install it with: pip install 'd2nwg-init[zoo]'") from e
@@ -39,6 +41,9 @@ def load_hugging_face(
         raise DataError(f"hf:{name} holds {', '.join(strange[:5])}; expected Parquet files alone. Move them elsewhere.")
     try:
         found = datasets.load_dataset(str(folder), arguments.get("config"))
+        licence = _licence(folder)
+    except yaml.YAMLError as e:
+        raise DataError(f"hf:{name} has a card, README.md, whose YAML cannot be read ({e}). Mend it there.") from e
     except (OSError, ValueError, DatasetGenerationError) as e:
         raise DataError(f"hf:{name} is not a dataset of Parquet files ({e}).") from e
     if "train" not in found:
@@ -46,25 +51,53 @@ def load_hugging_face(
     features = found["train"].features
     image = _column(name, "image", arguments, features, lambda f: isinstance(f, datasets.Image))
     label = _column(name, "label", arguments, features, lambda f: isinstance(f, datasets.ClassLabel))
-    if not isinstance(features[label], datasets.ClassLabel):  # numbers or names
-        found = found.class_encode_column(label)
-    splits = ["train", *[s for s in TEST_PARTS if s in found][:1]]
+    _check_kinds(name, features, image, label)
+    labels = {split: found[split][label][:] for split in ("train", *TEST_PARTS) if split in found}
+    named = isinstance(features[label], datasets.ClassLabel)
+    # -1 is how the Hub marks an image without a label; in a column of numbers it may be one of two classes.
+    unlabelled = {None, -1} if named or -1 not in labels["train"] else {None}
+    labelled = {s: [i for i, v in enumerate(of) if v not in unlabelled and v == v] for s, of in labels.items()}
+    splits = ["train", *[s for s in TEST_PARTS if labelled.get(s)][:1]]
+    # Of all splits together: one that lacks a class must not number the others anew.
+    values = [] if named else sorted({labels[split][i] for split in splits for i in labelled[split]})
+    classes = features[label].names if named else [str(value) for value in values]
+    number = {value: i for i, value in enumerate(values)}
     parts = []
     for split in splits:
-        rows = found[split].select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
-        rows = rows.filter(lambda row: row[label] >= 0, desc=None) if -1 in rows[label] else rows
+        rows = found[split].select(labelled[split]).select_columns([image, label])
+        rows = rows.cast_column(image, datasets.Image(decode=False))
 
         def get(i: int, rows: Any = rows, split: str = split) -> Sample:
             row = rows[i]
-            return Sample(
-                f"{split} image {i}", row[label], (row[image] or {}).get("bytes") or b""
-            )  # none is broken too
+            contents = (row[image] or {}).get("bytes") or b""  # none is broken too
+            return Sample(f"{split} image {i}", number.get(row[label], row[label]), contents)
 
         parts.append(read_part(get, len(rows), size, max_images))
-    classes = found["train"].features[label].names
-    return assemble(
-        f"hf:{name}", parts[0], parts[1] if len(parts) > 1 else None, classes, f"hf:{name}", _licence(folder)
-    )
+    return assemble(f"hf:{name}", parts[0], parts[1] if len(parts) > 1 else None, classes, f"hf:{name}", licence)
+
+
+def _check_kinds(name: str, features: Any, image: str, label: str) -> None:
+    """
+    Raises:
+        DataError: the one column holds no image files, or the other neither numbers nor names.
+    """
+    from datasets import ClassLabel, Image, Value
+
+    files = features[image]
+    stored = isinstance(files, Value) and files.dtype.endswith("binary")
+    if not (stored or isinstance(files, Image) or (isinstance(files, dict) and "bytes" in files)):
+        raise DataError(f"hf:{name}: the column {image!r} holds {files}, expected images. {_name_it(name, 'image')}")
+    kind = features[label]
+    plain = isinstance(kind, Value) and kind.dtype.startswith(LABELS)
+    if not (plain or isinstance(kind, ClassLabel)):
+        raise DataError(
+            f"hf:{name}: the column {label!r} holds {kind}, expected numbers or names of classes. "
+            f"{_name_it(name, 'label')}"
+        )
+
+
+def _name_it(name: str, what: str) -> str:
+    return f"Write the column behind the name, as in hf:{name}?{what}=COLUMN."
 
 
 def _snapshot(name: str, download: bool) -> Path:
@@ -96,10 +129,7 @@ def _column(name: str, what: str, arguments: dict[str, str], features: Any, fits
     if len(columns) != 1 and what in features:
         return what
     if len(columns) != 1:
-        raise DataError(
-            f"hf:{name}: which column is the {what}? It has {', '.join(features)}; write it behind the name, as in "
-            f"hf:{name}?{what}=COLUMN."
-        )
+        raise DataError(f"hf:{name}: which column is the {what}? It has {', '.join(features)}. {_name_it(name, what)}")
     return columns[0]
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
+
+from PIL import Image
 
 from zoo_builder.datasets.image_dataset import ImageDataset
 from zoo_builder.datasets.read_images import STORED_SIZE, TEST_PARTS, Part, Sample, assemble, read_part
 from zoo_builder.errors import DataError
 
+NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # stubs, films, and what another program is run for
+
 
 def load_image_folder(path: Path, size: int = STORED_SIZE, max_images: int | None = None) -> ImageDataset:
-    """Read `path`/class/*.png, or `path`/train/class and `path`/{test,val,valid,validation}/class.
+    """Read `path`/class/*, or `path`/train/class and `path`/{test,val,valid,validation}/class.
 
     Raises:
         DataError: no class folders, no image that can be read, or class folders in train/ and no test part.
@@ -37,22 +43,36 @@ def load_image_folder(path: Path, size: int = STORED_SIZE, max_images: int | Non
 
 def is_image_folder(path: Path) -> bool:
     """Whether a folder of `path`, or a folder in that, holds an image by its file name."""
+    depths = ("*/*", "*/*/*")
+    return any(file.suffix.lower() in image_endings() for depth in depths for file in path.glob(depth))
+
+
+@functools.cache
+def image_endings() -> tuple[str, ...]:
+    """Of files that Pillow can read, and of those that torchvision takes for images, which may be broken here."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    depths = ("*/*", "*/*/*")
-    return any(file.suffix.lower() in IMG_EXTENSIONS for depth in depths for file in path.glob(depth))
+    Image.init()
+    known = Image.registered_extensions().items()
+    readable = {ending for ending, kind in known if kind in Image.OPEN and kind not in NO_PICTURES}
+    return tuple(sorted(readable | {*IMG_EXTENSIONS}))
 
 
 def _read(path: Path, size: int, max_images: int | None) -> tuple[Part, list[str]]:
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets import DatasetFolder
 
     try:
-        folder = ImageFolder(str(path))
+        folder = DatasetFolder(str(path), loader=Path, extensions=image_endings())
     except FileNotFoundError as e:
         raise DataError(f"{path}: expected one folder of images for each class ({e}).") from e
 
     def get(i: int) -> Sample:
         file, label = folder.samples[i]
-        return Sample(Path(file).relative_to(path).as_posix(), label, Path(file).read_bytes())
+        return Sample(_printable(Path(file).relative_to(path).as_posix()), label, Path(file).read_bytes())
 
-    return read_part(get, len(folder.samples), size, max_images), folder.classes
+    return read_part(get, len(folder.samples), size, max_images), [_printable(name) for name in folder.classes]
+
+
+def _printable(name: str) -> str:
+    """A name of the file system, of which bytes that are no UTF-8 are written as \\xNN; any other name as it is."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -57,6 +57,9 @@ def read_part(get: Callable[[int], Sample], count: int, size: int, max_images: i
             digest.update(f"{name}\0{label}\0".encode())
             digest.update(image if isinstance(image, bytes) else image.tobytes())
             images[kept] = _square(image, size)
+        except _UnknownRange as e:
+            skipped.append(f"{name} ({e})")
+            continue
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # as Pillow says of broken files
             skipped.append(name)
             continue
@@ -69,11 +72,33 @@ def _square(image: bytes | Image.Image, size: int) -> np.ndarray:
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
         image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at about this size
-    image = image.convert("RGB")
+    image = _to_rgb(image)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+class _UnknownRange(Exception):
+    """An image of numbers of which nothing says what is black and what is white."""
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """16 bits a pixel are scaled to 8, and what is transparent lies on white; Pillow's own conversion makes the ones
+    white, and of the others it keeps what no viewer shows.
+
+    Raises:
+        _UnknownRange: whole numbers of 32 bits, or fractions.
+    """
+    # Older versions of Pillow open a PNG of 16 bits as whole numbers of 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise _UnknownRange(f"its mode is {image.mode}, expected 8 or 16 bits a channel")
+    if "a" in image.mode.lower() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def assemble(

@@ -18,7 +18,7 @@ from zoo_builder.datasets.image_folder import is_image_folder, load_image_folder
 from zoo_builder.datasets.npz_folder import load_npz
 from zoo_builder.datasets.read_images import STORED_SIZE
 from zoo_builder.datasets.torchvision_datasets import load_torchvision
-from zoo_builder.errors import DataError, DataWarning, nearest_names
+from zoo_builder.errors import D2NWGError, DataError, DataWarning, nearest_names
 
 MAX_IMAGES = 20_000  # of each part, at random, of sources that are read image by image
 PLUGINS = "d2nwg_init.datasets"  # group of entry points
@@ -108,7 +108,14 @@ def _load_plugin(name: str, size: int, max_images: int | None, download: bool) -
     if not found:
         raise DataError(f"No installed package offers the dataset {name!r}; {nearest_names(name, plugin_names())}")
     (point, *_) = found
-    dataset = point.load()(size=size, max_images=max_images, download=download)
+    try:
+        dataset = point.load()(size=size, max_images=max_images, download=download)
+    except D2NWGError:
+        raise
+    except Exception as e:  # of any kind: it is another's code
+        raise DataError(
+            f"plugin:{name} ({point.value}) cannot be loaded ({e!r}). Mend the package that offers it, or uninstall it."
+        ) from e
     if not isinstance(dataset, ImageDataset):
         raise DataError(f"plugin:{name} ({point.value}) gave a {type(dataset).__name__}, expected an ImageDataset.")
     return replace(dataset, name=f"plugin:{name}")

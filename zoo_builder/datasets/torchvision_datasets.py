@@ -12,6 +12,7 @@ from PIL import Image
 from zoo_builder.datasets.image_dataset import ImageDataset
 from zoo_builder.datasets.read_images import TEST_PARTS, Part, Sample, assemble, read_part
 from zoo_builder.errors import DataError, nearest_names
+from zoo_builder.recipe import toml_value
 
 TRAIN_SPLITS = ("trainval", "train", "train-standard")
 
@@ -20,7 +21,7 @@ def load_torchvision(
     name: str, arguments: dict[str, str], root: Path, size: int, max_images: int | None, download: bool
 ) -> ImageDataset:
     """`torchvision.datasets.NAME(root, **arguments)` in its train (or trainval) and test (or val) parts; one without
-    parts is split.
+    parts is split. Arguments are numbers and the like where they are TOML, else text.
 
     Raises:
         DataError: no such dataset, it is not there, does not take its arguments, or its items are not images with a
@@ -36,7 +37,7 @@ def load_torchvision(
     ours = sorted({part, "root", "download", "transform", "target_transform"} & arguments.keys())
     if ours:
         raise DataError(f"torchvision:{name} is given {', '.join(ours)} by this library: leave that out.")
-    options: dict[str, Any] = dict(arguments)
+    options: dict[str, Any] = {argument: toml_value(value) for argument, value in arguments.items()}
     if download and "download" in parameters:
         options["download"] = True
     if "train" in parameters:

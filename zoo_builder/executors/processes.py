@@ -10,8 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 import torch
 
@@ -37,7 +36,7 @@ def telling_of_dead_workers(error: type[D2NWGError] = D2NWGError) -> Iterator[No
     """
     try:
         yield
-    except BrokenProcessPool as e:
+    except BrokenExecutor as e:  # of Ray too
         raise error(
             "A worker died (of too little memory?). Run again, with fewer --workers: what is done is kept."
         ) from e

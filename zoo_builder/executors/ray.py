@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
 
 from zoo_builder.errors import ZooError
@@ -40,7 +40,23 @@ class RayExecutor(Executor):
         self._call = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_call)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return self._call.remote(fn, *args, **kwargs).future()
+        """As any executor; a BrokenExecutor where a task's worker died at each try."""
+        done: Future[Any] = Future()
+        self._call.remote(fn, *args, **kwargs).future().add_done_callback(lambda ours: self._pass_on(ours, done))
+        return done
+
+    def _pass_on(self, ours: Future[Any], done: Future[Any]) -> None:
+        from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+        error = ours.exception()
+        if isinstance(error, WorkerCrashedError | OutOfMemoryError | NodeDiedError):
+            died = BrokenExecutor(f"A worker of Ray died {RETRIES + 1} times: {error}")
+            died.__cause__ = error
+            done.set_exception(died)
+        elif error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(ours.result())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         if self._began:
