@@ -34,6 +34,7 @@ FORMAT = 2  # of bundles; it has nothing to do with the package's version
 READABLE_SINCE = "0.1.0"  # the first version of d2nwg-init that reads FORMAT
 MAX_CONFIG_BYTES = 2**20
 MAX_TEXT = 1000  # characters of any string
+MAX_NUMBER = 2**63  # of any integer, and of the numbers that a layout has; one of thousands of digits cannot be printed
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ def read_config(path: Path) -> BundleConfig:
                 values = _from_format_1(values, path.parent)
         config = parse_config(values, BundleConfig)
         check_list(config.files)
+        if config.generator.layout.size >= MAX_NUMBER:
+            raise ValueError("generator.layout: its shapes have more numbers than any file")
         if config.base_elsewhere and not SHA256.fullmatch(config.base_elsewhere.sha256):
             raise ValueError("base_elsewhere: its SHA-256 is not 64 hexadecimal digits")
         return config
@@ -164,7 +167,7 @@ def _from_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def check_plain(values: object) -> None:
-    """Text that cannot harm a terminal, on one line, and finite numbers.
+    """Text that cannot harm a terminal, on one line, and numbers that are finite and, if whole, of 64 bits.
 
     Raises:
         ValueError: naming the first that is neither.
@@ -174,6 +177,8 @@ def check_plain(values: object) -> None:
             raise ValueError(f"a text is longer than {MAX_TEXT} characters or not printable: {value[:40]!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("a number is infinite")
+        if isinstance(value, int) and abs(value) >= MAX_NUMBER:
+            raise ValueError(f"a number has {value.bit_length()} bits; expected at most 63")
 
 
 def _leaves(values: object) -> Iterator[object]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, record_files, save_bundle
 from pretrained_generators.bundle_config import check_can_be_told
-from pretrained_generators.generator import Generator, GeneratorConfig
+from pretrained_generators.generator import MAX_PROBES, Generator, GeneratorConfig
 from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.diffusion import train_diffusion
@@ -84,6 +84,8 @@ def train_generator(
     probes = len(entries) - len(others)
     if recipe.probes and not probes:
         raise RecipeError(f"no entry of {list(recipe.plans)} is of {list(recipe.probes)}, to be a probe.")
+    if probes > MAX_PROBES:
+        raise RecipeError(f"{probes} entries are of {list(recipe.probes)}, and at most {MAX_PROBES} can be probes.")
     if not others:
         raise RecipeError(f"every entry of {list(recipe.plans)} is a probe, and none can be held back: fewer probes.")
     count = min(recipe.held_back, max(1, len(others) // 2))
