@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from pretrained_generators.bundle import load_bundle, load_config
+from pretrained_generators.generator import Generator
 from tests.pretrained_generators.small import save_random_bundle
 from zoo_builder.errors import BundleError
 
@@ -63,3 +64,9 @@ def test_numbers_that_no_bundle_has_are_refused_before_its_weights_are_looked_at
     (path / WEIGHTS).unlink()
     with pytest.raises(BundleError, match=r"config\.json is not a bundle's config"):
         load_config(path)
+
+
+def test_a_revision_of_what_is_on_this_machine_is_refused(path):
+    for source in (path, str(path), "test_resnet-64"):
+        with pytest.raises(BundleError, match="has no revisions, and 'v1' is asked for"):
+            Generator.from_pretrained(source, revision="v1")
