@@ -12,7 +12,6 @@ from pretrained_generators.bundle import BundleConfig, record_files
 from pretrained_generators.bundle_config import check_plain
 from pretrained_generators.bundle_files import CARD
 from pretrained_generators.card_results import METHODS, UNREADABLE, BundleResults, read_json, read_results
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import BundleError
 
 NO_CARD = (
@@ -107,12 +106,11 @@ def write_card(config: BundleConfig, folder: Path) -> BundleConfig:
     every file of the folder in its config.json. Without results there is no card, and one that was there is removed.
 
     Raises:
-        BundleError: one of these two is not what this project writes.
+        BundleError: one of these two is not what this project writes; and what `record_files` raises.
     """
     results, verdict = read_results(folder), _verdict(folder / "audit.json")
     if results is None:
-        (folder / CARD).unlink(missing_ok=True)
-        return record_files(config, folder)
+        return record_files(config, folder, gone=(CARD,))
     template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_as_text)
     text = template.from_string(TEMPLATE).render(
         config=config,
@@ -122,8 +120,8 @@ def write_card(config: BundleConfig, folder: Path) -> BundleConfig:
         verdict=verdict,
         drawn=(folder / "audit.svg").exists(),
     )
-    write_text_atomically(folder / CARD, f"---\n{_front_matter(config, results)}\n---\n\n{text}")
-    return record_files(config, folder)
+    card = f"---\n{_front_matter(config, results)}\n---\n\n{text}"
+    return record_files(config, folder, {CARD: card.encode()})
 
 
 def _verdict(audit: Path) -> str | None:

@@ -13,11 +13,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from pretrained_generators.bundle_config import BundleConfig, check_plain
-from pretrained_generators.bundle_files import RESULTS
-from zoo_builder.checkpoint import write_text_atomically
+from pretrained_generators.bundle_config import BundleConfig, check_plain, config_text, with_files
+from pretrained_generators.bundle_files import CARD, RESULTS
 from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.errors import BundleError
+from zoo_builder.files import write_bytes
 
 MAX_BYTES = 2**24  # of a JSON file that the card tells from
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # of any JSON
@@ -81,7 +81,8 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
     """Keep of a results file (demo.json, transfer.json) what it says of this bundle on datasets that it never saw.
 
     Raises:
-        BundleError: it is not there, is no results file, or says nothing of it.
+        BundleError: it is not there, is no results file, says nothing of it, or the folder has too many files. Nothing
+            was written.
     """
     seen = {t.name for t in config.trained_on}
     try:
@@ -100,7 +101,9 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
             f"These results have no row of `initialize` with the bundle {config.name!r} on a dataset that it was not "
             "trained on. Measure it: d2nwg-init demo, or bench transfer."
         )
-    write_text_atomically(folder / RESULTS, json.dumps(kept) + "\n")
+    contents = f"{json.dumps(kept)}\n".encode()
+    config_text(with_files(config, folder, {RESULTS: contents, CARD: b""}))  # raises where there are too many files
+    write_bytes(folder / RESULTS, contents)
 
 
 def read_results(folder: Path) -> BundleResults | None:

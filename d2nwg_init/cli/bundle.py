@@ -226,7 +226,7 @@ def neighbours(
     Prints each dataset's nearest others. The weights are not touched.
     """
 
-    from pretrained_generators.bundle import load_bundle, record_files, save_statistics
+    from pretrained_generators.bundle import load_bundle, record_files, statistics_file
     from pretrained_generators.bundle_files import STATISTICS
     from pretrained_generators.nearest_datasets import neighbours as sort_by_distance
     from pretrained_generators.training.dataset_statistics import statistics_of_datasets
@@ -234,8 +234,7 @@ def neighbours(
     bundle = load_bundle(folder)
     names = [t.name for t in bundle.config.trained_on]
     statistics = statistics_of_datasets(bundle.generator, names, data)
-    save_statistics(statistics, folder)
-    record_files(bundle.config, folder)
+    record_files(bundle.config, folder, {STATISTICS: statistics_file(statistics)})
     for name, own in zip(names, statistics, strict=True):
         found = [n for n in sort_by_distance(own, statistics, names) if n.name != name]
         typer.echo(f"{name}: " + ", ".join(f"{n.name} {n.distance:.2f}" for n in found[:3]))
