@@ -69,6 +69,11 @@ class BundleConfig:
         return next(f.sha256 for f in self.files if f.name == WEIGHTS)
 
     @property
+    def identity(self) -> dict[str, str | None]:
+        """What results tell of the weights that they are of: a name can be another bundle's too."""
+        return {"weights_sha256": self.weights_sha256, "trained_with": self.trained_with}
+
+    @property
     def has_card(self) -> bool:
         """Whether there is a model card, which tells results; without these it is none."""
         return {CARD, RESULTS} <= {f.name for f in self.files}

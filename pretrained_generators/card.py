@@ -106,9 +106,10 @@ def write_card(config: BundleConfig, folder: Path) -> BundleConfig:
     every file of the folder in its config.json. Without results there is no card, and one that was there is removed.
 
     Raises:
-        BundleError: one of these two is not what this project writes; and what `record_files` raises.
+        BundleError: one of these two is not what this project writes, or the results are of other weights; and what
+            `record_files` raises.
     """
-    results, verdict = read_results(folder), _verdict(folder / "audit.json")
+    results, verdict = read_results(folder, config), _verdict(folder / "audit.json")
     if results is None:
         return record_files(config, folder, gone=(CARD,))
     template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_as_text)

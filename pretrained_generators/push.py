@@ -56,7 +56,8 @@ def push_bundle(
     Raises:
         BundleError: it is not sound, has no results and hence no card, or the Hub refuses.
     """
-    config, results = verify_bundle(folder), read_results(folder)
+    config = verify_bundle(folder)
+    results = read_results(folder, config)
     if not config.has_card or results is None:
         raise BundleError(f"The bundle {config.name!r} has no card and is not pushed: {NO_CARD}")
     with client_errors(repo):

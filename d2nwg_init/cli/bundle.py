@@ -187,12 +187,15 @@ def push(
     typer.echo(f"Pushed {folder} as {repo}@{commit.oid}")
 
 
-@app.command(epilog="Example: d2nwg-init bundle card runs/bundle --results docs/results/demo.json")
+@app.command(epilog="Example: d2nwg-init bundle card runs/bundle --results results.json")
 def card(
     folder: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     results: Annotated[
         Path | None,
-        typer.Option(help="Results of demo or bench transfer; what they say of this bundle is kept with it."),
+        typer.Option(
+            help="What demo --bundle FOLDER --out FILE, or bench transfer, measured with these weights; what it says "
+            "of them is kept."
+        ),
     ] = None,
 ) -> None:
     """Record every file of the folder in its config.json, and write the model card (README.md) anew.
