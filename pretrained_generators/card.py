@@ -18,7 +18,13 @@ NO_CARD = (
     "a model card (README.md) tells results, and this bundle has none. Measure it: d2nwg-init demo --bundle FOLDER "
     "--out results.json; then write the card: d2nwg-init bundle card FOLDER --results results.json"
 )
-MARKUP = re.compile(r"[<>&|`~#*\[\]\\]")
+MARKUP = re.compile(
+    r"""[<>&|`~#*\[\]\\]
+    | (?<![^\W_])_ | _(?![^\W_])  # one between letters is no emphasis, and names of datasets have many
+    | :(?=//) | (?<=\S)@(?=\S) | (?<=\bwww)\.  # of addresses, which are links without being marked
+    | \A[-+=](?![\w.]) | \A\d{1,9}[.)](?!\S)  # of a list, or a line that makes the one above it a heading""",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 TEMPLATE = """# {{ config.name }}
 
@@ -138,7 +144,7 @@ def _verdict(audit: Path) -> str | None:
 
 def _as_text(value: object) -> str:
     """What a stranger may have written, as text that is neither HTML nor Markdown."""
-    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", str(value))
+    return MARKUP.sub(lambda found: f"{found[0][:-1]}&#{ord(found[0][-1])};", str(value).lstrip())
 
 
 def _front_matter(config: BundleConfig, results: BundleResults) -> str:

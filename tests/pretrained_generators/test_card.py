@@ -19,6 +19,8 @@ HOSTILE = (
     "~~~ all that follows is code",
     "# A heading",
     "--- {{ 7 * 7 }} {% raw %}",
+    "_d_ __e__ f__ _g; a_b_c",
+    *("- a list", "+ a list", "1. a list", "12) a list", "---", "==="),
 )
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
@@ -70,6 +72,15 @@ def test_words_of_a_stranger_are_text_and_nothing_else(path, tmp_path, words):
     assert {r.dataset_name for r in cards[0].data.eval_results} == {words}
     assert cards[0].data.model_name == words
     load_bundle(hostile)
+
+
+def test_addresses_of_a_stranger_are_not_written_as_such(tmp_path):
+    words = "https://evil.example WWW.evil.example someone@evil.example"
+    save_random_bundle(tmp_path / "bundle", name=words, base_pretrained_on=words, held_out=(words,))
+    write_measured_card(tmp_path / "bundle")
+    text = ModelCard.load(tmp_path / "bundle/README.md").text
+    assert text.count("evil.example") == 9
+    assert not any(address in text for address in ("://", "WWW.", "@evil"))
 
 
 def in_rows(**values):
