@@ -6,7 +6,8 @@ format is written down in docs/bundle-format.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,23 +18,26 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrained_generators.base_elsewhere import BaseElsewhere, body_sha256, take_base
-from pretrained_generators.bundle_config import BundleConfig, TrainedOn, read_config, write_config
+from pretrained_generators.bundle_config import BundleConfig, TrainedOn, config_text, read_config, with_files
 from pretrained_generators.bundle_files import (
+    CARD,
     CONFIG,
+    RESULTS,
     SAID_OF_WEIGHTS,
     STATISTICS,
     WEIGHTS,
     check_files,
     check_no_link,
+    described,
     file_sha256,
-    recorded,
 )
 from pretrained_generators.bundle_tensors import check_header, read_finite, read_header
 from pretrained_generators.generator import Generator, GeneratorConfig
 from zoo_builder.absorbed_statistics import can_absorb
 from zoo_builder.backbones import BackboneSpec
-from zoo_builder.checkpoint import halved_if_exact, write_atomically
+from zoo_builder.checkpoint import as_safetensors, halved_if_exact
 from zoo_builder.errors import BundleError, ModelError, nearest_names
+from zoo_builder.files import write_together
 
 __all__ = [
     "Bundle",
@@ -62,15 +66,24 @@ class Bundle:
     generator: Generator
 
 
-def save_bundle(generator: Generator, path: Path, base_source: str | None = None, **about: object) -> BundleConfig:
+def save_bundle(
+    generator: Generator,
+    path: Path,
+    base_source: str | None = None,
+    kept_of: Sequence[tuple[BundleConfig, Path]] = (),
+    **about: object,
+) -> BundleConfig:
     """Write a generator; `about` holds the other fields of BundleConfig. Halves are stored where that loses nothing.
 
-    With `base_source`, where its base can be had, in words, the base itself is left out. What the folder holds that was
-    said of other weights (card, results, audit, log) is removed.
+    With `base_source`, where its base can be had, in words, the base itself is left out. What is said of weights
+    (results, audit, log; a card, where all else that it tells is the same) is kept if these are the weights, of a
+    bundle that is replaced and of those of `kept_of`; else it is removed, at the very end.
 
     Raises:
-        BundleError: a base that is left out is not in half precision, in which users will have it.
+        BundleError: a base that is left out is not in half precision, in which users will have it; or `path` holds
+            files that are no bundle's, or more than one may; or `about` could not be read again.
     """
+    before = replaced_bundle(path)
     state = generator.state_dict()
     if base_source is not None:
         base = {k: v for k, v in state.items() if k.startswith(BASE)}
@@ -78,31 +91,78 @@ def save_bundle(generator: Generator, path: Path, base_source: str | None = None
             raise BundleError("A base is left out in half precision; round the generator's base to it first.")
         state = {k: v for k, v in state.items() if k not in base}
         about["base_elsewhere"] = BaseElsewhere(body_sha256(generator.base.state_dict()), base_source)
-    write_atomically(path / WEIGHTS, {k: halved_if_exact(v) for k, v in state.items()})
-    for name in (*SAID_OF_WEIGHTS, STATISTICS):
-        (path / name).unlink(missing_ok=True)
+    made = {WEIGHTS: as_safetensors({k: halved_if_exact(v) for k, v in state.items()})}
     if generator.statistics is not None:
-        save_statistics(generator.statistics, path)
-    files = tuple(f for f in recorded(path) if f.name in (WEIGHTS, STATISTICS))
-    config = BundleConfig(generator=generator.config, files=files, **about)  # type: ignore[arg-type]
-    write_config(config, path)
+        made[STATISTICS] = statistics_file(generator.statistics)
+    config = BundleConfig(generator=generator.config, files=described(made), **about)  # type: ignore[arg-type]
+    said: dict[str, bytes] = {}
+    for other, folder in (*([(before, path)] if before else ()), *kept_of):
+        if other.weights_sha256 == config.weights_sha256:
+            said |= _said_of_weights(other, folder, with_card=replace(other, files=config.files) == config)
+    beside = [f for f in before.files if f.name not in (WEIGHTS, STATISTICS, *SAID_OF_WEIGHTS)] if before else []
+    files = sorted((*described(made | said), *beside), key=lambda f: f.name)
+    config = replace(config, files=tuple(files))
+    write_together(path, {**made, CONFIG: config_text(config).encode(), **said})
+    for name in {*SAID_OF_WEIGHTS, STATISTICS} - {f.name for f in files}:  # after all that could still fail
+        (path / name).unlink(missing_ok=True)
     return config
 
 
-def save_statistics(statistics: torch.Tensor, path: Path) -> None:
-    """Write what a bundle's datasets look like, [D, 2, f], in half precision; it is not recorded yet."""
-    write_atomically(path / STATISTICS, {"statistics": statistics.half()})
-
-
-def record_files(config: BundleConfig, path: Path) -> BundleConfig:
-    """Write config.json anew, with the size and hash that every file of the folder has now.
+def replaced_bundle(path: Path) -> BundleConfig | None:
+    """What a bundle that is written to `path` will replace; None where there is none.
 
     Raises:
-        BundleError: the weights are not those that `config` knows; other files may have changed.
+        BundleError: it would replace files that are no bundle's. Weights alone are what a first saving left that was
+            ended.
+    """
+    there = [name for name in (CONFIG, *SAID_OF_WEIGHTS) if (path / name).exists()]
+    if not there:
+        return None
+    try:
+        return read_config(path / CONFIG)
+    except BundleError as e:
+        raise BundleError(
+            f"{path} holds {', '.join(there)} and is no bundle; one that is written there would replace them. Name "
+            "another folder, or move them elsewhere."
+        ) from e
+
+
+def _said_of_weights(config: BundleConfig, folder: Path, with_card: bool) -> dict[str, bytes]:
+    """A bundle's files that tell of its weights, as far as they are still there as it knows them; a card if it has
+    the results that it tells."""
+    said = {}
+    for file in config.files:
+        path = folder / file.name
+        if file.name in SAID_OF_WEIGHTS and path.is_file():
+            contents = path.read_bytes()
+            if hashlib.sha256(contents).hexdigest() == file.sha256:
+                said[file.name] = contents
+    if not with_card or RESULTS not in said:
+        said.pop(CARD, None)
+    return said
+
+
+def statistics_file(statistics: torch.Tensor) -> bytes:
+    """What a bundle's datasets look like, [D, 2, f], as it is kept, in half precision."""
+    return as_safetensors({"statistics": statistics.half()})
+
+
+def record_files(
+    config: BundleConfig, path: Path, coming: Mapping[str, bytes] | None = None, gone: Collection[str] = ()
+) -> BundleConfig:
+    """Write `coming`, files by name, and config.json anew, with the size and hash that every file of the folder has
+    then; remove what is `gone`.
+
+    Raises:
+        BundleError: the weights are not those that `config` knows (other files may have changed), or these are more
+            files than a bundle may have. Nothing was written.
     """
     check_weights(config, path)
-    renewed = replace(config, files=recorded(path))
-    write_config(renewed, path)
+    coming = coming or {}
+    renewed = with_files(config, path, coming, gone)
+    write_together(path, {**coming, CONFIG: config_text(renewed).encode()})
+    for name in gone:
+        (path / name).unlink(missing_ok=True)
     return renewed
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,20 @@ from pretrained_generators.bundle_files import (
     WEIGHTS,
     BundleFile,
     check_list,
+    described,
     recorded,
 )
 from pretrained_generators.generator import GeneratorConfig
 from pretrained_generators.licences import permits_commercial_use
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import BundleError, RecipeError
 from zoo_builder.recipe import parse_config
 
 FORMAT = 2  # of bundles; it has nothing to do with the package's version
 READABLE_SINCE = "0.1.0"  # the first version of d2nwg-init that reads FORMAT
 MAX_CONFIG_BYTES = 2**20
+ROOM = 2**14  # bytes of it for what is known last: files, exponents of the blocks, what was measured
 MAX_TEXT = 1000  # characters of any string
+MAX_NUMBER = 2**63  # of any integer, and of the numbers that a layout has; one of thousands of digits cannot be printed
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class BundleConfig:
         return next(f.sha256 for f in self.files if f.name == WEIGHTS)
 
     @property
+    def identity(self) -> dict[str, str | None]:
+        """What results tell of the weights that they are of: a name can be another bundle's too."""
+        return {"weights_sha256": self.weights_sha256, "trained_with": self.trained_with}
+
+    @property
     def has_card(self) -> bool:
         """Whether there is a model card, which tells results; without these it is none."""
         return {CARD, RESULTS} <= {f.name for f in self.files}
@@ -78,29 +85,46 @@ class BundleConfig:
         return all(permits_commercial_use(licence) for licence in licences)
 
 
-def write_config(config: BundleConfig, folder: Path) -> None:
-    """Write `folder`/config.json.
+def with_files(
+    config: BundleConfig, folder: Path, coming: Mapping[str, bytes], gone: Collection[str] = ()
+) -> BundleConfig:
+    """`config` with every file that `folder` will have, once `coming` is written and what is `gone` removed."""
+    files = {f.name: f for f in (*recorded(folder), *described(coming)) if f.name not in gone}
+    return replace(config, files=tuple(files[name] for name in sorted(files)))
+
+
+def config_text(config: BundleConfig) -> str:
+    """What config.json holds.
 
     Raises:
         BundleError: it could not be read again.
     """
-    check_can_be_told(asdict(config))
-    write_text_atomically(folder / CONFIG, json.dumps(asdict(config), indent=1))
+    text = json.dumps(asdict(config), indent=1)
+    try:
+        _checked(_values(text.encode()))
+    except (ValueError, RecipeError) as e:
+        raise _cannot_be_told(config.name, e) from e
+    return text
 
 
 def check_can_be_told(about: Mapping[str, Any]) -> None:
-    """Of some or all fields of a config, as in JSON.
+    """Of the fields of a config, as in JSON, without its files and what was measured.
 
     Raises:
         BundleError: it could not be read again.
     """
     try:
-        check_plain(dict(about))
+        _values(json.dumps(about, indent=1).encode(), MAX_CONFIG_BYTES - ROOM)
     except ValueError as e:
-        raise BundleError(
-            f"What the bundle {about['name']!r} should say of itself cannot be stored: {e}. Names are those of the "
-            "recipe and of the zoo's datasets, licences those that the zoo was built with."
-        ) from e
+        raise _cannot_be_told(about["name"], e) from e
+
+
+def _cannot_be_told(name: object, why: Exception) -> BundleError:
+    return BundleError(
+        f"What the bundle {name!r} should say of itself cannot be stored: {why}. Names are those of the recipe and of "
+        "the zoo's datasets, licences those that the zoo was built with; a zoo of fewer entries takes less room, and "
+        "files of the folder that are no part of the bundle take none elsewhere."
+    )
 
 
 def read_config(path: Path) -> BundleConfig:
@@ -111,22 +135,34 @@ def read_config(path: Path) -> BundleConfig:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError(f"longer than {MAX_CONFIG_BYTES} bytes")
-        values = json.loads(text, parse_constant=_refuse)
-        check_plain(values)
+            values = _values(file.read(MAX_CONFIG_BYTES + 1))
         if isinstance(values, dict):
             _check_format(values, path)
             if values["format"] == 1:
                 values = _from_format_1(values, path.parent)
-        config = parse_config(values, BundleConfig)
-        check_list(config.files)
-        if config.base_elsewhere and not SHA256.fullmatch(config.base_elsewhere.sha256):
-            raise ValueError("base_elsewhere: its SHA-256 is not 64 hexadecimal digits")
-        return config
+        return _checked(values)
     except (OSError, ValueError, RecursionError, RecipeError) as e:
         raise BundleError(f"{path} is not a bundle's config ({e}). Get the bundle again.") from e
+
+
+def _values(text: bytes, most: int = MAX_CONFIG_BYTES) -> Any:
+    """JSON that is plain and not too long, or a ValueError."""
+    if len(text) > most:
+        raise ValueError(f"longer than {most} bytes")
+    values = json.loads(text, parse_constant=_refuse)
+    check_plain(values)
+    return values
+
+
+def _checked(values: object) -> BundleConfig:
+    """Values by the schema, or a ValueError or RecipeError."""
+    config = parse_config(values, BundleConfig)
+    check_list(config.files)
+    if config.generator.layout.size >= MAX_NUMBER:
+        raise ValueError("generator.layout: its shapes have more numbers than any file")
+    if config.base_elsewhere and not SHA256.fullmatch(config.base_elsewhere.sha256):
+        raise ValueError("base_elsewhere: its SHA-256 is not 64 hexadecimal digits")
+    return config
 
 
 def _refuse(number: str) -> None:
@@ -164,7 +200,7 @@ def _from_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def check_plain(values: object) -> None:
-    """Text that cannot harm a terminal, on one line, and finite numbers.
+    """Text that cannot harm a terminal, on one line, and numbers that are finite and, if whole, of 64 bits.
 
     Raises:
         ValueError: naming the first that is neither.
@@ -174,6 +210,8 @@ def check_plain(values: object) -> None:
             raise ValueError(f"a text is longer than {MAX_TEXT} characters or not printable: {value[:40]!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("a number is infinite")
+        if isinstance(value, int) and abs(value) >= MAX_NUMBER:
+            raise ValueError(f"a number has {value.bit_length()} bits; expected at most 63")
 
 
 def _leaves(values: object) -> Iterator[object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,11 @@ def recorded(folder: Path) -> tuple[BundleFile, ...]:
     """What there is that may be part of a bundle, as it is."""
     paths = [p for p in sorted(folder.iterdir()) if p.name != CONFIG and _may_be_part(p)]
     return tuple(BundleFile(p.name, p.stat().st_size, file_sha256(p)) for p in paths)
+
+
+def described(contents: Mapping[str, bytes]) -> tuple[BundleFile, ...]:
+    """Files that are yet to be written, by name."""
+    return tuple(BundleFile(n, len(c), hashlib.sha256(c).hexdigest()) for n, c in contents.items())
 
 
 def _may_be_part(path: Path) -> bool:

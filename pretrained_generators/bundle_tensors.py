@@ -38,7 +38,8 @@ def read_header(file: Path) -> dict[str, Stored]:
             slices = {k: stored.get_slice(k) for k in names}
             header = {k: Stored(tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
     except (OSError, SafetensorError) as e:
-        raise BundleError(f"{file} is not a readable safetensors file ({e}). Get the bundle again.") from e
+        told = repr(str(e))  # it may quote the header
+        raise BundleError(f"{file} is not a readable safetensors file ({told:.200}). Get the bundle again.") from e
     return header
 
 
@@ -48,10 +49,11 @@ def check_header(file: Path, header: Mapping[str, Stored], expected: Mapping[str
         have = header[key].shape if key in header else None
         want = tuple(expected[key].shape) if key in expected else None
         if have != want:
-            raise BundleError(f"{file}: {key} is {have}, its config says {want}. Get the bundle again.")
+            told = f"{key!r:.80} is {have!s:.80}, its config says {want!s:.80}"  # anybody's words, of any length
+            raise BundleError(f"{file}: {told}. Get the bundle again.")
         floating = expected[key].is_floating_point()
         if header[key].dtype not in (("F16", "F32") if floating else ("I64",)):
-            raise BundleError(f"{file}: {key} has the type {header[key].dtype}. Get the bundle again.")
+            raise BundleError(f"{file}: {key!r:.80} has the type {header[key].dtype}. Get the bundle again.")
 
 
 def read_finite(file: Path) -> dict[str, torch.Tensor]:
@@ -63,5 +65,5 @@ def read_finite(file: Path) -> dict[str, torch.Tensor]:
     }
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise BundleError(f"{file}: {name} holds NaN or infinite values. Get the bundle again.")
+            raise BundleError(f"{file}: {name!r:.80} holds NaN or infinite values. Get the bundle again.")
     return tensors

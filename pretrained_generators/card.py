@@ -12,14 +12,19 @@ from pretrained_generators.bundle import BundleConfig, record_files
 from pretrained_generators.bundle_config import check_plain
 from pretrained_generators.bundle_files import CARD
 from pretrained_generators.card_results import METHODS, UNREADABLE, BundleResults, read_json, read_results
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import BundleError
 
 NO_CARD = (
     "a model card (README.md) tells results, and this bundle has none. Measure it: d2nwg-init demo --bundle FOLDER "
     "--out results.json; then write the card: d2nwg-init bundle card FOLDER --results results.json"
 )
-MARKUP = re.compile(r"[<>&|`~#*\[\]\\]")
+MARKUP = re.compile(
+    r"""[<>&|`~#*\[\]\\]
+    | (?<![^\W_])_ | _(?![^\W_])  # one between letters is no emphasis, and names of datasets have many
+    | :(?=//) | (?<=\S)@(?=\S) | (?<=\bwww)\.  # of addresses, which are links without being marked
+    | \A[-+=](?![\w.]) | \A\d{1,9}[.)](?!\S)  # of a list, or a line that makes the one above it a heading""",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 TEMPLATE = """# {{ config.name }}
 
@@ -107,12 +112,12 @@ def write_card(config: BundleConfig, folder: Path) -> BundleConfig:
     every file of the folder in its config.json. Without results there is no card, and one that was there is removed.
 
     Raises:
-        BundleError: one of these two is not what this project writes.
+        BundleError: one of these two is not what this project writes, or the results are of other weights; and what
+            `record_files` raises.
     """
-    results, verdict = read_results(folder), _verdict(folder / "audit.json")
+    results, verdict = read_results(folder, config), _verdict(folder / "audit.json")
     if results is None:
-        (folder / CARD).unlink(missing_ok=True)
-        return record_files(config, folder)
+        return record_files(config, folder, gone=(CARD,))
     template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_as_text)
     text = template.from_string(TEMPLATE).render(
         config=config,
@@ -122,8 +127,8 @@ def write_card(config: BundleConfig, folder: Path) -> BundleConfig:
         verdict=verdict,
         drawn=(folder / "audit.svg").exists(),
     )
-    write_text_atomically(folder / CARD, f"---\n{_front_matter(config, results)}\n---\n\n{text}")
-    return record_files(config, folder)
+    card = f"---\n{_front_matter(config, results)}\n---\n\n{text}"
+    return record_files(config, folder, {CARD: card.encode()})
 
 
 def _verdict(audit: Path) -> str | None:
@@ -139,7 +144,7 @@ def _verdict(audit: Path) -> str | None:
 
 def _as_text(value: object) -> str:
     """What a stranger may have written, as text that is neither HTML nor Markdown."""
-    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", str(value))
+    return MARKUP.sub(lambda found: f"{found[0][:-1]}&#{ord(found[0][-1])};", str(value).lstrip())
 
 
 def _front_matter(config: BundleConfig, results: BundleResults) -> str:

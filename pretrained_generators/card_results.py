@@ -13,11 +13,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from pretrained_generators.bundle_config import BundleConfig, check_plain
-from pretrained_generators.bundle_files import RESULTS
-from zoo_builder.checkpoint import write_text_atomically
+from pretrained_generators.bundle_config import BundleConfig, check_plain, config_text, with_files
+from pretrained_generators.bundle_files import CARD, RESULTS
 from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.errors import BundleError
+from zoo_builder.files import write_bytes
 
 MAX_BYTES = 2**24  # of a JSON file that the card tells from
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # of any JSON
@@ -81,14 +81,17 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
     """Keep of a results file (demo.json, transfer.json) what it says of this bundle on datasets that it never saw.
 
     Raises:
-        BundleError: it is not there, is no results file, or says nothing of it.
+        BundleError: it is not there, is no results file, says nothing of it, is of other weights or does not tell of
+            which, or the folder has too many files. Nothing was written.
     """
     seen = {t.name for t in config.trained_on}
     try:
         report = json.loads(path.read_text())
         rows = [r for r in report["rows"] if r["bundle"] == config.name and not is_among(r["dataset"], seen)]
         names = {r["dataset"] for r in rows}
-        kept = {k: report[k] for k in HEADER}
+        runs = [r for r in report["runs"] if r["bundle"] == config.name] if "runs" in report else [report]
+        told = [{k: r.get(k) for k in config.identity} for r in runs or [{}]]
+        kept = {k: report[k] for k in HEADER} | told[0]
         kept["data"] = [d for d in report["data"] if d["name"] in names]
         rows = [r for r in rows if r["metric"] in KEPT or r["method"] == "initialize"]
         kept["rows"] = [{k: v for k, v in r.items() if v is not None} for r in rows]
@@ -100,24 +103,48 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
             f"These results have no row of `initialize` with the bundle {config.name!r} on a dataset that it was not "
             "trained on. Measure it: d2nwg-init demo, or bench transfer."
         )
-    write_text_atomically(folder / RESULTS, json.dumps(kept) + "\n")
+    for run in told:
+        _check_weights(run, config, path)
+    contents = f"{json.dumps(kept)}\n".encode()
+    config_text(with_files(config, folder, {RESULTS: contents, CARD: b""}))  # raises where there are too many files
+    write_bytes(folder / RESULTS, contents)
 
 
-def read_results(folder: Path) -> BundleResults | None:
-    """What `keep_results` kept; None where nothing was.
+def read_results(folder: Path, config: BundleConfig) -> BundleResults | None:
+    """What `keep_results` kept; None where nothing was. Earlier versions kept nothing that tells the weights.
 
     Raises:
-        BundleError: it is not what this project writes. It may be a stranger's.
+        BundleError: it is not what this project writes (it may be a stranger's), or of other weights.
     """
     if not (folder / RESULTS).exists():
         return None
     try:
-        results = _parse(read_json(folder / RESULTS))
+        report = read_json(folder / RESULTS)
+        results = _parse(report)
         if not results.measured:
             raise ValueError("no test accuracy of `initialize`")
     except UNREADABLE as e:
         raise BundleError(f"{folder / RESULTS} cannot be read ({e!r}). Remove it, or measure again.") from e
+    if report.get("weights_sha256") is not None:
+        _check_weights(report, config, folder / RESULTS)
     return results
+
+
+def _check_weights(told: dict[str, Any], config: BundleConfig, path: Path) -> None:
+    """
+    Raises:
+        BundleError: what is `told` in the results of `path` are other weights than those of `config`. A bundle without
+            its base is measured as the one of the same training that holds it.
+    """
+    sha256, trained_with = told.get("weights_sha256"), told.get("trained_with")
+    same_training = trained_with is not None and trained_with == config.trained_with
+    if sha256 == config.weights_sha256 or (config.base_elsewhere and same_training):
+        return
+    of = "do not tell of which weights they are" if sha256 is None else f"are of the weights {sha256!r:.12}..."
+    raise BundleError(
+        f"The results in {path} {of}; those of the bundle {config.name!r} are {config.weights_sha256[:10]}... Measure "
+        "these: d2nwg-init demo --bundle FOLDER --out results.json, or bench transfer."
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -132,7 +159,9 @@ def read_json(path: Path) -> Any:
 def _parse(report: Any) -> BundleResults:
     """Plain text, and numbers that are finite; else one of UNREADABLE."""
     rows = [r for r in report["rows"] if r.get("condition") in (None, "right") and r.get("shots") is None]
-    names = dict.fromkeys(str(r["dataset"]) for r in rows)
+    by_dataset: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for r in rows:
+        by_dataset[str(r["dataset"])].append(r)
     origins = {d["name"]: str(d["origin"]) for d in report.get("data", ())}  # none in files of earlier versions
     gpu = report["machine"].get("gpu")
     results = BundleResults(
@@ -140,7 +169,7 @@ def _parse(report: Any) -> BundleResults:
         datetime.datetime.fromisoformat(report["date"]).isoformat(),
         str(gpu or f"{report['machine']['cores']} CPU cores"),
         len({r["seed"] for r in rows}),
-        tuple(_of_dataset(name, [r for r in rows if r["dataset"] == name], origins.get(name)) for name in names),
+        tuple(_of_dataset(name, of_it, origins.get(name)) for name, of_it in by_dataset.items()),
     )
     check_plain(asdict(results))
     return results

@@ -7,10 +7,11 @@ Invariant to the order of images, equivariant to the order of classes, for any n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from pretrained_generators.attention import AttentionBlock
@@ -19,7 +20,7 @@ from pretrained_generators.attention import AttentionBlock
 @dataclass(frozen=True)
 class EncoderConfig:
     width: PositiveInt = 64
-    inducing: PositiveInt = 16
+    inducing: Annotated[int, Field(ge=1, le=1024)] = 16  # each attends to every image: memory that no file accounts for
     heads: PositiveInt = 4
     embedding: PositiveInt = 64
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from huggingface_hub import ModelHubMixin
+from pydantic import Field
 from torch import nn
 
 from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
@@ -27,6 +28,8 @@ from zoo_builder.model_stack import shifted
 if TYPE_CHECKING:
     from pretrained_generators.bundle_config import BundleConfig
 
+MAX_PROBES = 256  # each is a body, tried on a user's images
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -36,7 +39,7 @@ class GeneratorConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    probes: int = 0  # deltas that are tried on a dataset to see what it wants
+    probes: Annotated[int, Field(ge=0, le=MAX_PROBES)] = 0  # deltas that are tried on a dataset to see what it wants
     batchnorm: BatchNormFit = "rescaled"  # of the base, as deltas are added to it
 
 

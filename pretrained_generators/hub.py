@@ -61,10 +61,20 @@ def verify_bundle(source: str | Path, **how: Any) -> BundleConfig:
 
 def locate(source: str | Path, **how: Any) -> tuple[Path, Path | None]:
     """The folder of an embedded bundle, or `source` itself, or a folder of the client's cache and where its links
-    lead."""
+    lead.
+
+    Raises:
+        BundleError: no such bundle; or a revision is asked for of what is not on the Hub, or two of them.
+    """
     name = on_hub(source)
     if name is None:
-        return bundle_folder(source), None
+        folder, revision = bundle_folder(source), how.get("revision")
+        if revision is not None:
+            raise BundleError(
+                f"{source} is on this machine and has no revisions, and {revision!r:.40} is asked for. Leave it out, "
+                "or give ORG/NAME of the Hub."
+            )
+        return folder, None
     repo, pinned = name
     revision = how.get("revision") or pinned
     if pinned not in (None, revision):

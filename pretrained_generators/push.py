@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,14 +9,13 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from pretrained_generators.bundle import save_bundle
 from pretrained_generators.bundle_config import BundleConfig
-from pretrained_generators.bundle_files import CARD, CONFIG, RESULTS, SAID_OF_WEIGHTS
+from pretrained_generators.bundle_files import CONFIG, RESULTS
 from pretrained_generators.card import NO_CARD, write_card
 from pretrained_generators.card_results import read_results
 from pretrained_generators.eval_results import OURS, eval_result_files
 from pretrained_generators.generator import Generator
 from pretrained_generators.hub import client_errors, verify_bundle
 from zoo_builder.errors import BundleError
-from zoo_builder.files import write_bytes
 
 
 def save_again(generator: Generator, folder: Path) -> None:
@@ -25,7 +23,8 @@ def save_again(generator: Generator, folder: Path) -> None:
     weights, results and thereby a card among it, is kept if they are still these weights.
 
     Raises:
-        BundleError: it never was in a bundle, or its results are not what this project writes.
+        BundleError: it never was in a bundle, or its results are not what this project writes; and what `save_bundle`
+            raises.
     """
     if generator.bundle is None:
         raise BundleError(
@@ -34,24 +33,8 @@ def save_again(generator: Generator, folder: Path) -> None:
     renewed = ("generator", "files", "base_elsewhere", "format", "readable_since")
     about = {f.name: getattr(generator.bundle, f.name) for f in fields(BundleConfig) if f.name not in renewed}
     elsewhere = generator.bundle.base_elsewhere
-    said = _said_of_weights(generator.bundle, generator.folder)  # that folder may be this one
-    config = save_bundle(generator, folder, elsewhere.source if elsewhere else None, **about)
-    if config.weights_sha256 == generator.bundle.weights_sha256:
-        for name, contents in said.items():
-            write_bytes(folder / name, contents)
-    write_card(config, folder)
-
-
-def _said_of_weights(config: BundleConfig, folder: Path | None) -> dict[str, bytes]:
-    """The bundle's files that tell of its weights, but for the card, as far as they are still there."""
-    said = {}
-    for file in config.files:
-        path = folder / file.name if folder else None
-        if path and file.name in SAID_OF_WEIGHTS and file.name != CARD and path.is_file():
-            contents = path.read_bytes()
-            if hashlib.sha256(contents).hexdigest() == file.sha256:
-                said[file.name] = contents
-    return said
+    kept_of = [(generator.bundle, generator.folder)] if generator.folder else []
+    write_card(save_bundle(generator, folder, elsewhere.source if elsewhere else None, kept_of, **about), folder)
 
 
 def push_bundle(
@@ -73,7 +56,8 @@ def push_bundle(
     Raises:
         BundleError: it is not sound, has no results and hence no card, or the Hub refuses.
     """
-    config, results = verify_bundle(folder), read_results(folder)
+    config = verify_bundle(folder)
+    results = read_results(folder, config)
     if not config.has_card or results is None:
         raise BundleError(f"The bundle {config.name!r} has no card and is not pushed: {NO_CARD}")
     with client_errors(repo):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from zoo_builder.errors import D2NWGError
 from zoo_builder.files import write_bytes
@@ -23,6 +23,11 @@ def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dic
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_safetensors(tensors: dict[str, torch.Tensor]) -> bytes:
+    """What `write_atomically` would write."""
+    return save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import cast
 
@@ -38,16 +39,25 @@ def write_bytes(path: Path, contents: bytes) -> None:
     if not is_local(path):
         path.write_bytes(contents)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_together(path.parent, {path.name: contents})
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Files of a local folder, by name: each gets its name, in their order, once all are written, so that what cannot
+    be written changes nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
     try:
-        with temporary.open("wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())  # or a crash of the machine could leave the name without the bytes
-        os.replace(temporary, path)
+        for name, path in temporary.items():
+            with path.open("wb") as file:
+                file.write(contents[name])
+                file.flush()
+                os.fsync(file.fileno())  # or a crash of the machine could leave the name without the bytes
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def is_local(path: Path) -> bool:

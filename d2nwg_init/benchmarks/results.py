@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from pretrained_generators.bundle_config import BundleConfig
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset
 
@@ -49,12 +50,18 @@ class ChoiceRow(Row):
     choice: str = AS_IT_IS
 
 
-def results(name: str, datasets: Iterable[ImageDataset], rows: Sequence[Row]) -> dict[str, object]:
-    """The object that `--json` prints and docs/results/NAME.json holds."""
-    return header(name) | {
-        "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in datasets],
-        "rows": [asdict(r) for r in rows],
-    }
+def results(
+    name: str, datasets: Iterable[ImageDataset], rows: Sequence[Row], bundle: BundleConfig | None = None
+) -> dict[str, object]:
+    """The object that `--json` prints and docs/results/NAME.json holds; of one bundle, it tells which one."""
+    return (
+        header(name)
+        | (bundle.identity if bundle else {})
+        | {
+            "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in datasets],
+            "rows": [asdict(r) for r in rows],
+        }
+    )
 
 
 def deliver(report: dict[str, object], out: Path | None, as_json: bool) -> bool:

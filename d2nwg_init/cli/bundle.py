@@ -187,12 +187,15 @@ def push(
     typer.echo(f"Pushed {folder} as {repo}@{commit.oid}")
 
 
-@app.command(epilog="Example: d2nwg-init bundle card runs/bundle --results docs/results/demo.json")
+@app.command(epilog="Example: d2nwg-init bundle card runs/bundle --results results.json")
 def card(
     folder: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     results: Annotated[
         Path | None,
-        typer.Option(help="Results of demo or bench transfer; what they say of this bundle is kept with it."),
+        typer.Option(
+            help="What demo --bundle FOLDER --out FILE, or bench transfer, measured with these weights; what it says "
+            "of them is kept."
+        ),
     ] = None,
 ) -> None:
     """Record every file of the folder in its config.json, and write the model card (README.md) anew.
@@ -226,7 +229,7 @@ def neighbours(
     Prints each dataset's nearest others. The weights are not touched.
     """
 
-    from pretrained_generators.bundle import load_bundle, record_files, save_statistics
+    from pretrained_generators.bundle import load_bundle, record_files, statistics_file
     from pretrained_generators.bundle_files import STATISTICS
     from pretrained_generators.nearest_datasets import neighbours as sort_by_distance
     from pretrained_generators.training.dataset_statistics import statistics_of_datasets
@@ -234,8 +237,7 @@ def neighbours(
     bundle = load_bundle(folder)
     names = [t.name for t in bundle.config.trained_on]
     statistics = statistics_of_datasets(bundle.generator, names, data)
-    save_statistics(statistics, folder)
-    record_files(bundle.config, folder)
+    record_files(bundle.config, folder, {STATISTICS: statistics_file(statistics)})
     for name, own in zip(names, statistics, strict=True):
         found = [n for n in sort_by_distance(own, statistics, names) if n.name != name]
         typer.echo(f"{name}: " + ", ".join(f"{n.name} {n.distance:.2f}" for n in found[:3]))

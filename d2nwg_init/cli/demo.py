@@ -53,7 +53,7 @@ def demo(
     rows = []
     for i, dataset in enumerate(datasets):
         rows += run_demo(dataset, loaded, recipe, seeds=seeds)
-        report = results("demo", datasets[: i + 1], rows)
+        report = results("demo", datasets[: i + 1], rows, loaded.config)
         deliver(report, out, False)
     printed = deliver(report, None, json_)  # first: what was measured must not be lost with a plot
     draw_curves(rows, plot)

@@ -10,16 +10,23 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pretrained_generators.bundle import BundleConfig, TrainedOn, load_config, record_files, save_bundle
+from pretrained_generators.bundle import (
+    BundleConfig,
+    TrainedOn,
+    load_config,
+    record_files,
+    replaced_bundle,
+    save_bundle,
+)
 from pretrained_generators.bundle_config import check_can_be_told
-from pretrained_generators.generator import Generator, GeneratorConfig
+from pretrained_generators.generator import MAX_PROBES, Generator, GeneratorConfig
 from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.diffusion import train_diffusion
@@ -59,9 +66,11 @@ def train_generator(
             end and there is no `data_dir`, or no entry is of the plans that probe, or all are, or none trained what is
             in scope, or a group of processes cannot share a batch alike, or a stage diverges.
         DataError: a dataset of the zoo is not in `data_dir`. ZooError: an entry is not there that another went on from,
-            or the base is beyond half precision. BundleError: a name or licence that no bundle can tell.
+            or the base is beyond half precision. BundleError: a name or licence that no bundle can tell, or more
+            entries and parameters; or `out` holds files that are no bundle's and would be replaced.
     """
     check_recipe(recipe)
+    replaced_bundle(out)
     if recipe.functional_training.steps and data_dir is None:
         raise RecipeError(f"{recipe.name} trains end to end, on the images of the zoo's datasets. Give their --data.")
     folder = out / "training"
@@ -84,6 +93,8 @@ def train_generator(
     probes = len(entries) - len(others)
     if recipe.probes and not probes:
         raise RecipeError(f"no entry of {list(recipe.plans)} is of {list(recipe.probes)}, to be a probe.")
+    if probes > MAX_PROBES:
+        raise RecipeError(f"{probes} entries are of {list(recipe.probes)}, and at most {MAX_PROBES} can be probes.")
     if not others:
         raise RecipeError(f"every entry of {list(recipe.plans)} is a probe, and none can be held back: fewer probes.")
     count = min(recipe.held_back, max(1, len(others) // 2))
@@ -109,10 +120,11 @@ def train_generator(
         "zoo_sha256": files_sha256(learnt),
         "trained_with": trained_with,
     }
-    check_can_be_told(about | {"trained_on": [asdict(t) for t in trained_on]})
-
     torch.manual_seed(recipe.seed)
     layout = WeightLayout.of(zoo.backbone.create(), recipe.chunk, recipe.vectorisation, recipe.scope, recipe.rank)
+    models = recipe.vae, recipe.encoder, recipe.diffusion
+    config = GeneratorConfig(zoo.backbone, zoo.size, layout, *models, probes, zoo.batchnorm)
+    check_can_be_told(about | {"trained_on": [asdict(t) for t in trained_on], "generator": asdict(config)})
     if not any(target_delta(e)[b.name].any() for e in learnt for b in layout.blocks):
         raise RecipeError(
             f"scope: no entry of {list(recipe.plans)} trained a parameter in {recipe.scope!r}, and there is nothing to "
@@ -122,9 +134,7 @@ def train_generator(
     subspaces = SharedSubspaces(layout)
     subspaces.fit(target_delta(e) for e in learnt)
     layout = layout.scaled_to(subspaces.reduce(target_delta(e)) for e in learnt)
-    models = recipe.vae, recipe.encoder, recipe.diffusion
-    config = GeneratorConfig(zoo.backbone, zoo.size, layout, *models, probes, zoo.batchnorm)
-    generator = Generator(config)
+    generator = Generator(replace(config, layout=layout))
     generator.subspaces.load_state_dict(subspaces.state_dict())
     load_body(generator.base, zoo.base(), str(zoo.path / "base.safetensors"))
     _check_half(generator.base)

@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pretrained_generators import bundle as bundles
-from pretrained_generators.bundle import TrainedOn, load_bundle
+from pretrained_generators.bundle import TrainedOn, load_bundle, load_config
 from tests.cli.conftest import fail, run, succeed, write_image_folder
 from tests.pretrained_generators.small import random_generator, results_file, save_random_bundle, write_measured_card
 
@@ -121,7 +121,7 @@ def test_card_does_not_bless_other_weights(folder):
     shutil.copy(folder.parent / "other" / "generator.safetensors", folder)
     (folder / "README.md").write_text("A card.")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    for more in ((), ("--results", results_file(folder.parent / "demo.json"))):
+    for more in ((), ("--results", results_file(folder.parent / "demo.json", load_config(folder)))):
         assert "not the file that config.json describes" in fail("bundle", "card", folder, *more)
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
@@ -170,7 +170,7 @@ def test_pull_of_what_is_no_repository_or_of_two_revisions_or_into_what_is_there
 
 
 def test_card_tells_committed_results_with_rivals_and_keeps_them(folder):
-    succeed("bundle", "card", folder, "--results", results_file(folder.parent / "demo.json"))
+    succeed("bundle", "card", folder, "--results", results_file(folder.parent / "demo.json", load_config(folder)))
     card = ModelCard.load(folder / "README.md")
     assert {(r.dataset_name, r.metric_name): r.metric_value for r in card.data.eval_results} == {
         ("insects", "solved, before any training (%)"): 55.0,
@@ -204,7 +204,8 @@ def test_card_of_results_that_are_gone_is_removed(folder):
     ids=["bundle", "trained on", "trained on by another name"],
 )
 def test_results_of_other_weights_or_of_training_data_are_refused(folder, other):
-    message = fail("bundle", "card", folder, "--results", results_file(folder.parent / "demo.json", **other))
+    file = results_file(folder.parent / "demo.json", load_config(folder), **other)
+    message = fail("bundle", "card", folder, "--results", file)
     assert "no row of `initialize` with the bundle 'tiny-random'" in message
     assert not (folder / "README.md").exists()
 

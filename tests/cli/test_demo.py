@@ -3,6 +3,7 @@ import json
 import pytest
 
 from d2nwg_init.benchmarks.demo import METHODS, run_demo
+from pretrained_generators.bundle import load_config
 from tests.cli.conftest import ShortFineTuning, fail, run, succeed, write_image_folder
 
 STEPS = ShortFineTuning.steps
@@ -15,7 +16,11 @@ def demo(images, bundle_path, tmp_path, *more):
 
 def test_json_holds_every_method_at_every_step(images, bundle_path, tmp_path):
     report = json.loads(demo(images, bundle_path, tmp_path, "--json", "--seeds", 2))
-    assert report.keys() == {"schema", "name", "command", "commit", "date", "machine", "versions", "data", "rows"}
+    weights = load_config(bundle_path).identity
+    assert report.keys() == {
+        "schema", "name", "command", "commit", "date", "machine", "versions", *weights, "data", "rows",
+    }  # fmt: skip
+    assert {k: report[k] for k in weights} == weights
     assert (report["schema"], report["name"]) == (1, "demo")
     assert [d["name"] for d in report["data"]] == ["insects"]
     assert len(report["data"][0]["sha256"]) == 64

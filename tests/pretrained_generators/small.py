@@ -94,9 +94,11 @@ def save_random_bundle(path: Path, **changes: object) -> BundleConfig:
 
 
 def results_file(
-    path: Path, bundle: str = "tiny-random", dataset: str = "insects", data: Sequence[ImageDataset] = ()
+    path: Path, of: BundleConfig, dataset: str = "insects", data: Sequence[ImageDataset] = (), bundle: str | None = None
 ) -> Path:
-    """As a benchmark writes it: two seeds of three methods on one dataset, or on each of `data`."""
+    """As a benchmark writes it: two seeds of three methods on one dataset, or on each of `data`, with the bundle `of`;
+    its rows may have another bundle's name."""
+    bundle = bundle or of.name
     rows = [
         Row(bundle, name, method, seed, "test_accuracy", 10 * seed + step + at, "%", step=step)
         for name in [d.name for d in data] or [dataset]
@@ -105,14 +107,14 @@ def results_file(
         for step in (0, 10)
     ]
     rows.append(Row(bundle, dataset, "initialize", 0, "seconds_initialise", 2.5, "s"))
-    path.write_text(json.dumps(results("demo", data, rows)))
+    path.write_text(json.dumps(results("demo", data, rows, of)))
     return path
 
 
 def write_measured_card(folder: Path, **about: object) -> BundleConfig:
     """Give a bundle results, and with them a card."""
     config = load_config(folder)
-    keep_results(results_file(folder.with_name("measured.json"), config.name, **about), config, folder)
+    keep_results(results_file(folder.with_name("measured.json"), config, **about), config, folder)
     return write_card(config, folder)
 
 

@@ -7,10 +7,11 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from pretrained_generators.bundle import TrainedOn, bundle_folder, load_bundle, load_config
+from pretrained_generators import card_results
+from pretrained_generators.bundle import TrainedOn, bundle_folder, embedded_bundles, load_bundle, load_config
 from pretrained_generators.card import write_card
 from pretrained_generators.card_results import MAX_BYTES, keep_results
-from tests.pretrained_generators.small import results_file, save_random_bundle, write_measured_card
+from tests.pretrained_generators.small import random_generator, results_file, save_random_bundle, write_measured_card
 from zoo_builder.errors import BundleError
 
 HOSTILE = (
@@ -18,6 +19,8 @@ HOSTILE = (
     "~~~ all that follows is code",
     "# A heading",
     "--- {{ 7 * 7 }} {% raw %}",
+    "_d_ __e__ f__ _g; a_b_c",
+    *("- a list", "+ a list", "1. a list", "12) a list", "---", "==="),
 )
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
@@ -69,6 +72,15 @@ def test_words_of_a_stranger_are_text_and_nothing_else(path, tmp_path, words):
     assert {r.dataset_name for r in cards[0].data.eval_results} == {words}
     assert cards[0].data.model_name == words
     load_bundle(hostile)
+
+
+def test_addresses_of_a_stranger_are_not_written_as_such(tmp_path):
+    words = "https://evil.example WWW.evil.example someone@evil.example"
+    save_random_bundle(tmp_path / "bundle", name=words, base_pretrained_on=words, held_out=(words,))
+    write_measured_card(tmp_path / "bundle")
+    text = ModelCard.load(tmp_path / "bundle/README.md").text
+    assert text.count("evil.example") == 9
+    assert not any(address in text for address in ("://", "WWW.", "@evil"))
 
 
 def in_rows(**values):
@@ -126,14 +138,86 @@ def test_verdict_of_two_lines_is_refused(path):
 
 
 def test_nothing_is_kept_of_a_results_file_that_makes_no_card(path, tmp_path):
-    file = results_file(tmp_path / "demo.json")
+    file = results_file(tmp_path / "demo.json", load_config(path))
     change(file, in_rows(shots=1))
     with pytest.raises(BundleError, match="no row of `initialize`"):
         keep_results(file, load_config(path), path)
     assert not (path / "results.json").exists()
 
 
-@pytest.mark.parametrize("name", ["test_resnet-64", "mobilenetv3_small_050-64"])
+def told(**values):
+    return lambda report: report.update(values)
+
+
+def runs(*of):
+    """As `bench transfer` tells them."""
+    return lambda r: r.update(runs=[{"bundle": b, "weights_sha256": w or r["weights_sha256"]} for b, w in of])
+
+
+OTHERS = "0" * 64
+OF_OTHERS = {
+    "a bundle of the same name": (told(weights_sha256=OTHERS), "are of the weights '0000"),
+    "an earlier version": (lambda r: [r.pop(k) for k in ("weights_sha256", "trained_with")], "do not tell of which"),
+    "one run of many": (runs(("tiny-random", None), ("tiny-random", OTHERS)), "are of the weights '0000"),
+    "no run of it": (runs(("another", None)), "do not tell of which"),
+}
+
+
+@pytest.mark.parametrize("case", OF_OTHERS)
+def test_results_of_other_weights_are_not_kept(path, tmp_path, case):
+    how, words = OF_OTHERS[case]
+    file = results_file(tmp_path / "demo.json", load_config(path))
+    change(file, how)
+    with pytest.raises(BundleError, match=words):
+        keep_results(file, load_config(path), path)
+    assert not (path / "results.json").exists()
+
+
+def test_runs_of_other_bundles_are_no_matter(path, tmp_path):
+    file = results_file(tmp_path / "demo.json", load_config(path))
+    change(file, runs(("another", OTHERS), ("tiny-random", None)))
+    keep_results(file, load_config(path), path)
+    assert json.loads((path / "results.json").read_text())["weights_sha256"] == load_config(path).weights_sha256
+
+
+def test_a_bundle_without_its_base_takes_the_results_of_its_training_alone(tmp_path):
+    generator = random_generator()
+    generator.base.half().float()
+    whole = save_random_bundle(tmp_path / "whole", generator=generator, trained_with="1" * 64)
+    file = results_file(tmp_path / "demo.json", whole)
+    for training in ("1" * 64, "2" * 64):
+        about = {"generator": generator, "base_source": "here", "trained_with": training}
+        without = save_random_bundle(tmp_path / training, **about)
+        if training == whole.trained_with:
+            keep_results(file, without, tmp_path / training)
+            assert write_card(without, tmp_path / training).has_card
+        else:
+            with pytest.raises(BundleError, match="are of the weights"):
+                keep_results(file, without, tmp_path / training)
+
+
+def test_results_of_other_weights_that_were_put_there_make_no_card(path):
+    write_measured_card(path)
+    change(path / "results.json", told(weights_sha256=OTHERS))
+    with pytest.raises(BundleError, match=r"results\.json are of the weights '0000"):
+        write_card(load_config(path), path)
+
+
+def test_many_datasets_are_read_in_one_pass(path):
+    write_measured_card(path)
+    report, asked = json.loads((path / "results.json").read_text()), []
+
+    class Row(dict):
+        def __getitem__(self, key):
+            asked.append(key)
+            return super().__getitem__(key)
+
+    report["rows"] = [Row(row, dataset=f"set {i}") for i in range(200) for row in report["rows"][:1]]
+    assert len(card_results._parse(report).datasets) == 200
+    assert len(asked) < 20 * 200
+
+
+@pytest.mark.parametrize("name", embedded_bundles())
 def test_cards_of_embedded_bundles_are_what_their_results_say(name, tmp_path):
     copy = shutil.copytree(bundle_folder(name), tmp_path / "copy")
     config = load_config(copy)

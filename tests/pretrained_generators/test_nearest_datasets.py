@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pretrained_generators.bundle import TrainedOn, load_bundle, save_statistics
+from pretrained_generators.bundle import TrainedOn, load_bundle, statistics_file
 from pretrained_generators.nearest_datasets import (
     ENOUGH_IMAGES,
     Neighbour,
@@ -135,6 +135,6 @@ def test_what_does_not_fit_the_config_is_refused(path, case):
 
 def test_it_is_not_believed_before_it_is_recorded(tmp_path):
     save_random_bundle(tmp_path)
-    save_statistics(torch.zeros(1, 2, 96), tmp_path)
+    (tmp_path / "datasets.safetensors").write_bytes(statistics_file(torch.zeros(1, 2, 96)))
     with pytest.raises(BundleError, match=r"datasets\.safetensors"):
         load_bundle(tmp_path)

@@ -52,3 +52,10 @@ def test_wrong_recipe_is_refused_before_any_work(case, zoo, data_dir, tmp_path):
     with pytest.raises(RecipeError, match=words):
         train_generator(zoo, replace(RECIPE, **changes), tmp_path / "out", data_dir)
     assert not (tmp_path / "out").exists()
+
+
+def test_more_probes_than_a_bundle_may_have_are_refused_before_any_work(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("pretrained_generators.training.train.MAX_PROBES", 9)
+    with pytest.raises(RecipeError, match=r"10 entries are of .* at most 9 can be probes"):
+        train_generator(zoo, replace(RECIPE, probes=RECIPE.plans), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

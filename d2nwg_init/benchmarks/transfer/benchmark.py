@@ -93,7 +93,7 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
     cells = tied(planned(choices), subject, {name: d.sha256 for name, d in loaded.items()})
     about = header("transfer") | {
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
-        "weights_sha256": subject.bundle.config.weights_sha256 if subject.bundle else None,
+        **(subject.bundle.config.identity if subject.bundle else {"weights_sha256": None}),
     }
     if request.split == "held_out":
         _record(out.with_name("heldout_runs.json"), subject.name, list(methods), request, about)
