@@ -18,7 +18,9 @@ def demo(
             "scikit-learn's digits if absent."
         ),
     ] = None,
-    bundle: Annotated[str, typer.Option(help="Embedded bundle name, or a bundle's folder.")] = "test_resnet-64",
+    bundle: Annotated[
+        str, typer.Option(help="Embedded bundle name, a bundle's folder, or ORG/NAME of the Hub, pulled before.")
+    ] = "test_resnet-64",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other heads, images and orders.")] = 3,
     plot: Annotated[Path, typer.Option(callback=out_file, help="PNG of the curves.")] = Path("demo_curves.png"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
@@ -33,12 +35,22 @@ def demo(
     from d2nwg_init.benchmarks.fine_tuning import FineTuning
     from d2nwg_init.benchmarks.measurable import check_measurable
     from d2nwg_init.benchmarks.results import deliver, results
-    from pretrained_generators.bundle import load_bundle
+    from pretrained_generators.base_elsewhere import BaseMissing
+    from pretrained_generators.bundle import embedded_bundles, load_bundle
+    from pretrained_generators.hub import locate
     from zoo_builder.datasets import load_dataset
     from zoo_builder.datasets.read_images import stored_size
-    from zoo_builder.errors import DataError
+    from zoo_builder.errors import BundleError, DataError
 
-    loaded = load_bundle(bundle)
+    folder, blobs = locate(bundle, local_files_only=True)
+    try:
+        loaded = load_bundle(folder, blobs=blobs)
+    except BaseMissing:
+        whole = ", ".join(embedded_bundles(whole=True))
+        raise BundleError(
+            f"The bundle {bundle!r} leaves out the base that it generates deltas to, and demo has no other place for "
+            f"it. Name one that holds its base ({whole}), or measure this one with its zoo: d2nwg-init bench transfer."
+        ) from None
     size = stored_size(loaded.config.generator.size)
     datasets = [load_dataset(source, size=size) for source in data or ["digits"]]
     names = [dataset.name for dataset in datasets]

@@ -84,3 +84,15 @@ def test_table_has_every_method_for_every_dataset(images, bundle_path, tmp_path)
         assert text.count(f" {method} ") == 2
     assert "step 2" in text
     assert "curves.png" in text.replace("\n", "")
+
+
+def test_a_bundle_without_its_base_is_refused_with_those_that_have_theirs(images):
+    message = fail("demo", "--data", images, "--bundle", "squeezenet1_1-64")
+    assert "leaves out the base" in message
+    assert "test_resnet-64" in message
+    assert "base=model" not in message  # which nobody can pass to a command
+
+
+def test_a_bundle_of_the_hub_that_was_not_pulled_is_told_how_to_be(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert "bundle pull" in fail("demo", "--data", images, "--bundle", "nobody/nothing")
