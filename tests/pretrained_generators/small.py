@@ -111,6 +111,13 @@ def results_file(
     return path
 
 
+def rewrite_config(path, change):
+    """Of the bundle in a folder: what a stranger might have written."""
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+
+
 def write_measured_card(folder: Path, **about: object) -> BundleConfig:
     """Give a bundle results, and with them a card."""
     config = load_config(folder)

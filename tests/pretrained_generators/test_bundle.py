@@ -15,6 +15,7 @@ from pretrained_generators.generator import Generator
 from pretrained_generators.hub import verify_bundle
 from tests.pretrained_generators.small import (
     random_generator,
+    rewrite_config,
     same,
     save_random_bundle,
     seeded,
@@ -27,12 +28,6 @@ from zoo_builder.errors import BundleError
 def path(tmp_path):
     save_random_bundle(tmp_path / "bundle")
     return tmp_path / "bundle"
-
-
-def rewrite_config(path, change):
-    config = json.loads((path / "config.json").read_text())
-    change(config)
-    (path / "config.json").write_text(json.dumps(config))
 
 
 def sampled(generator):

@@ -8,7 +8,7 @@ import pytest
 
 from pretrained_generators.bundle import load_bundle, load_config
 from pretrained_generators.generator import Generator
-from tests.pretrained_generators.small import save_random_bundle
+from tests.pretrained_generators.small import rewrite_config, save_random_bundle
 from zoo_builder.errors import BundleError
 
 ESCAPE = "\x1b[2J"
@@ -19,12 +19,6 @@ WEIGHTS = "generator.safetensors"
 def path(tmp_path):
     save_random_bundle(tmp_path / "bundle")
     return tmp_path / "bundle"
-
-
-def rewrite_config(path, change):
-    config = json.loads((path / "config.json").read_text())
-    change(config)
-    (path / "config.json").write_text(json.dumps(config))
 
 
 HEADERS = {  # each first by name of those that are looked at
