@@ -32,6 +32,13 @@ def files(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def loaded(path, changed):
+    """With other weights than the bundle's, if they are `changed`."""
+    generator = Generator.from_pretrained(path)
+    generator.vae.mean[0, 0] += changed
+    return generator
+
+
 @pytest.mark.parametrize("name", ["README.md", "results.json", "metrics.jsonl", "config.json"])
 def test_a_folder_of_something_else_is_left_alone_and_training_learns_it_first(name, path, zoo, tmp_path):
     project = tmp_path / "project"
@@ -48,8 +55,7 @@ def test_a_folder_of_something_else_is_left_alone_and_training_learns_it_first(n
 @pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("written", range(4))
 def test_a_full_disk_leaves_the_bundle_as_it_was(written, changed, path, monkeypatch):
-    generator = Generator.from_pretrained(path)
-    generator.vae.mean[0, 0] += changed
+    generator = loaded(path, changed)
     before, calls = files(path), iter(range(written if not changed else min(written, 1)))
 
     def sync(_):
@@ -65,8 +71,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(written, changed, path, monkeyp
 @pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("moved", range(7))
 def test_wherever_saving_ends_no_bundle_tells_of_other_weights(moved, changed, path, monkeypatch):
-    generator = Generator.from_pretrained(path)
-    generator.vae.mean[0, 0] += changed
+    generator = loaded(path, changed)
     before, calls, replace, unlink = files(path), iter(range(moved)), os.replace, Path.unlink
 
     def step(do):
