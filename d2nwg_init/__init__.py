@@ -3,13 +3,18 @@
 report = d2nwg_init.initialize(model, train_loader)
 """
 
-from d2nwg_init.bridges.timm import create_model, pretrained, pretrained_cfg
-from d2nwg_init.bridges.torchvision import weights
-from d2nwg_init.hook import initialize
-from d2nwg_init.report import CandidateScore, InitReport
-from pretrained_generators.generator import Generator
-from pretrained_generators.generator_list import GeneratorInfo, list_generators
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from zoo_builder.errors import BundleError, D2NWGError, DataError, ModelError, RecipeError, ZooError
+
+if TYPE_CHECKING:
+    from d2nwg_init.bridges.timm import create_model, pretrained, pretrained_cfg
+    from d2nwg_init.bridges.torchvision import weights
+    from d2nwg_init.hook import initialize
+    from d2nwg_init.report import CandidateScore, InitReport
+    from pretrained_generators.generator import Generator
+    from pretrained_generators.generator_list import GeneratorInfo, list_generators
 
 __all__ = [
     "BundleError",
@@ -29,3 +34,24 @@ __all__ = [
     "pretrained_cfg",
     "weights",
 ]
+
+# Imported when they are asked for (PEP 562): torch and timm take seconds, which `d2nwg-init --help` does not need.
+_HOMES = {
+    "d2nwg_init.bridges.timm": ("create_model", "pretrained", "pretrained_cfg"),
+    "d2nwg_init.bridges.torchvision": ("weights",),
+    "d2nwg_init.hook": ("initialize",),
+    "d2nwg_init.report": ("CandidateScore", "InitReport"),
+    "pretrained_generators.generator": ("Generator",),
+    "pretrained_generators.generator_list": ("GeneratorInfo", "list_generators"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return globals().setdefault(name, getattr(import_module(home), name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
