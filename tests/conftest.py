@@ -1,5 +1,6 @@
 """For every test: one thread, so that figures do not depend on the machine's cores and tests can run side by side; a
-small zoo, for those that read one; and little refining, but for those of refining."""
+small zoo, for those that read one; and little refining, but for those of refining, and little of what a training of a
+generator repeats."""
 
 import shutil
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from d2nwg_init import refine
+from d2nwg_init.benchmarks.generator import benchmark
+from pretrained_generators.training import diffusion, train
 from tests.zoo_builder.tiny_zoo import build_zoo, write_data
 from zoo_builder.store import Zoo
 
@@ -23,6 +26,16 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     """The zoo, to be read."""
     return build_zoo(data, tmp_path_factory.mktemp("whole") / "zoo")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def little_repeated():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "VIEWS", 4)
+        for module in (train, benchmark):
+            patch.setattr(module, "MEASURED_ENTRIES", 2)
+            patch.setattr(module, "MEASURED_SAMPLES", 1)
+        yield
 
 
 @pytest.fixture(autouse=True)

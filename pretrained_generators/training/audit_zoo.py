@@ -15,7 +15,7 @@ from pretrained_generators.audit import GENERATED, Sighting, gaussian, judge, la
 from pretrained_generators.audit_plot import draw_audit
 from pretrained_generators.bundle import Bundle, BundleConfig
 from pretrained_generators.generator import Generator
-from pretrained_generators.training.gates import left_out_logits
+from pretrained_generators.training.gates import LeftOut
 from pretrained_generators.training.zoo_data import target_delta
 from zoo_builder.backbones import prepare_images
 from zoo_builder.checkpoint import write_text_atomically
@@ -77,13 +77,13 @@ def _library(generator: Generator, learnt: Sequence[ZooEntry]) -> DeltaLibrary:
 def _audit_entry(
     generator: Generator, entry: ZooEntry, other: ZooEntry | None, library: DeltaLibrary, samples: int, seed: int
 ) -> Iterator[Sighting]:
-    images, labels = _support(generator, entry)
+    left_out = LeftOut(generator, *_support(generator, entry))
     known, own = library.stacked, _flat(generator, target_delta(entry))
     tried = [("held_out", own), *_generated(generator, entry, other, samples, seed)]
     tried += _simpler(generator, library, entry, samples, seed)
 
     def wrong(flat: torch.Tensor) -> torch.Tensor:
-        return left_out_logits(generator, _delta(generator, flat), images, labels).argmax(1) != labels
+        return left_out.logits(_delta(generator, flat)).argmax(1) != left_out.labels
 
     # Those that anything tried might be a copy of, and those that were made for something alike.
     close = {int((known - flat).norm(dim=1).argmin()) for _, flat in tried}

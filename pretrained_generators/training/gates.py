@@ -77,37 +77,37 @@ def gains_kept(
         for entry in entries:
             support, labels = entry.support()
             images = prepare_images(generator.base, support)
-            floor = left_out_accuracy(generator, {}, images, labels)
-            original.append(left_out_accuracy(generator, target_delta(entry), images, labels) - floor)
+            left_out = LeftOut(generator, images, labels)
+            floor = left_out.accuracy({})
+            original.append(left_out.accuracy(target_delta(entry)) - floor)
             for way, reproduce in ways.items():
-                reached = [left_out_accuracy(generator, d, images, labels) for d in reproduce(entry, images, labels)]
+                reached = [left_out.accuracy(delta) for delta in reproduce(entry, images, labels)]
                 reproduced[way].append(sum(reached) / len(reached) - floor)
                 bar.advance()
     return {way: GainKept(sum(original) / len(original), sum(gains) / len(gains)) for way, gains in reproduced.items()}
 
 
-def left_out_accuracy(
-    generator: Generator, delta: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
-) -> float:
-    """Accuracy in percent of the fitted base + delta (an empty one is none) with a solved head, BatchNorm
-    recalibrated."""
-    return 100 * (left_out_logits(generator, delta, images, labels).argmax(1) == labels).float().mean().item()
+class LeftOut:
+    """Images [N, C, H, W] and their labels [N], each judged by a head that was solved without it, on the fitted base +
+    any delta (an empty one is none), BatchNorm recalibrated. The base is put back after each."""
 
+    def __init__(self, generator: Generator, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.base, self.images, self.labels = generator.base, images, labels
+        self.state = {k: v.clone() for k, v in self.base.state_dict().items()}
+        self.fitted = shifted(self.state, fit_batchnorm(self.base, images, generator.config.batchnorm))
 
-def left_out_logits(
-    generator: Generator, delta: Mapping[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """Logits [N, K] of each image from a head that was solved without it, on the fitted base + delta. The base is put
-    back."""
-    base = generator.base
-    state = {k: v.clone() for k, v in base.state_dict().items()}
-    try:
-        fit = fit_batchnorm(base, images, generator.config.batchnorm)
-        base.load_state_dict(shifted(shifted(state, fit), delta))
-        recalibrate_batchnorm(base, images)
-        with torch.no_grad():
-            features = torch.cat([base(batch) for batch in images.split(EVAL_BATCH)])
-        return solve_head(features, labels, int(labels.max()) + 1).left_out_logits
-    finally:
-        base.load_state_dict(state)
-        forget_biases(base)
+    def accuracy(self, delta: Mapping[str, torch.Tensor]) -> float:
+        """In percent."""
+        return 100 * (self.logits(delta).argmax(1) == self.labels).float().mean().item()
+
+    def logits(self, delta: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[N, K]."""
+        try:
+            self.base.load_state_dict(shifted(self.fitted, delta))
+            recalibrate_batchnorm(self.base, self.images)
+            with torch.no_grad():
+                features = torch.cat([self.base(batch) for batch in self.images.split(EVAL_BATCH)])
+            return solve_head(features, self.labels, int(self.labels.max()) + 1).left_out_logits
+        finally:
+            self.base.load_state_dict(self.state)
+            forget_biases(self.base)

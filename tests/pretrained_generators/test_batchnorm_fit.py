@@ -11,7 +11,7 @@ from pretrained_generators.bundle import load_bundle
 from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.episodes import Episode
 from pretrained_generators.training.functional import episode_loss
-from pretrained_generators.training.gates import left_out_accuracy
+from pretrained_generators.training.gates import LeftOut
 from pretrained_generators.training.train import train_generator
 from tests.pretrained_generators.small import (
     RECIPE,
@@ -45,7 +45,7 @@ def test_absorbed_it_is_worth_what_it_was_and_rescaled_next_to_nothing(images):
     x, y = images
     rescaled, absorbed = (leaning(x, fit) for fit in ("rescaled", "absorbed"))
     before = copied(absorbed.base.state_dict())
-    assert left_out_accuracy(absorbed, {}, x, y) > left_out_accuracy(rescaled, {}, x, y) + 20
+    assert LeftOut(absorbed, x, y).accuracy({}) > LeftOut(rescaled, x, y).accuracy({}) + 20
     loss, others = (g.worth_of([], x, y, 3, slice(None))[0, 0] for g in (absorbed, rescaled))
     assert loss < others - 0.2
     assert same(absorbed.base.state_dict(), before)
@@ -67,7 +67,7 @@ def test_a_bundle_says_how_and_another_way_is_refused(images, tmp_path):
     save_random_bundle(tmp_path, generator=leaning(x, "absorbed"))
     generator = load_bundle(tmp_path).generator
     assert generator.config.batchnorm == "absorbed"
-    assert left_out_accuracy(generator, {}, x, y) == left_out_accuracy(leaning(x, "absorbed"), {}, x, y)
+    assert LeftOut(generator, x, y).accuracy({}) == LeftOut(leaning(x, "absorbed"), x, y).accuracy({})
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"absorbed"', '"dissolved"'))
     with pytest.raises(BundleError, match="batchnorm"):

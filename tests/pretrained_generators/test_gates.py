@@ -5,7 +5,7 @@ import torch
 
 from pretrained_generators.training.gates import (
     GainKept,
-    left_out_accuracy,
+    LeftOut,
     reconstruction_gain_kept,
     sampling_gain_kept,
 )
@@ -20,35 +20,45 @@ def deltas(generator, by, seed=0):
 
 def test_measuring_leaves_the_base_as_it_was(generator):
     before = copied(generator.base.state_dict())
-    left_out_accuracy(generator, deltas(generator, 0.1), *labelled_images(30, 3))
+    LeftOut(generator, *labelled_images(30, 3)).accuracy(deltas(generator, 0.1))
     assert same(generator.base.state_dict(), before)
 
 
 def test_base_is_put_back_when_the_images_cannot_be_used():
     generator = random_generator()
     before = copied(generator.base.state_dict())
+    images, labels = labelled_images(30, 3)
     with pytest.raises(RuntimeError):
-        left_out_accuracy(generator, deltas(generator, 0.1), torch.zeros(4, 5, 32, 32), torch.arange(4) % 2)
+        LeftOut(generator, images, labels[:4]).accuracy(deltas(generator, 0.1))
+    with pytest.raises(RuntimeError):
+        LeftOut(generator, torch.zeros(4, 5, 32, 32), torch.arange(4) % 2)
     assert same(generator.base.state_dict(), before)
 
 
 def test_no_delta_is_the_base(generator):
     images, labels = labelled_images(30, 3)
-    assert left_out_accuracy(generator, deltas(generator, 0.0), images, labels) == left_out_accuracy(
-        generator, {}, images, labels
-    )
+    left_out = LeftOut(generator, images, labels)
+    assert torch.equal(left_out.logits(deltas(generator, 0.0)), left_out.logits({}))
+
+
+def test_what_was_judged_before_leaves_no_trace(generator):
+    images, labels = labelled_images(30, 3)
+    left_out = LeftOut(generator, images, labels)
+    first = left_out.logits({})
+    left_out.logits(deltas(generator, 0.1))
+    assert torch.equal(left_out.logits({}), first)
 
 
 def test_accuracy_is_high_where_classes_are_easy_and_by_chance_where_labels_are_noise(generator):
     images, labels = labelled_images(60, 3)
-    assert left_out_accuracy(generator, {}, images, labels) > 90
-    assert left_out_accuracy(generator, {}, images, labels[torch.randperm(60, generator=seeded(0))]) < 60
+    assert LeftOut(generator, images, labels).accuracy({}) > 90
+    assert LeftOut(generator, images, labels[torch.randperm(60, generator=seeded(0))]).accuracy({}) < 60
 
 
 def test_body_that_sees_nothing_is_by_chance(generator):
     images, labels = labelled_images(60, 3)
     gone = {k: -p.detach() for k, p in generator.base.named_parameters()}
-    assert left_out_accuracy(generator, gone, images, labels) < 45
+    assert LeftOut(generator, images, labels).accuracy(gone) < 45
 
 
 def test_share_is_of_the_original_gain():
