@@ -10,6 +10,7 @@ import timm
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
+from d2nwg_init import refine
 from d2nwg_init.cli import app
 from pretrained_generators.generator import Generator
 from pretrained_generators.generator_list import list_generators
@@ -17,6 +18,11 @@ from pretrained_generators.hub import locate
 from pretrained_generators.push import push_bundle
 from zoo_builder.backbones import create_backbone
 from zoo_builder.errors import BundleError, ModelError
+
+
+def refine_little():
+    """In all that this process does from now on."""
+    refine.MOST_STEPS, refine.TRAININGS_OF_FEW = 2, 1
 
 
 def digest(model):

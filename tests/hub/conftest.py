@@ -1,12 +1,11 @@
 import multiprocessing
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from pretrained_generators.bundle import TrainedOn
-from tests.hub.client import digest
+from tests.hub.client import digest, refine_little
 from tests.hub.server import TOKEN, Hub
 from tests.pretrained_generators.small import random_generator, save_random_bundle, write_measured_card
 
@@ -42,7 +41,7 @@ def processes(server, home):
             for name, value in environment.items():
                 patch.setenv(name, value)
             pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-            pool.submit(os.getpid).result()  # started, with this environment
+            pool.submit(refine_little).result()  # started, with this environment
         pools.append(pool)
         return lambda does, *args, **how: pool.submit(does, *args, **how).result()
 
@@ -55,6 +54,12 @@ def processes(server, home):
 def client(processes):
     """client(function, ...) runs it in a process of its own."""
     return processes()
+
+
+@pytest.fixture(scope="session")
+def owner(processes):
+    """A client that has a token of its own."""
+    return processes(HF_TOKEN=TOKEN)
 
 
 @pytest.fixture

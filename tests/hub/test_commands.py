@@ -15,10 +15,16 @@ def test_pull_that_is_interrupted_goes_on(client, pushed, tmp_path):
     assert client(command, "bundle", "verify", out)[0] == 0
 
 
+@pytest.fixture(scope="module")
+def nowhere(processes, tmp_path_factory):
+    """A client that reaches nothing and has nothing."""
+    home = str(tmp_path_factory.mktemp("nowhere"))
+    return processes(HF_HUB_OFFLINE="1", HF_HOME=home, TORCH_HOME=home, https_proxy="http://127.0.0.1:9")
+
+
 @pytest.mark.parametrize("model", ["test_resnet", "torchvision:squeezenet1_1"])
-def test_pretrained_weights_that_cannot_be_fetched_are_said(processes, tmp_path, model):
-    nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "TORCH_HOME": str(tmp_path)}
-    message = processes(**nowhere, https_proxy="http://127.0.0.1:9")(create, model)
+def test_pretrained_weights_that_cannot_be_fetched_are_said(nowhere, model):
+    message = nowhere(create, model)
     assert message.startswith(f"ModelError: The pretrained weights of {model} cannot be had")
     assert "give a safetensors file" in message
 

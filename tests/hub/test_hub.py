@@ -18,6 +18,7 @@ from tests.hub.client import command, commit_of, digest, listed, load, push, pus
 from tests.hub.server import TOKEN, Fault, Repo
 from tests.pretrained_generators.small import random_generator, save_random_bundle, write_measured_card
 from tests.pretrained_generators.test_bundle_formats import FIXTURES
+from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from tests.zoo_builder.test_dataset_sources import PARTS, write_parquet
 from zoo_builder.datasets import load_dataset
 
@@ -145,16 +146,15 @@ def test_results_of_former_weights_are_taken_back_and_those_of_others_left(hub, 
     assert [n for n in files if n.startswith(".eval_results/")] == [".eval_results/community.yaml"]
 
 
-def test_a_clone_of_the_repository_is_a_bundle(hub, processes, folder, tmp_path, bands):
-    client = processes(HF_TOKEN=TOKEN)
+def test_a_clone_of_the_repository_is_a_bundle(hub, owner, folder, tmp_path, bands):
     write_measured_card(folder, data=[bands])
-    commit = client(push, folder, "org/tiny")
+    commit = owner(push, folder, "org/tiny")
     for name, contents in hub.repos["org/tiny"].commits[commit].items():
         (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clone" / name).write_bytes(contents)
     assert (tmp_path / "clone" / ".eval_results").is_dir()
     load_bundle(tmp_path / "clone")
-    assert client(command, "bundle", "pull", "org/tiny", "--out", tmp_path / "out")[0] == 0
+    assert owner(command, "bundle", "pull", "org/tiny", "--out", tmp_path / "out")[0] == 0
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in folder.iterdir()}
 
 
@@ -360,19 +360,20 @@ def test_environment_is_honoured(hub, client, processes, pushed, whole, home):
     assert hub.asked == []
 
 
-def test_commands_push_pull_and_measure_the_way(hub, processes, saved, tmp_path):
-    client = processes(HF_TOKEN=TOKEN)
-    code, text = client(command, "bundle", "push", saved, "org/tiny")
+def test_commands_push_pull_and_measure_the_way(hub, owner, saved, tmp_path):
+    code, text = owner(command, "bundle", "push", saved, "org/tiny")
     [_, commit] = hub.repos["org/tiny"].commits
     assert (code, f"org/tiny@{commit}" in text) == (0, True)
-    code, text = client(command, "bundle", "pull", "org/tiny", "--out", tmp_path / "out")
+    code, text = owner(command, "bundle", "pull", "org/tiny", "--out", tmp_path / "out")
     assert (code, f"org/tiny@{commit}" in text) == (0, True)
     assert not any(p.is_symlink() for p in (tmp_path / "out").iterdir())
     for words in (("verify",), ("show",), ("diff", saved), ("diff", tmp_path / "out")):
-        code, text = client(command, "bundle", words[0], f"org/tiny@{commit}", *words[1:])
+        code, text = owner(command, "bundle", words[0], f"org/tiny@{commit}", *words[1:])
         assert code == 0, text
     assert text.strip() == "No difference."
-    code, text = client(command, "bench", "hub", "org/measured", "--bundle", saved, "--json")
+    write_npz(tmp_path / "stripes.npz", striped_dataset("stripes"))
+    about = ("--bundle", saved, "--data", tmp_path / "stripes.npz")
+    code, text = owner(command, "bench", "hub", "org/measured", *about, "--json")
     report = json.loads(text)
     rows = {(r["method"], r["metric"]): r["value"] for r in report["rows"]}
     assert rows["pull", "tensors_differing"] == 0

@@ -59,7 +59,8 @@ def test_a_new_cluster_has_as_many_cores_as_workers_are_asked_for():
         RayExecutor("127.0.0.1:1", workers=3)
 
 
-def test_a_worker_that_dies_at_each_try_is_told_with_advice():
+def test_a_worker_that_dies_at_each_try_is_told_with_advice(monkeypatch):
+    monkeypatch.setattr("zoo_builder.executors.ray.RETRIES", 1)
     with RayExecutor(workers=1) as executor:
         with pytest.raises(ZooError, match=r"A worker died .*fewer --workers"), telling_of_dead_workers(ZooError):
             executor.submit(os._exit, 1).result()
