@@ -4,6 +4,7 @@ report = d2nwg_init.initialize(model, train_loader)
 """
 
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING
 
 from zoo_builder.errors import BundleError, D2NWGError, DataError, ModelError, RecipeError, ZooError
@@ -46,11 +47,16 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names:
-            return globals().setdefault(name, getattr(import_module(home), name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_ONE_AT_A_TIME = RLock()  # timm and torchvision, begun by two threads at once, wait for each other
+
+if not TYPE_CHECKING:  # which would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        for home, names in _HOMES.items():
+            if name in names:
+                with _ONE_AT_A_TIME:
+                    return globals().setdefault(name, getattr(import_module(home), name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

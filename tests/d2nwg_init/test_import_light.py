@@ -7,14 +7,21 @@ import d2nwg_init
 
 HEAVY = {"diffusers", "matplotlib", "ray", "datasets", "sklearn"}
 
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+import d2nwg_init
+names = ["initialize", "create_model", "list_generators", "Generator", "weights"]
+assert len(list(ThreadPoolExecutor(5).map(lambda name: getattr(d2nwg_init, name), names))) == 5
+"""
+
 
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [
         ("import d2nwg_init.cli", HEAVY | {"torch", "timm"}),
-        ("import d2nwg_init; d2nwg_init.initialize; d2nwg_init.list_generators", HEAVY),
+        (THREADS, HEAVY),
     ],
-    ids=["the command line", "the hook"],
+    ids=["the command line", "the hook, in threads"],
 )
 def test_import_leaves_heavy_packages_alone(code, heavy):
     code += f"\nimport sys; print(sorted({heavy!r} & set(sys.modules)))"
