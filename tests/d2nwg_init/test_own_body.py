@@ -16,7 +16,7 @@ def test_one_image_a_class_gives_a_model_with_a_fresh_head_another(trained, chos
     assert sorted(labels.tolist()) == [0, 1, 2]
     model = new_model(classes=3)
     if trained:
-        torch.nn.init.normal_(model.bn1.bias)
+        torch.nn.init.normal_(model.bn1.running_mean)
     report = initialize(model, [(images, labels)], generator=bundle, num_candidates=1)
     assert report.chosen == chosen
     assert (model.eval()(images).argmax(1) == labels).all()

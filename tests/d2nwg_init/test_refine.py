@@ -259,7 +259,7 @@ def test_of_few_images_a_body_to_refine_goes_before_batchnorm_that_must_stay_as_
     reports = []
     for steps in (0, 2):
         model = new_model()
-        torch.nn.init.normal_(model.bn1.bias, std=0.01)  # an untrained body would not be in question
+        torch.nn.init.normal_(model.bn1.running_mean, std=0.01)  # an untrained body would not be in question
         options = {"generator": bundle, "scope": ["layer2"], "num_candidates": 1}
         reports.append(initialize(model, loader, refining_steps=steps, **options))
     assert reports[0].chosen == "own_body_as_is"
@@ -320,6 +320,6 @@ def test_a_body_of_the_users_own_is_refined_at_lower_rates(loader, monkeypatch):
 
     monkeypatch.setattr(refine_module, "_fit", fit)
     model = new_model()
-    nn.init.normal_(model.bn1.bias, std=0.01)
+    nn.init.normal_(model.bn1.running_mean, std=0.01)
     assert initialize(model, loader, generator=None, refining_steps=1).refinement
     assert set(rates) == {refine_module.CAREFUL_RATES}

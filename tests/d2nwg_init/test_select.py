@@ -119,7 +119,9 @@ def test_an_untrained_body_is_in_question_only_where_there_is_no_other():
 def test_models_of_timm_are_untrained_until_they_are_trained(name):
     model = timm.create_model(name, num_classes=3)
     assert is_untrained(model)
-    vector = next(p for n, p in model.named_parameters() if "norm" in n or "bn" in n)
+    vectors = [p for n, p in model.named_parameters() if "norm" in n]
+    vector = next((b for n, b in model.named_buffers() if n.endswith("running_mean")), None)
+    vector = vectors[0] if vector is None else vector
     with torch.no_grad():
         vector += 0.01 * torch.randn(len(vector))
     assert not is_untrained(model)
@@ -134,6 +136,10 @@ def test_a_model_whose_statistics_moved_is_not_untrained():
     model = torchvision.models.resnet18(num_classes=3).train()
     model(torch.randn(2, 3, 32, 32))
     assert not is_untrained(model)
+
+
+def test_batchnorm_whose_weights_begin_at_random_is_untrained():
+    assert is_untrained(timm.create_model("repvgg_a0", num_classes=3))
 
 
 def test_a_model_that_begins_with_random_biases_counts_as_trained():

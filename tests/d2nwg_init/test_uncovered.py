@@ -19,7 +19,7 @@ def test_every_method_is_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(uncovered.FineTuning, "batch_size", 16)
     write_npz(tmp_path / "stripes.npz", striped_dataset("stripes", train=48, test=24))
     model = timm.create_model("test_resnet", num_classes=0)
-    torch.nn.init.normal_(model.bn1.bias)  # else it would count as one that was never trained
+    torch.nn.init.normal_(model.bn1.running_mean)  # else it would count as one that was never trained
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     todo = cells("test_resnet", tmp_path / "weights.safetensors", 32, {"stripes": "0" * 64}, 1)
     run_cells(todo, tmp_path, tmp_path / "work", ThreadPoolExecutor(1))
