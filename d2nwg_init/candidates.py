@@ -192,7 +192,8 @@ def _features_and_logits(
     no copy is made of all images."""
     with caught_features(model) as caught:
         logits = torch.cat([model(placed(images[part], model)) for part in equal_batches(chosen)])
-    return torch.cat(caught).cpu(), logits.float().cpu()
+    features = torch.cat(caught) if caught else logits[:, :0]  # a head that is kept may not be run, but what it holds
+    return features.cpu(), logits.float().cpu()
 
 
 def _solved_logits(features: torch.Tensor, labels: torch.Tensor, num_classes: int, left_out: bool) -> torch.Tensor:

@@ -21,7 +21,7 @@ from d2nwg_init.candidates import Candidate, batchnorm_as_it_is, become, propose
 from d2nwg_init.images_fit import check_images_fit
 from d2nwg_init.learning_rate import measured_learning_rate
 from d2nwg_init.planned_bodies import PlannedBodies, is_past
-from d2nwg_init.refine import BATCH, can_be_refined, default_steps, refine, trainings
+from d2nwg_init.refine import BATCH, can_be_refined, default_steps, gradient_comes, refine, trainings
 from d2nwg_init.report import CandidateScore, InitReport
 from d2nwg_init.select import compete, select
 from d2nwg_init.stages import Stages
@@ -141,6 +141,9 @@ def initialize(
         refinable = wanted and can_be_refined(support)
         if wanted and not refinable:
             plan.notes.append(f"not refined, which takes two images of a class in {BATCH}, in the mean")
+        elif wanted and not gradient_comes(work, support, plan.names):
+            refinable = False
+            plan.notes.append("not refined: no gradient comes from the features to the body")
         # BatchNorm that must stay as it is suits a head alone: refined bodies do better.
         competing = [
             c

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo_builder.backbones import caught_features, evaluating
+from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import DataError, ModelError
 from zoo_builder.support_set import SupportSet
@@ -21,7 +22,7 @@ def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None
     layer, is named before any work."""
     parameter, head = next(model.parameters()), find_classifier(model)
     try:
-        with caught_features(model) as caught, evaluating(model):
+        with _caught_inputs(head.layer) as inputs, evaluating(model):
             logits = model(support.images[:2].to(parameter.device, parameter.dtype))
     except torch.OutOfMemoryError:
         raise
@@ -36,15 +37,38 @@ def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None
             f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}] of its "
             f"last layer, {head.name}. {_unpooled(model) or advice}"
         )
-    if solve and isinstance(head.layer, nn.Linear) and len(caught) == 1 and torch.isfinite(logits).all():
-        expected = F.linear(caught[0].to(logits.dtype), head.layer.weight, head.layer.bias)
-        if expected.shape != logits.shape or not torch.allclose(
-            logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
-        ):
-            raise ModelError(
-                f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done "
-                "to them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
-            )
+    if solve and torch.isfinite(logits).all() and not any(_alike(logits, v) for v in _logits_of(head.layer, inputs)):
+        raise ModelError(
+            f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done to "
+            "them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
+        )
+
+
+@contextmanager
+def _caught_inputs(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What goes into `layer`, at each call inside."""
+    inputs: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        hook.remove()
+
+
+def _logits_of(layer: nn.Linear | nn.Conv2d, inputs: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Logits that a model may have of its classifier's only call: a convolution's are pooled, rectified or not."""
+    if len(inputs) != 1:
+        return
+    if isinstance(layer, nn.Linear):
+        yield F.linear(inputs[0], layer.weight, layer.bias)
+    else:
+        value = F.conv2d(inputs[0], layer.weight, layer.bias)
+        yield from (value.mean((2, 3)), value.relu().mean((2, 3)))
+
+
+def _alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    tolerance = 1e-3 * float(expected.abs().max())
+    return logits.shape == expected.shape and torch.allclose(logits, expected.to(logits), rtol=1e-3, atol=tolerance)
 
 
 def _explain(model: nn.Module, images: torch.Tensor, error: Exception) -> NoReturn:

@@ -120,6 +120,15 @@ def trainings(num_images: int) -> int:
     return TRAININGS_OF_FEW if num_images < BATCH else 1
 
 
+def gradient_comes(model: nn.Module, support: SupportSet, names: Collection[str]) -> bool:
+    """Whether the features of `model` have a gradient in its parameters `names`: not those of a body that is run inside
+    torch.no_grad(), for its head alone to be trained. BatchNorm's statistics are not what they were after it."""
+    parameters = [p for name, p in model.named_parameters() if name in names]
+    with _gradients_of(model, parameters), batchnorm_training(model), caught_features(model) as caught:
+        model(placed(support.images[:2], model))
+    return caught[0].requires_grad
+
+
 def can_be_refined(support: SupportSet) -> bool:
     """Whether a batch holds two images of a class in the mean. One that is alone in it is left out of a head that knows
     nothing of its class: of a hundred classes of what the base was pretrained on, refined bodies were worse."""

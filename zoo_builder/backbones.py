@@ -227,7 +227,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # a model may keep what it computes, and a training takes no tensor of inference mode
             yield model
     finally:
         for module, mode in modes:
@@ -258,15 +258,16 @@ def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = E
             f"The classifier of {type(model).__name__} must see one vector an image, [{len(images)}, "
             f"{head.in_features}]; it sees {list(features.shape)}. Such a model is not supported."
         )
-    return features.clone()
+    return features
 
 
 def set_head(model: nn.Module, weight: torch.Tensor, bias: torch.Tensor, images: torch.Tensor) -> None:
     """Give the classifier of `model` a linear head, weight [K, d] and bias [K]; for a convolution that is rectified
     and pooled see Classifier, whose range is taken over `images` [N, C, H, W]."""
     head = find_classifier(model)
+    rectified = isinstance(head.layer, nn.Conv2d) and _is_rectified(model, images)
     head.set(weight, bias)
-    if isinstance(head.layer, nn.Linear):
+    if not rectified:
         return
     ranges: list[torch.Tensor] = []
     hook = head.layer.register_forward_hook(lambda _, args, out: ranges.append(torch.stack(out.aminmax())))
@@ -278,7 +279,14 @@ def set_head(model: nn.Module, weight: torch.Tensor, bias: torch.Tensor, images:
     head.raise_bias(low.min().item(), high.max().item())
 
 
+def _is_rectified(model: nn.Module, images: torch.Tensor) -> bool:
+    """Whether what the classifier gives below zero is lost on its way to the logits; the classifier is overwritten."""
+    head = find_classifier(model)
+    head.set(torch.zeros_like(head.layer.weight), torch.full((head.num_classes,), -1.0))
+    return predict(model, images[:2]).min().item() >= 0
+
+
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = EVAL_BATCH) -> torch.Tensor:
     """Logits [N, K] float32 in evaluation mode."""
     with evaluating(model):
-        return torch.cat([model(batch).float() for batch in images.split(batch_size)]).clone()
+        return torch.cat([model(batch).float() for batch in images.split(batch_size)])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from zoo_builder.errors import ModelError
 
@@ -75,10 +74,11 @@ def find_classifier(model: nn.Module) -> Classifier:
             f"The classifier of {type(model).__name__}, {names[layer]}, has no bias, and solved heads have one. "
             "Make it with bias=True."
         )
-    if parametrize.is_parametrized(layer):
+    own = {name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
+    if not {"weight", "bias"} <= own:
         raise ModelError(
             f"The classifier of {type(model).__name__}, {names[layer]}, is parametrized: its weights are computed and "
-            "cannot be set. Initialise the model before torch.nn.utils.parametrize is used on it."
+            "cannot be set. Initialise the model before parametrizations, weight_norm or pruning are used on it."
         )
     return Classifier(names[layer], layer)
 

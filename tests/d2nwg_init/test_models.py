@@ -310,67 +310,10 @@ def test_a_head_for_training_alone_stays_as_it_is(monkeypatch):
     assert not any(k.startswith("auxiliary.") for k in changed)
 
 
-def test_a_head_that_is_kept_may_do_what_it_likes(loader):
-    model = new_model()
-    model.fc = CosineHead(96, 3)
-    before = copied(model.fc.state_dict())
-    initialize(model, loader, generator=None, head="keep")
-    assert same(model.fc.state_dict(), before)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_a_plain_head_is_taken(dtype, loader):
     with torch.autocast("cpu", dtype):
         assert initialize(new_model(), loader, generator=None, head="solve").chosen != "as_passed"
-
-
-class Tokens(nn.Module):
-    """Whose head sees each of them, before they are pooled."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.fc(self.conv(x).flatten(2).mT).mean(1)
-
-
-def test_a_head_that_sees_more_than_one_vector_an_image_is_refused(loader):
-    with pytest.raises(ModelError, match="are not those of its last layer"):
-        initialize(Tokens(), loader)
-
-
-class CosineHead(nn.Linear):
-    def forward(self, x):
-        return nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight), self.bias)
-
-
-HEADS = {
-    "not linear": (lambda: CosineHead(96, 3), "are not those of its last layer"),
-    "no bias": (lambda: nn.Linear(96, 3, bias=False), "no bias"),
-    "computed weights": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(96, 3)), "parametrized"),
-}
-
-
-@pytest.mark.parametrize("case", HEADS)
-def test_a_head_that_a_solution_does_not_fit_is_refused(case, loader):
-    make, words = HEADS[case]
-    model = new_model()
-    model.fc = make()
-    before = copied(model.state_dict())
-    with pytest.raises(ModelError, match=words):
-        initialize(model, loader, generator=None)
-    assert same(model.state_dict(), before)
-
-
-def test_the_last_linear_layer_of_what_a_user_put_in_the_heads_place_is_solved(loader):
-    model = new_model()
-    model.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(96, 3))
-    before = copied(model.state_dict())
-    initialize(model, loader, generator=None, head="solve")
-    assert not torch.equal(model.fc[1].weight, before["fc.1.weight"])
-    images, labels = loader.dataset.tensors
-    assert (model.eval()(images).argmax(1) == labels).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(("in_chans", "size"), [(1, 32), (4, 32), (6, 48)])
