@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -169,7 +170,7 @@ class InitReport:
             f"{stages}; seed {self.seed}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
-        table.add_column("candidate")
+        table.add_column("candidate", overflow="fold")
         for heading in ("left-out loss", "+-", "left-out accuracy %", "chosen"):
             table.add_column(heading, justify="right")
         for c in self.candidates:
@@ -181,6 +182,12 @@ class InitReport:
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        """Plain text, in ASCII but for the user's own names, whatever it is printed on."""
+        out = io.StringIO()
+        console = Console(
+            file=out, width=100, force_jupyter=False, force_terminal=False, color_system=None, emoji=False
+        )
+        table = self.__rich__()
+        table.box = box.ASCII
+        console.print(table)
+        return out.getvalue().rstrip()
