@@ -21,6 +21,7 @@ from d2nwg_init.saved_model import save_model
 from d2nwg_init.select import OWN
 from d2nwg_init.undo import Undo
 from pretrained_generators.nearest_datasets import FAR, Neighbour
+from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import D2NWGError, ModelError
 
 SCHEMA = 3  # of the JSON
@@ -84,15 +85,17 @@ class InitReport:
         undo()
 
     def save(self, folder: str | Path) -> None:
-        """Write the model, as it is now, and this report: see `save_model`. timm loads it, head included, by
+        """Write the model, as it is now, and then this report: see `save_model`. timm loads it, head included, by
         create_model("local-dir:FOLDER", pretrained=True).
 
         Raises:
             ModelError: this report has let go of the model, or timm cannot describe it or would make another of
                 the description.
         """
-        texts = {"report.json": self.to_json(), "report.html": self.to_html()}
-        save_model(self._with_model().model, Path(folder), self.image_shape, texts)
+        folder = Path(folder)
+        save_model(self._with_model().model, folder, self.image_shape)
+        write_text_atomically(folder / "report.json", self.to_json())
+        write_text_atomically(folder / "report.html", self.to_html())
 
     def _with_model(self) -> Undo:
         if self.undo is None:

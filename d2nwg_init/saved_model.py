@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -14,14 +14,14 @@ from torch import nn
 
 from d2nwg_init.torch_defaults import torch_defaults
 from zoo_builder.backbones import predict
-from zoo_builder.checkpoint import write_atomically, write_text_atomically
+from zoo_builder.checkpoint import write_atomically
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
 from zoo_builder.random_state import unchanged_random_state
 
 
-def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int], texts: Mapping[str, str]) -> None:
-    """Write `model` as it is now, and `texts` by file name. Each file is there whole or not at all.
+def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int]) -> None:
+    """Write `model` as it is now. Each file is there whole or not at all.
 
     A model of timm is loaded by timm.create_model("local-dir:FOLDER", pretrained=True), head included, and says that it
     is for images of `image_shape` (C, H, W); that of another library has no config.json, and its state dict is
@@ -35,8 +35,6 @@ def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int], texts
         _save_for_timm(model, folder, tuple(image_shape))
     else:
         write_atomically(folder / "model.safetensors", model.state_dict())
-    for name, text in texts.items():
-        write_text_atomically(folder / name, text)
 
 
 def _save_for_timm(model: nn.Module, folder: Path, image_shape: tuple[int, ...]) -> None:

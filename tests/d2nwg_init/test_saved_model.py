@@ -54,6 +54,14 @@ def test_the_report_is_beside_it(saved):
     assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors", "report.html", "report.json"]
 
 
+def test_a_page_that_cannot_be_drawn_does_not_cost_the_weights(model, loader, tmp_path, monkeypatch):
+    report = initialize(model, loader, generator=None)
+    monkeypatch.setattr("d2nwg_init.report.render_page", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.save(tmp_path)
+    assert same(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).state_dict(), model.state_dict())
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("name", "size", "args"), [("test_resnet", 32, {"in_chans": 1}), ("test_vit", 32, {})])
 def test_channels_and_image_size_are_kept(name, size, args, layout, tmp_path):
