@@ -31,7 +31,7 @@ def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int]) -> No
         ModelError: timm cannot describe the model, or would make another of its description.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if getattr(model, "pretrained_cfg", None):
+    if getattr(model, "pretrained_cfg", None) and hasattr(model, "get_classifier"):  # others may have a cfg, too
         _save_for_timm(model, folder, tuple(image_shape))
     else:
         write_atomically(folder / "model.safetensors", model.state_dict())

@@ -135,6 +135,24 @@ def test_a_model_of_torchvision_is_its_state_dict(tmp_path, loader):
     assert not (tmp_path / "config.json").exists()
 
 
+class Own(torch.nn.Module):
+    """A user's class around a model of timm."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = new_model()
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def test_a_class_of_ones_own_with_timms_config_is_its_state_dict(tmp_path, loader):
+    model = Own()
+    model.pretrained_cfg = model.model.pretrained_cfg
+    initialize(model, loader, generator=None, refining_steps=0).save(tmp_path)
+    assert same(load_file(tmp_path / "model.safetensors"), model.state_dict())
+
+
 def test_saving_again_replaces_and_leaves_other_files(saved, model, loader):
     (saved / "notes.txt").write_text("mine")
     report = initialize(model, loader, generator=None)
