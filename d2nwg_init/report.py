@@ -90,7 +90,7 @@ class InitReport:
 
         Raises:
             ModelError: this report has let go of the model, or timm cannot describe it or would make another of
-                the description.
+                the description, or its state holds more than tensors.
         """
         folder = Path(folder)
         save_model(self._with_model().model, folder, self.image_shape)

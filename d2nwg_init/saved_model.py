@@ -28,13 +28,19 @@ def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int]) -> No
     model.safetensors.
 
     Raises:
-        ModelError: timm cannot describe the model, or would make another of its description.
+        ModelError: timm cannot describe the model, or would make another of its description; the state of
+            another library's holds more than tensors.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if getattr(model, "pretrained_cfg", None) and hasattr(model, "get_classifier"):  # others may have a cfg, too
         _save_for_timm(model, folder, tuple(image_shape))
     else:
-        write_atomically(folder / "model.safetensors", model.state_dict())
+        state = model.state_dict()
+        if others := {name: type(v).__name__ for name, v in state.items() if not isinstance(v, torch.Tensor)}:
+            raise ModelError(
+                f"model.safetensors holds tensors alone, and the state of this {type(model).__name__} has {others}. "
+                "Use torch.save(model.state_dict(), path) instead."
+            )
+        write_atomically(folder / "model.safetensors", state)
 
 
 def _save_for_timm(model: nn.Module, folder: Path, image_shape: tuple[int, ...]) -> None:
@@ -44,6 +50,7 @@ def _save_for_timm(model: nn.Module, folder: Path, image_shape: tuple[int, ...])
     # Where the user put another layer in the head's place, timm still tells the number of classes of its own.
     head = find_classifier(plain)
     plain.num_classes = head.num_classes  # type: ignore[assignment]
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         try:
             if head.layer is not plain.get_classifier():  # type: ignore[operator]

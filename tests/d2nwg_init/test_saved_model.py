@@ -153,6 +153,21 @@ def test_a_class_of_ones_own_with_timms_config_is_its_state_dict(tmp_path, loade
     assert same(load_file(tmp_path / "model.safetensors"), model.state_dict())
 
 
+class WithExtraState(Own):
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_state_that_safetensors_cannot_hold_is_told_before_anything_is_written(tmp_path, loader):
+    report = initialize(WithExtraState(), loader, generator=None, refining_steps=0)
+    with pytest.raises(ModelError, match=r"'_extra_state': 'dict'.*torch\.save"):
+        report.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_saving_again_replaces_and_leaves_other_files(saved, model, loader):
     (saved / "notes.txt").write_text("mine")
     report = initialize(model, loader, generator=None)
