@@ -229,12 +229,13 @@ def _choose(candidates: Sequence[Candidate], by_loss: bool) -> Candidate:
 
 
 def _fresh_head(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """The tensors of a random classifier, by their names in the model, as torch begins such a layer."""
+    """The tensors of a random classifier, by all their names in the model, as torch begins such a layer."""
     classifier = find_classifier(model)
     layer = copy.deepcopy(classifier.layer).cpu()
     torch.default_generator.manual_seed(seed)  # the caller puts the random state back; that of no GPU is touched
     layer.reset_parameters()
-    return {f"{classifier.name}.{k}": v for k, v in layer.state_dict().items()}
+    names = [name for name, m in model.named_modules(remove_duplicate=False) if m is classifier.layer]
+    return {f"{name}.{k}": v for name in names for k, v in layer.state_dict().items()}
 
 
 def _score(candidate: Candidate) -> CandidateScore:

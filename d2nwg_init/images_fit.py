@@ -26,7 +26,7 @@ def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None
             logits = model(support.images[:2].to(parameter.device, parameter.dtype))
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError, AttributeError) as e:
+    except (RuntimeError, AssertionError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as e:
         _explain(model, support.images, e)
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, support.num_classes):
         came = f"{list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,6 +21,7 @@ from d2nwg_init.saved_model import save_model
 from d2nwg_init.select import OWN
 from d2nwg_init.undo import Undo
 from pretrained_generators.nearest_datasets import FAR, Neighbour
+from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import D2NWGError, ModelError
 
 SCHEMA = 3  # of the JSON
@@ -83,15 +85,17 @@ class InitReport:
         undo()
 
     def save(self, folder: str | Path) -> None:
-        """Write the model, as it is now, and this report: see `save_model`. timm loads it, head included, by
+        """Write the model, as it is now, and then this report: see `save_model`. timm loads it, head included, by
         create_model("local-dir:FOLDER", pretrained=True).
 
         Raises:
             ModelError: this report has let go of the model, or timm cannot describe it or would make another of
-                the description.
+                the description, or its state holds more than tensors.
         """
-        texts = {"report.json": self.to_json(), "report.html": self.to_html()}
-        save_model(self._with_model().model, Path(folder), self.image_shape, texts)
+        folder = Path(folder)
+        save_model(self._with_model().model, folder, self.image_shape)
+        write_text_atomically(folder / "report.json", self.to_json())
+        write_text_atomically(folder / "report.html", self.to_html())
 
     def _with_model(self) -> Undo:
         if self.undo is None:
@@ -169,7 +173,7 @@ class InitReport:
             f"{stages}; seed {self.seed}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
-        table.add_column("candidate")
+        table.add_column("candidate", overflow="fold")
         for heading in ("left-out loss", "+-", "left-out accuracy %", "chosen"):
             table.add_column(heading, justify="right")
         for c in self.candidates:
@@ -181,6 +185,12 @@ class InitReport:
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        """Plain text, in ASCII but for the user's own names, whatever it is printed on."""
+        out = io.StringIO()
+        console = Console(
+            file=out, width=100, force_jupyter=False, force_terminal=False, color_system=None, emoji=False
+        )
+        table = self.__rich__()
+        table.box = box.ASCII
+        console.print(table)
+        return out.getvalue().rstrip()

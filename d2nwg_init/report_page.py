@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrained_generators.svg import as_svg
+from pretrained_generators.svg import as_svg, default_style
 
 if TYPE_CHECKING:
     from d2nwg_init.report import InitReport
@@ -25,6 +25,7 @@ def render_page(report: InitReport) -> str:
     return template.render(report=report, plot=Markup(_draw_losses(report)))
 
 
+@default_style()
 def _draw_losses(report: InitReport) -> str:
     """The left-out loss of each candidate, with its standard error; the chosen one filled."""
     from matplotlib.figure import Figure

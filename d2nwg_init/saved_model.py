@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -14,29 +14,33 @@ from torch import nn
 
 from d2nwg_init.torch_defaults import torch_defaults
 from zoo_builder.backbones import predict
-from zoo_builder.checkpoint import write_atomically, write_text_atomically
+from zoo_builder.checkpoint import write_atomically
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
 from zoo_builder.random_state import unchanged_random_state
 
 
-def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int], texts: Mapping[str, str]) -> None:
-    """Write `model` as it is now, and `texts` by file name. Each file is there whole or not at all.
+def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int]) -> None:
+    """Write `model` as it is now. Each file is there whole or not at all.
 
     A model of timm is loaded by timm.create_model("local-dir:FOLDER", pretrained=True), head included, and says that it
     is for images of `image_shape` (C, H, W); that of another library has no config.json, and its state dict is
     model.safetensors.
 
     Raises:
-        ModelError: timm cannot describe the model, or would make another of its description.
+        ModelError: timm cannot describe the model, or would make another of its description; the state of
+            another library's holds more than tensors.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if getattr(model, "pretrained_cfg", None):
+    if getattr(model, "pretrained_cfg", None) and hasattr(model, "get_classifier"):  # others may have a cfg, too
         _save_for_timm(model, folder, tuple(image_shape))
     else:
-        write_atomically(folder / "model.safetensors", model.state_dict())
-    for name, text in texts.items():
-        write_text_atomically(folder / name, text)
+        state = model.state_dict()
+        if others := {name: type(v).__name__ for name, v in state.items() if not isinstance(v, torch.Tensor)}:
+            raise ModelError(
+                f"model.safetensors holds tensors alone, and the state of this {type(model).__name__} has {others}. "
+                "Use torch.save(model.state_dict(), path) instead."
+            )
+        write_atomically(folder / "model.safetensors", state)
 
 
 def _save_for_timm(model: nn.Module, folder: Path, image_shape: tuple[int, ...]) -> None:
@@ -46,6 +50,7 @@ def _save_for_timm(model: nn.Module, folder: Path, image_shape: tuple[int, ...])
     # Where the user put another layer in the head's place, timm still tells the number of classes of its own.
     head = find_classifier(plain)
     plain.num_classes = head.num_classes  # type: ignore[assignment]
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         try:
             if head.layer is not plain.get_classifier():  # type: ignore[operator]

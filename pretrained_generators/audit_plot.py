@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pretrained_generators.audit import Sighting
-from pretrained_generators.svg import svg_file
+from pretrained_generators.svg import default_style, svg_file
 
 
+@default_style()
 def draw_audit(sightings: Sequence[Sighting]) -> str:
     """An SVG of two panels: distances to the nearest training model, and overlap of wrong answers against accuracy."""
     from matplotlib.figure import Figure

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@contextmanager
+def default_style() -> Iterator[None]:
+    """To draw in as well as to save: the user's own rcParams may want LaTeX, say, and are theirs again afterwards."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", {"svg.hashsalt": "d2nwg-init", "svg.fonttype": "none"}]):
+        yield
+
+
+@default_style()
 def svg_file(figure: Figure) -> str:
     """A whole document."""
-    import matplotlib
-
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "d2nwg-init", "svg.fonttype": "none"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
 
 

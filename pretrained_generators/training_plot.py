@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pretrained_generators.svg import svg_file
+from pretrained_generators.svg import default_style, svg_file
 
 
+@default_style()
 def draw_training(losses: Sequence[Mapping], measured: Mapping[str, float], gates: Mapping[str, float]) -> str:
     """An SVG of a panel for each stage, from lines of `stage`, `step` and `loss`, and one of the gates that are in
     `measured`, each in units of what it must reach."""

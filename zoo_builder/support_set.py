@@ -239,7 +239,7 @@ def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[t
 
 def _hard_labels(targets: torch.Tensor, num_classes: int, notes: list[str]) -> torch.Tensor:
     """[N, K] shares of classes that sum to one -> the class with the largest."""
-    shares = targets.float()
+    shares = targets.to_dense().float()
     if targets.shape[1] != num_classes:
         raise DataError(f"Soft targets are [N, {targets.shape[1]}] and the model has {num_classes} classes.")
     if bool((shares < 0).any()) or not torch.allclose(shares.sum(1), shares.new_ones(len(shares)), atol=1e-2):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.results import ChoiceRow
 from d2nwg_init.benchmarks.sensitivity import AS_IT_IS, ROWS, ZOO_DATASETS
-from pretrained_generators.svg import as_svg
+from pretrained_generators.svg import as_svg, default_style
 from zoo_builder.checkpoint import write_text_atomically
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def by_zoo(rows: Sequence[ChoiceRow]) -> dict[int, str]:
     return {n: choice for choice, n in sorted(sizes.items(), key=lambda x: x[1]) if n < whole or choice == AS_IT_IS}
 
 
+@default_style()
 def draw_zoo(rows: Sequence[ChoiceRow]) -> Figure:
     """Test accuracy against the number of datasets in the zoo."""
     from matplotlib.figure import Figure

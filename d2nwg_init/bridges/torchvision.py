@@ -9,6 +9,7 @@ from typing import Any
 
 from d2nwg_init.bridges.dataset_classes import num_classes_of
 from d2nwg_init.hook import initialize
+from d2nwg_init.report import InitReport
 from d2nwg_init.undo import copied_state
 from zoo_builder.backbones import torchvision_classifiers
 from zoo_builder.errors import ModelError, nearest_names
@@ -46,6 +47,12 @@ def weights(
         model_args.setdefault("transform_input", True)  # as their builders do where weights are given
     model = torchvision.models.get_model(model_name, weights=None, num_classes=classes, **model_args)
     report = initialize(model, train_loader, **(init or {}))
+    return _member(model_name, copied_state(model), dataclasses.replace(report, undo=None))
+
+
+def _member(model_name: str, state: dict[str, Any], report: InitReport) -> Any:
+    import torchvision
+
     # A foreign class is refused by the builders, and a copy of a member would download its own weights.
     enum = torchvision.models.get_model_weights(model_name)
     default: Any = enum.DEFAULT.value  # type: ignore[attr-defined]
@@ -54,11 +61,12 @@ def weights(
     made._value_ = type(default)(
         url="",
         transforms=functools.partial(_preset, default.transforms, *report.image_shape[1:]),
-        meta={"categories": [str(i) for i in range(classes)], "min_size": report.image_shape[1:]},
+        meta={"categories": [str(i) for i in range(report.num_classes)], "min_size": report.image_shape[1:]},
     )
-    state = copied_state(model)
     made.get_state_dict = lambda *_, **__: state  # type: ignore[method-assign]
-    made.init_report = dataclasses.replace(report, undo=None)  # type: ignore[attr-defined]
+    made.init_report = report  # type: ignore[attr-defined]
+    # pickle would look its value up among the members
+    made.__reduce_ex__ = lambda _: (_member, (model_name, state, report))  # type: ignore[method-assign]
     return made
 
 

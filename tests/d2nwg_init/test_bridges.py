@@ -1,6 +1,7 @@
 """The drop-ins for pretrained=True, by the real timm and torchvision; nothing is downloaded."""
 
 import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -221,8 +222,10 @@ def test_a_block_without_a_pretrained_model_is_told(loader, init):
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "mnasnet0_5", "squeezenet1_1"])
 def test_torchvision_takes_our_weights_head_included(name, loader):
     weights = d2nwg_init.weights(name, loader)
-    model = torchvision.models.get_model(name, weights=weights)
+    again = pickle.loads(pickle.dumps(weights))
+    model = torchvision.models.get_model(name, weights=again)
     assert same(model.state_dict(), weights.get_state_dict())
+    assert (again.init_report, again.meta) == (weights.init_report, weights.meta)
     assert model.eval()(loader.dataset.dataset.tensors[0]).shape == (48, 3)
     assert weights.init_report.bundle is None
 

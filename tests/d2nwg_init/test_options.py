@@ -131,6 +131,14 @@ def test_fresh_gives_the_chosen_body_a_random_head_that_follows_the_seed(loader,
     assert models[0].fc.weight.abs().max() <= models[0].fc.in_features ** -0.5
 
 
+def test_fresh_is_the_head_of_a_model_that_has_it_by_two_names(loader):
+    model, plain = new_model(), new_model()
+    model.head = model.fc
+    for m in (model, plain):
+        initialize(m, loader, generator=None, refining_steps=0, head="fresh")
+    assert torch.equal(model.fc.weight, plain.fc.weight)
+
+
 def test_generated_heads_are_refused_with_what_to_do(model, loader, bundle):
     with pytest.raises(BundleError, match="head='solve'"):
         initialize(model, loader, generator=bundle, head="generate")

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -79,7 +80,7 @@ def test_json_of_a_discarded_candidate_is_json():
 
 def test_print_shows_what_was_tried_and_marks_the_chosen():
     text = str(report())
-    table = [line for line in text.splitlines() if "│" in line]
+    table = [line for line in text.splitlines() if line.startswith("|")]
     (chosen,) = (line for line in table if "<-" in line)
     for words in ("generated_0", "0.432", "0.020", "91.7"):
         assert words in chosen
@@ -125,13 +126,27 @@ def test_markup_in_names_is_printed_as_it_is(name):
     assert f"from {name})" in plain
     assert f"because of {name}!" in plain
     assert f"zoo: {name} 1.00" in plain
-    assert f"│ {name} " in plain
+    assert f"| {name} " in plain
 
 
-def test_rich_and_str_print_the_same():
+def test_rich_and_str_print_the_same_words():
     console = Console(file=io.StringIO(), width=100)
     console.print(report())
-    assert console.file.getvalue().rstrip() == str(report())
+    rich, plain = (re.findall(r"[\w.%]+", text) for text in (console.file.getvalue(), str(report())))
+    assert rich == plain
+
+
+@pytest.mark.parametrize("environment", ["a notebook", "FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_str_is_plain_ascii_wherever_it_is_printed(environment, monkeypatch, capsys):
+    expected = str(report())
+    monkeypatch.setenv(environment, "1")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: environment == "a notebook")
+    text = str(report(candidates=(*report().candidates, CandidateScore(":bee:" * 30, "generated", 1.0, 0.1, 50.0))))
+    assert text.isascii()
+    assert text.replace("\n", "").isprintable()
+    assert str(report()) == expected
+    assert "generated_0" in expected
+    assert capsys.readouterr() == ("", "")
 
 
 def test_without_a_bundle_the_report_says_where_the_weights_are_from():

@@ -7,12 +7,18 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
 from d2nwg_init import CandidateScore, initialize
+from d2nwg_init.benchmarks.generator.plot import draw_compression
+from pretrained_generators.audit import Sighting
+from pretrained_generators.audit_plot import draw_audit
 from pretrained_generators.nearest_datasets import Neighbour
+from pretrained_generators.svg import as_svg
+from pretrained_generators.training_plot import draw_training
 from tests.d2nwg_init.test_report import NAN, report
 
 
@@ -104,6 +110,24 @@ def test_plots_are_drawn_where_they_are_asked_for_alone():
     code = "import d2nwg_init.report_page, sys; print('matplotlib' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: report().to_html(),
+        lambda: draw_training([{"stage": "vae", "step": 1, "loss": 2.0}], {"gain": 1.0}, {"gain": 0.5}),
+        lambda: draw_audit([Sighting("birds", "generated", 1.0, 0.2, 50.0)]),
+        lambda: as_svg(draw_compression([{"codec": "vae", "compression": 9.0, "value": 0.8}], 0.9)),
+    ],
+)
+def test_plots_do_not_follow_the_users_own_settings_of_matplotlib(draw):
+    """They may ask for what is not there, as LaTeX, or for colours that the page has not."""
+    expected = draw()
+    mine = {"text.usetex": True, "axes.facecolor": "red", "axes.labelsize": 40, "svg.fonttype": "path"}
+    with matplotlib.rc_context(mine):
+        assert draw() == expected
+        assert {key: matplotlib.rcParams[key] for key in mine} == mine
 
 
 def browser(tmp_path, page, *options):

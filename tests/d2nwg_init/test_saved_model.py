@@ -54,6 +54,14 @@ def test_the_report_is_beside_it(saved):
     assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors", "report.html", "report.json"]
 
 
+def test_a_page_that_cannot_be_drawn_does_not_cost_the_weights(model, loader, tmp_path, monkeypatch):
+    report = initialize(model, loader, generator=None)
+    monkeypatch.setattr("d2nwg_init.report.render_page", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.save(tmp_path)
+    assert same(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).state_dict(), model.state_dict())
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("name", "size", "args"), [("test_resnet", 32, {"in_chans": 1}), ("test_vit", 32, {})])
 def test_channels_and_image_size_are_kept(name, size, args, layout, tmp_path):
@@ -125,6 +133,39 @@ def test_a_model_of_torchvision_is_its_state_dict(tmp_path, loader):
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert same(again.state_dict(), model.state_dict())
     assert not (tmp_path / "config.json").exists()
+
+
+class Own(torch.nn.Module):
+    """A user's class around a model of timm."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = new_model()
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def test_a_class_of_ones_own_with_timms_config_is_its_state_dict(tmp_path, loader):
+    model = Own()
+    model.pretrained_cfg = model.model.pretrained_cfg
+    initialize(model, loader, generator=None, refining_steps=0).save(tmp_path)
+    assert same(load_file(tmp_path / "model.safetensors"), model.state_dict())
+
+
+class WithExtraState(Own):
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_state_that_safetensors_cannot_hold_is_told_before_anything_is_written(tmp_path, loader):
+    report = initialize(WithExtraState(), loader, generator=None, refining_steps=0)
+    with pytest.raises(ModelError, match=r"'_extra_state': 'dict'.*torch\.save"):
+        report.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_saving_again_replaces_and_leaves_other_files(saved, model, loader):

@@ -133,6 +133,8 @@ class Wrapped(torch.nn.Module):
             lambda: Wrapped(lambda model, x: model(x, x)),
             r"Wrapped fails on two images of 3x32x32.*TypeError.*model\(images\)",
         ),
+        (lambda: Wrapped(lambda model, x: {}["logits"]), "Wrapped fails on two images.*KeyError: 'logits'"),
+        (lambda: Wrapped(lambda model, x: model(x) / (1 // 0)), "Wrapped fails on two images.*ZeroDivisionError"),
     ],
 )
 def test_a_model_that_fails_is_not_told_as_images_of_a_wrong_size(make, words):

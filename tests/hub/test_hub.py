@@ -343,7 +343,7 @@ def test_lists_what_is_cached_and_what_the_hub_has(hub, client, pushed, folder, 
 
 def test_a_saved_model_is_loaded_by_timm_from_the_hub_head_included(hub, client, tmp_path):
     model = new_model(classes=3)
-    save_model(model, tmp_path / "saved", (3, 64, 64), {"report.json": "{}"})
+    save_model(model, tmp_path / "saved", (3, 64, 64))
     client(push_model, tmp_path / "saved", "org/flowers", token=TOKEN)
     assert client(timm_model, "org/flowers") == digest(model)
 

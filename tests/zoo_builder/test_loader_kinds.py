@@ -238,9 +238,11 @@ def test_labels_in_a_column_are_labels():
 def test_one_hot_targets_are_labels():
     x, y = torch.rand(6, 3, 2, 2), torch.arange(6) % 3
     for dtype in (torch.float32, torch.float16, torch.int64):
-        support = read_support_set([(x, torch.nn.functional.one_hot(y).to(dtype))], 6, 3)
-        assert torch.equal(support.labels, y)
-        assert support.notes == ()
+        targets = torch.nn.functional.one_hot(y).to(dtype)
+        for form in (targets, targets.to_sparse()):
+            support = read_support_set([(x, form)], 6, 3)
+            assert torch.equal(support.labels, y)
+            assert support.notes == ()
 
 
 def test_datasets_of_hugging_face():

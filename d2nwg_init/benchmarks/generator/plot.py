@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pretrained_generators.svg import default_style
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -16,6 +18,7 @@ LABELS = {
 }
 
 
+@default_style()
 def draw_compression(rows: Sequence[dict], gate: float) -> Figure:
     """Share of the gain that is left on entries kept out of all fitting, against compression, by codec."""
     from matplotlib.figure import Figure

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from d2nwg_init.benchmarks.transfer.tables import Part, in_order, label, means, selected
+from pretrained_generators.svg import default_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ DRAWN = (
 WIDTH = 0.8  # of the bars of one dataset together
 
 
+@default_style()
 def draw_curves(part: Part) -> Figure | None:
     """Mean test accuracy over datasets: against steps, and against seconds from the loader on. None where nothing was
     trained."""
@@ -46,6 +48,7 @@ def draw_curves(part: Part) -> Figure | None:
     return figure
 
 
+@default_style()
 def draw_wins(part: Part, methods: Sequence[str], rival: str = "solved", at: str = "step/0") -> Figure | None:
     """Difference to the rival on each dataset, with the one-sided intervals; filled where it is a win or a loss. None
     where nothing was compared."""
