@@ -199,10 +199,19 @@ def finish(folder: Path, out: Path, bundle: BundleConfig) -> BundleConfig:
 def write_log(folder: Path, out: Path, measured: Mapping[str, float]) -> None:
     """metrics.jsonl, the stages' losses and what was measured in the end, and training.svg, drawn from it."""
     logs = [(folder / f"{stage}.jsonl") for stage in STAGES]
-    lines = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
+    lines = [line for log in logs if log.exists() for line in log.read_text().splitlines() if _is_json(line)]
     text = "".join(f"{line}\n" for line in (*lines, json.dumps({"stage": "measured", **measured})))
     write_text_atomically(out / "metrics.jsonl", text)
     write_text_atomically(out / PLOT, draw_training([json.loads(line) for line in lines], measured, GATES))
+
+
+def _is_json(line: str) -> bool:
+    """A loss of power may have cut a line, and the next one been written on to it."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _seen_through(entries: list[ZooEntry]) -> set[tuple[str, str]]:
