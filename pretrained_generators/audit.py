@@ -17,7 +17,7 @@ LEVEL = 0.005  # one-sided: of models no nearer than others one audit in two hun
 FOUND = {
     True: "Copying or interpolating: generated models lie nearer",
     False: "No copying found: generated models lie no nearer",
-    None: "Too few models to tell whether it copies: of so few, even copies could by chance lie nearer",
+    None: "Too few tasks were held back to tell whether it copies: of so few, even copies could by chance lie nearer",
 }
 GENERATED = ("generated", "generated_shuffled", "generated_null")  # for a task, for another one's images, for none
 TRAINED = ("held_out", "training")  # what the others are seen beside: models of the zoo, kept back or learnt from
@@ -25,8 +25,9 @@ TRAINED = ("held_out", "training")  # what the others are seen beside: models of
 
 @dataclass(frozen=True)
 class Sighting:
-    """One model under audit, for one dataset."""
+    """One model under audit, for one task."""
 
+    task: str  # id of the zoo's entry of it
     dataset: str
     method: str
     distance: float  # to the nearest training model, over the mean norm of training deltas
@@ -36,12 +37,12 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Verdict:
-    distance_z: float  # Mann-Whitney: generated against held-out models, distances to the nearest training model
+    distance_z: float  # Mann-Whitney: generated against held-out models, mean distances of each task
     distance_p: float  # that generated models are no nearer, one-sided
     condition_drop: float | None  # points that another dataset's condition costs; None where there is no other
     null_drop: float  # points that it costs to have none
     beaten_by: tuple[str, ...]  # simpler methods that are as accurate in the mean
-    copies: bool | None  # None: too few models to tell, however near they lie
+    copies: bool | None  # None: too few tasks to tell, however near they lie
 
     def __str__(self) -> str:
         drop = self.condition_drop
@@ -83,7 +84,7 @@ def judge(sightings: Sequence[Sighting]) -> Verdict:
     for s in sightings:
         by_method.setdefault(s.method, []).append(s)
     accuracy = {m: sum(s.accuracy for s in found) / len(found) for m, found in by_method.items()}
-    made, held_out = ([s.distance for s in by_method[m]] for m in ("generated", "held_out"))
+    made, held_out = (_distances(by_method[m]) for m in ("generated", "held_out"))
     z, p = mann_whitney(made, held_out)
     enough = 1 / math.comb(len(made) + len(held_out), len(made)) <= LEVEL  # if all were nearer than any other
     shuffled = accuracy.get("generated_shuffled")
@@ -96,6 +97,14 @@ def judge(sightings: Sequence[Sighting]) -> Verdict:
         beaten_by=tuple(m for m in simpler if accuracy[m] >= accuracy["generated"]),
         copies=p <= LEVEL if enough else None,
     )
+
+
+def _distances(sightings: Sequence[Sighting]) -> list[float]:
+    """The mean of each task: its samples are alike, and to a rank test they would be as many tasks."""
+    by_task: dict[str, list[float]] = {}
+    for s in sightings:
+        by_task.setdefault(s.task, []).append(s.distance)
+    return [sum(found) / len(found) for found in by_task.values()]
 
 
 def gaussian(known: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

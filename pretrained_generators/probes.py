@@ -76,7 +76,7 @@ def worth_of(
         if not torch.isfinite(features).all():
             return features.new_tensor([torch.inf, 0.0])
         logits = solve_head(features, labels, num_classes).left_out_logits
-        loss = F.cross_entropy(logits, labels) / math.log(num_classes)
+        loss = F.cross_entropy(logits, labels) / math.log(max(num_classes, 2))  # of one class the loss is 0
         return torch.stack([loss, (logits.argmax(1) == labels).float().mean()])
 
     fit = fit_batchnorm(base, images, batchnorm)

@@ -74,7 +74,7 @@ class WeightLayout:
         """Parameters of a module in its own order; tied ones once, buffers never.
 
         Args:
-            chunk: numbers in a chunk, for the vectorisations "chunk" and "layer-chunk".
+            chunk: numbers in a chunk, for the vectorisations "chunk" and "layer-chunk"; at most what there is to cut.
             vectorisation: the paper's model-wise (one chunk holds all), layer-wise (a chunk a layer, as long as the
                 longest) and chunk-wise; "layer-chunk" cuts each layer for itself.
             scope: "all"; "body", all but the classifier, if there is one; "head", the classifier; "norm", the
@@ -96,8 +96,8 @@ class WeightLayout:
         if rank:
             blocks = tuple(_reduced(block, rank) for block in blocks)
         layout = cls(blocks, 1, by_layer=vectorisation.startswith("layer"))
-        lengths = {"model": sum(layout.layer_sizes.values()), "layer": max(layout.layer_sizes.values())}
-        chunk = lengths.get(vectorisation, chunk)
+        longest = (max if layout.by_layer else sum)(layout.layer_sizes.values())
+        chunk = min(chunk, longest) if vectorisation.endswith("chunk") else longest
         if chunk < 1:
             raise RecipeError(f"a chunk must hold 1 number or more, got {chunk}.")
         return replace(layout, chunk=chunk)

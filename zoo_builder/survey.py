@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,9 +102,10 @@ def _survey(
 
 
 def load_unchanged(
-    sources: dict[str, SourceRecord], data_dir: Path, size: int, download: bool, name: str
+    sources: Mapping[str, SourceRecord], data_dir: Path, size: int, download: bool, name: str
 ) -> ImageDataset:
-    """
+    """A dataset that is in `sources` as it was, any other as it is.
+
     Raises:
         DataError: the dataset is not what it was when the zoo was begun.
     """
@@ -115,8 +116,8 @@ def load_unchanged(
     return dataset
 
 
-def _check_unchanged(name: str, sha256: str, sources: dict[str, SourceRecord]) -> None:
-    if sha256 != sources[name].sha256:
+def _check_unchanged(name: str, sha256: str, sources: Mapping[str, SourceRecord]) -> None:
+    if name in sources and sha256 != sources[name].sha256:
         raise DataError(
-            f"The dataset {name!r} has changed since this zoo was begun. Put it back, or take another --out."
+            f"The dataset {name!r} has changed since this zoo was begun. Put it back, or build another zoo."
         )

@@ -92,6 +92,7 @@ def _audit_entry(
 
     def seen(method: str, flat: torch.Tensor, w: torch.Tensor, others: Sequence[int]) -> Sighting:
         return Sighting(
+            entry.id,
             entry.task.datasets[0],
             method,
             nearest_distance(flat, known[others]),

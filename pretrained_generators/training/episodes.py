@@ -6,15 +6,17 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
-from zoo_builder.datasets import load_dataset
 from zoo_builder.domain_images import SharedImages
 from zoo_builder.domains import DOMAINS, apply_domain
 from zoo_builder.errors import DataError, RecipeError, nearest_names
 from zoo_builder.objectives import draw_episode
+from zoo_builder.sources import SourceRecord
+from zoo_builder.survey import load_unchanged
 from zoo_builder.tasks import Training
 
 
@@ -36,18 +38,19 @@ class EpisodeSource:
     def __init__(
         self, datasets: Sequence[str], data_dir: Path, size: int, folder: Path, domains: Sequence[str],
         shares: Mapping[str, float], without: Collection[tuple[str, str]] = (),
+        sources: Mapping[str, SourceRecord] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """`shares`: the part of all episodes that a dataset has; the others share what is left alike. `without`: pairs
-        of a dataset and a domain that it is not seen through; it must have others.
+        of a dataset and a domain that it is not seen through; it must have others. `sources`: what the zoo remembers.
 
         Raises:
             RecipeError: as `probabilities`.
-            DataError: a dataset is not in `data_dir`.
+            DataError: a dataset is not in `data_dir`, or is not what the zoo was built from.
         """
         self.names = list(datasets)
         self.domains = {name: [d for d in domains if (name, d) not in without] for name in datasets}
         self.probabilities = probabilities(datasets, domains, shares)
-        shared = SharedImages(folder, size, functools.partial(load_dataset, data_dir=data_dir, size=size))
+        shared = SharedImages(folder, size, functools.partial(load_unchanged, sources, data_dir, size, False))
         self.parts = {name: shared.read(name)[:2] for name in datasets}
         self.members = {name: _members(np.asarray(y)) for name, (_, y) in self.parts.items()}
         for name, members in self.members.items():

@@ -21,6 +21,17 @@ from zoo_builder.progress import progress_bar
 CHECKPOINT_EVERY = 50  # steps
 
 
+def _files(name: str, folder: Path) -> list[Path]:
+    """Of a stage: its result, what it resumes from, its log."""
+    return [folder / f"{name}.{end}" for end in ("safetensors", "resume", "jsonl")]
+
+
+def has_begun(name: str, folder: Path) -> bool:
+    """Whether `train_stage` reads the weights that it goes on from, whatever they are before."""
+    done, state, _ = _files(name, folder)
+    return done.exists() or state.exists()
+
+
 def train_stage(
     name: str,
     module: nn.Module,
@@ -38,7 +49,7 @@ def train_stage(
     Raises:
         RecipeError: the loss, or its gradient, is not finite any more.
     """
-    done, state, log = (folder / f"{name}.{end}" for end in ("safetensors", "resume", "jsonl"))
+    done, state, log = _files(name, folder)
     finished = nn.ModuleDict({"module": module})
     if done.exists():
         finished.load_state_dict(read_tensors(done)[0])

@@ -16,6 +16,7 @@ from zoo_builder.errors import RecipeError
 from zoo_builder.recipe import parse_config
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=-(2**43), lt=2**44)]  # each step's is a million times as large, and torch takes 64 bits
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class GeneratorRecipe:
     plans: tuple[str, ...] = ("branch",)  # of the zoo recipe, whose entries to learn from
     probes: tuple[str, ...] = ()  # plans whose entries are tried on a dataset before anything is generated for it
     held_back: PositiveInt = 8  # entries kept out of training, to measure reconstruction on
-    seed: int = 0
+    seed: Seed = 0
     vae: VAEConfig = field(default_factory=VAEConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -44,6 +44,7 @@ from zoo_builder.backbones import load_body
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import dataset_names
 from zoo_builder.errors import DataError, RecipeError, ZooError
+from zoo_builder.sources import read_sources
 from zoo_builder.store import Zoo, ZooEntry, files_sha256
 
 STAGES = ("vae", "encoder", "diffusion", "functional")
@@ -65,9 +66,9 @@ def train_generator(
         RecipeError: `out` holds a bundle or a begun training of another kind, or the recipe is wrong, or trains end to
             end and there is no `data_dir`, or no entry is of the plans that probe, or all are, or none trained what is
             in scope, or a group of processes cannot share a batch alike, or a stage diverges.
-        DataError: a dataset of the zoo is not in `data_dir`. ZooError: an entry is not there that another went on from,
-            or the base is beyond half precision. BundleError: a name or licence that no bundle can tell, or more
-            entries and parameters; or `out` holds files that are no bundle's and would be replaced.
+        DataError: a dataset of the zoo is not in `data_dir`, or has changed since. ZooError: an entry is not there that
+            another went on from, or the base is beyond half precision. BundleError: a name or licence that no bundle
+            can tell, or more entries and parameters; or `out` holds files that are no bundle's and would be replaced.
     """
     check_recipe(recipe)
     replaced_bundle(out)
@@ -158,7 +159,9 @@ def train_generator(
     )
     if stage.steps and data_dir is not None:
         with tempfile.TemporaryDirectory() as images:
-            source = EpisodeSource(names, data_dir, zoo.size, Path(images), stage.domains, stage.shares, unseen)
+            source = EpisodeSource(
+                names, data_dir, zoo.size, Path(images), stage.domains, stage.shares, unseen, read_sources(zoo.path)
+            )
             train_functional(generator, source, stage, folder, recipe.seed)
     _round_to_half(generator.cpu())
 
@@ -199,10 +202,19 @@ def finish(folder: Path, out: Path, bundle: BundleConfig) -> BundleConfig:
 def write_log(folder: Path, out: Path, measured: Mapping[str, float]) -> None:
     """metrics.jsonl, the stages' losses and what was measured in the end, and training.svg, drawn from it."""
     logs = [(folder / f"{stage}.jsonl") for stage in STAGES]
-    lines = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
+    lines = [line for log in logs if log.exists() for line in log.read_text().splitlines() if _is_json(line)]
     text = "".join(f"{line}\n" for line in (*lines, json.dumps({"stage": "measured", **measured})))
     write_text_atomically(out / "metrics.jsonl", text)
     write_text_atomically(out / PLOT, draw_training([json.loads(line) for line in lines], measured, GATES))
+
+
+def _is_json(line: str) -> bool:
+    """A loss of power may have cut a line, and the next one been written on to it."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _seen_through(entries: list[ZooEntry]) -> set[tuple[str, str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pretrained_generators.training.loop import train_stage
+from pretrained_generators.training.loop import has_begun, train_stage
 from pretrained_generators.training.recipe import VAEStage
 from pretrained_generators.weight_vae import WeightVAE
 
@@ -21,7 +21,8 @@ def mix_entries(chunks: torch.Tensor, batch_size: int, generator: torch.Generato
 
 def train_vae(vae: WeightVAE, chunks: torch.Tensor, stage: VAEStage, folder: Path, seed: int) -> None:
     """Squared error in standardised space plus the KL term (Kingma & Welling 2014), relative to the zoo's variance."""
-    vae.start_at_svd(chunks)
+    if not has_begun("vae", folder):  # the SVD of a large zoo takes minutes, and what is read has replaced it
+        vae.start_at_svd(chunks)
     unit = (chunks - chunks.mean(0)).square().mean()
     known = torch.cat([chunks, torch.zeros_like(chunks[:1])])  # and the base; between it and an entry lie weaker ones
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,10 +46,12 @@ def test_rank_test_is_low_where_the_first_are_nearer_and_agrees_with_its_mirror(
 
 
 def sightings(generated, held_out, mean=50.0):
-    made = [Sighting("d", "generated", d, 0.5, 80.0) for d in generated]
-    made += [Sighting("d", "held_out", d, 0.5, 90.0) for d in held_out]
-    made += [Sighting("d", "generated_shuffled", 1.0, 0.5, 75.0), Sighting("d", "generated_null", 1.0, 0.5, 72.0)]
-    return [*made, Sighting("d", "zoo_mean", 1.0, 0.5, mean), Sighting("d", "training", 0.1, 0.5, 99.0)]
+    """Distances of models, each of a task of its own."""
+    made = [Sighting(str(i), "d", "generated", d, 0.5, 80.0) for i, d in enumerate(generated)]
+    made += [Sighting(str(i), "d", "held_out", d, 0.5, 90.0) for i, d in enumerate(held_out)]
+    others = {"generated_shuffled": (1.0, 75.0), "generated_null": (1.0, 72.0), "zoo_mean": (1.0, mean)}
+    others["training"] = (0.1, 99.0)
+    return [*made, *(Sighting("0", "d", m, distance, 0.5, a) for m, (distance, a) in others.items())]
 
 
 def test_verdict_tells_copies_from_models_of_their_own():
@@ -61,6 +64,18 @@ def test_verdict_tells_copies_from_models_of_their_own():
     assert (honest.condition_drop, honest.null_drop) == (5, 8)
     assert (copying.beaten_by, honest.beaten_by) == ((), ("zoo_mean",))
     assert "zoo_mean" in str(honest)
+
+
+def test_more_samples_of_a_task_are_no_more_evidence():
+    apart, near = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], [0.1, 0.2, 0.3, 0.4, 0.45, 0.48]
+    for tasks in (2, 6):
+        found = sightings(near[:tasks], apart[:tasks])
+        again = judge(found + 9 * [s for s in found if s.method == "generated"])
+        assert again == judge(found)
+        assert again.copies is (None if tasks == 2 else True)
+    mixed = sightings([0.1] * 6 + [2.0] * 6, apart)
+    mixed = [replace(s, task=str(int(s.task) % 6)) for s in mixed]  # one sample of each task is near
+    assert judge(mixed).copies is False
 
 
 @pytest.mark.parametrize(("generated", "held_out", "copies"), [(2, 1, None), (4, 4, None), (8, 4, True), (16, 8, True)])
@@ -103,6 +118,7 @@ def test_every_method_is_seen_on_every_task_that_was_held_back(trained):
     found = audit_zoo(load_bundle(bundle), zoo, samples=3)
     config = load_bundle(bundle).config
     assert set(config.learnt) | set(config.kept_back) == {e.id for e in zoo.entries()}
+    assert {s.task for s in found} == set(config.kept_back)
     counts = {m: sum(s.method == m for s in found) for m in {s.method for s in found}}
     assert counts["generated"] == counts["generated_null"] == 3 * RECIPE.held_back
     assert counts["gaussian"] == counts["noise_on_nearest_0.3"] == 3 * RECIPE.held_back

@@ -1,6 +1,7 @@
 """Training end to end: on what generated weights are worth."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from tests.pretrained_generators.small import (
     random_generator,
     same,
 )
+from zoo_builder.datasets import load_dataset
 from zoo_builder.errors import DataError, RecipeError
+from zoo_builder.sources import SourceRecord
 
 STAGE = FunctionalStage(steps=6, batch_size=16, episodes=2, domains=("plain", "invert"), shares={"blobs": 0.9})
 
@@ -47,6 +50,15 @@ def test_a_dataset_is_not_seen_through_a_domain_that_was_held_back(data_dir, tmp
         drawn.probabilities = np.array([1.0, 0.0])  # nothing but blobs
         seen = [s.draw(30, np.random.default_rng(3)).images for s in (drawn, alone)]
         assert torch.equal(*seen)
+
+
+def test_images_are_those_that_the_zoo_remembers(data_dir, tmp_path):
+    sources = {"blobs": SourceRecord("MIT", "", load_dataset("blobs", data_dir).sha256, 0)}  # and no stripes
+    drawn = functools.partial(EpisodeSource, ["blobs", "stripes"], data_dir, SIZE, tmp_path, ("plain",), {}, ())
+    drawn(sources)
+    other = dataclasses.replace(sources["blobs"], sha256="0" * 64)
+    with pytest.raises(DataError, match=r"'blobs' has changed since this zoo was begun\. Put it back"):
+        EpisodeSource(["blobs"], data_dir, SIZE, tmp_path / "other", ("plain",), {}, (), {"blobs": other})
 
 
 def test_shares_are_kept(data_dir, tmp_path):

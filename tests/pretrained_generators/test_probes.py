@@ -33,6 +33,13 @@ def test_worth_is_of_the_base_and_then_the_change_by_each_delta():
     assert others[3] < -0.4
 
 
+def test_of_one_class_nothing_can_be_worth_more():
+    generator = random_generator()
+    images, labels = labelled_images(12, 1)
+    worth = worth_of(generator.base, deltas(generator), images, labels, 1, "rescaled")
+    assert worth.tolist() == [[0, 1], [0, 0], [0, 0]]
+
+
 def test_trying_leaves_the_base_as_it_was():
     generator = random_generator()
     images, labels = labelled_images(40, 2)

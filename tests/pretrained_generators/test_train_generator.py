@@ -11,7 +11,7 @@ from pretrained_generators.training import loop
 from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.gates import GATES
-from pretrained_generators.training.train import train_generator
+from pretrained_generators.training.train import train_generator, write_log
 from pretrained_generators.training_plot import draw_training
 from tests.pretrained_generators.small import (
     RECIPE,
@@ -197,6 +197,14 @@ def test_what_was_killed_at_its_very_end_is_finished_to_equal_files(killed_in, p
     assert (tmp_path / "training").exists()
     assert train_generator(zoo, RECIPE, tmp_path) == load_bundle(tmp_path).config
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def test_lines_of_a_log_that_were_cut_are_left_out(tmp_path):
+    lines = [json.dumps({"stage": "vae", "step": step, "loss": 1.5}) + "\n" for step in (1, 2, 3)]
+    (tmp_path / "vae.jsonl").write_text(lines[0] + lines[1][:20] + lines[1] + lines[2] + lines[2][:-4])
+    write_log(tmp_path, tmp_path, {})
+    kept = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert kept == [lines[0], lines[2], '{"stage": "measured"}\n']
 
 
 def begin(zoo, out, monkeypatch):

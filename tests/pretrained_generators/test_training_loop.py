@@ -85,6 +85,11 @@ def test_another_seed_trains_other_weights(tmp_path):
     assert not same(first.state_dict(), second.state_dict())
 
 
+@pytest.mark.parametrize("seed", [-(2**43), 2**44 - 1])
+def test_the_outermost_seeds_of_a_recipe_train(seed, tmp_path):
+    trained(tmp_path, seed=seed)
+
+
 def test_training_does_not_use_the_global_random_state(tmp_path):
     module = new_module()
     before = torch.get_rng_state()

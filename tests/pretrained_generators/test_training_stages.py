@@ -7,13 +7,14 @@ import torch
 
 from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.latent_diffusion import DiffusionConfig, LatentDiffusion
+from pretrained_generators.training import loop
 from pretrained_generators.training.diffusion import train_diffusion
 from pretrained_generators.training.encoder import train_encoder
 from pretrained_generators.training.recipe import DiffusionStage, EncoderStage, VAEStage
 from pretrained_generators.training.vae import encode_all, mix_entries, train_vae
 from pretrained_generators.training.zoo_data import ZooData
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
-from tests.pretrained_generators.small import seeded
+from tests.pretrained_generators.small import interrupted_stage, same, seeded
 
 SUPPORTS = EncoderStage(steps=60, batch_size=8, learning_rate=3e-3, shots=4)
 
@@ -43,6 +44,26 @@ def test_vae_keeps_what_the_svd_start_already_rebuilds(tmp_path):
     assert latents.shape == (8, 2, 7)
     error = (vae.decode(latents) - data.chunks).square().mean() / (data.chunks - data.chunks.mean(0)).square().mean()
     assert error < 0.05
+
+
+def test_vae_that_has_begun_goes_on_to_equal_bits_without_another_svd(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
+    chunks, stage = zoo_data().chunks, VAEStage(steps=8, batch_size=8)
+
+    def trained(folder):
+        torch.manual_seed(0)
+        vae = WeightVAE(2, 20, VAEConfig(latent=7, width=16, depth=1, heads=2))
+        train_vae(vae, chunks, stage, folder, 0)
+        return vae.state_dict()
+
+    whole = trained(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("pretrained_generators.training.vae.train_stage", interrupted_stage)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "parts")
+    monkeypatch.setattr(WeightVAE, "start_at_svd", None)
+    assert same(trained(tmp_path / "parts"), whole)  # from a checkpoint
+    assert same(trained(tmp_path / "parts"), whole)  # from the result
 
 
 def test_vae_of_a_place_of_which_few_weights_ever_change_stays_finite(tmp_path):

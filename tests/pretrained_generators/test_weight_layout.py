@@ -90,6 +90,12 @@ def test_vectorisations_cut_where_they_say():
     }
 
 
+def test_no_chunk_is_longer_than_what_is_cut():
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))  # layers of 8 and 3 numbers
+    for whole, cut in (("model", "chunk"), ("layer", "layer-chunk")):
+        assert WeightLayout.of(model, 10**6, cut) == WeightLayout.of(model, vectorisation=whole)
+
+
 @pytest.mark.parametrize("vectorisation", VECTORISATIONS)
 def test_gradients_go_through_to_the_chunks(vectorisation):
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))

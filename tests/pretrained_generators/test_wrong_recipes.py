@@ -42,6 +42,7 @@ WRONG = {
     "scope": ({"scope": "norms"}, "unknown scope 'norms'; did you mean 'norm'"),
     "scope of the head": ({"scope": "head"}, "scope: 'head' has a head.* Take 'all', 'norm'"),
     "scope with the head": ({"scope": "head+norm"}, r"scope: 'head\+norm' has a head"),
+    "seed": ({"seed": 2**44}, "seed: .* got 17592186044416"),
     "chunk": ({"chunk": 0}, "a chunk must hold 1 number or more"),
 }
 
