@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.statistics import Difference, paired_bootstrap, steps_to_target, with_verdicts
+from d2nwg_init.benchmarks.transfer.tables import commits as commits_of
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import RecipeError
 
 Found = Mapping[Cell, Measured]
-Which = tuple[int | None, str, str]  # shots, method and dataset: rows that are replaced together
+Which = tuple[int | None, str, str]  # shots, method and dataset
+Side = tuple[Which, str]  # and the condition
+KEYS = ("dataset", "method", "seed", "metric", "step", "epoch", "condition", "shots", "sample", "target", "sigma")
 POINTS = ("step/0", "step/10", "step/30", "step/100", "epoch/1", "epoch/10")
 TARGETS = {"pretrained_epoch1": "pretrained", "solved_epoch1": "solved"}
 RIVALS = ("solved", "pretrained", "refined", "no_generator")  # what every row is compared with
@@ -165,50 +168,76 @@ def _correct(found: Found, key: Key, dataset: str, at: str) -> dict[int, np.ndar
 
 
 def merge_report(
-    file: Path, header: Mapping[str, object], rows: Sequence[TransferRow], comparisons: Sequence[Comparison]
+    file: Path, header: Mapping[str, Any], rows: Sequence[TransferRow], comparisons: Sequence[Comparison]
 ) -> dict:
-    """The object of transfer.json: that of `file`, in which the rows of this subject and split are replaced that have
-    the same method, dataset and number of shots; of another bundle of its name those of all methods and datasets. A
-    comparison goes where either side was measured otherwise. Each run keeps a header of its own."""
+    """The object of transfer.json: that of `file`, in which what this run measured is replaced. Of the same subject,
+    split, method, dataset, number of shots and condition, rows that it did not measure stay if all that it measured
+    again is as it was; of another bundle of its name nothing stays. A comparison goes where either side was measured
+    otherwise. Each run keeps a header of its own."""
     subject, split = rows[0].bundle, rows[0].split
     shots, methods = (list(dict.fromkeys(getattr(r, name) for r in rows)) for name in ("shots", "method"))
     datasets = {r.dataset for r in rows}
     measured = [_without_empty(asdict(r)) for r in rows]
     before = json.loads(file.read_text()) if file.exists() else {}
 
-    mine = [r for r in before.get("rows", []) if (r["bundle"], r["split"]) == (subject, split)]
-    there = {_which(r) for r in mine}
-    runs, gone = [], set(itertools.product(shots, methods, datasets))
-    for run in before.get("runs", []):
-        if (run["bundle"], run["split"]) != (subject, split):
-            runs.append(run)
-            continue
+    def is_mine(item: dict) -> bool:
+        return (item["bundle"], item["split"]) == (subject, split)
+
+    mine = [r for r in before.get("rows", []) if is_mine(r)]
+    there, again = ({_which(r) for r in some} for some in (mine, measured))
+    of_others: set[Which] = set()  # of another bundle of this name
+    for run in filter(is_mine, before.get("runs", [])):
         if run.get("weights_sha256") != header.get("weights_sha256"):
-            gone |= {(s, m, d) for s, m, d in there if s in shots and s in run["shots"] and m in run["methods"]}
-        elsewhere, here = ([d for d in run["data"] if (d["name"] in datasets) is again] for again in (False, True))
-        other, again = ([s for s in run["shots"] if (s in shots) is again] for again in (False, True))
-        for data, some in ((elsewhere, run["shots"]), (here, other), (here, again)):
-            of = list(itertools.product(some, (d["name"] for d in data)))
-            left = [m for m in run["methods"] if any((s, m, d) in there - gone for s, d in of)]
-            runs += [{**run, "shots": some, "methods": left, "data": data}] if left else []
-    runs.append({"bundle": subject, "split": split, "shots": shots, "methods": methods, **header})
-
-    def others(items: list[dict], role: str, without: Container[Which]) -> list[dict]:
-        key = (subject, split)
-        return [i for i in items if (i["bundle"], i["split"]) != key or _which(i, role) not in without]
-
+            of_others |= {(s, m, d) for s, m, d in there if s in shots and s in run["shots"] and m in run["methods"]}
     then, now = _accuracies(mine), _accuracies(measured)
-    changed = {key for key in gone if then.get(key) != now.get(key)}
-    compared = others(others(before.get("comparisons", []), "method", changed), "rival", changed)
+    otherwise = {
+        side
+        for side, was in then.items()
+        if side[0] in of_others or any(was.get(k, v) != v for k, v in now.get(side, {}).items())
+    }
+    changed = otherwise | {side for side, was in then.items() if now.get(side, {}).keys() - was.keys()}
+    keys = set(map(_key, measured))
+    left = [r for r in mine if not (_key(r) in keys or {_side(r), _target_side(r)} & otherwise)]
+    compared = [
+        c
+        for c in before.get("comparisons", [])
+        if not (is_mine(c) and {_side(c), (_which(c, "rival"), "right")} & changed)
+    ]
     new = [asdict(c) for c in comparisons]
     both = {(*_sides(c), c["dataset"]): c for c in (*compared, *new)}
+    runs = _runs(before.get("runs", []), is_mine, there - again - of_others, shots, datasets)
+    commits = set(header.get("commits", ()))
+    for run in filter(is_mine, before.get("runs", [])):
+        of_run = itertools.product(run["shots"], run["methods"], (d["name"] for d in run["data"]))
+        if again.intersection(of_run, map(_which, left)):
+            commits |= set(commits_of(run))
+    about = {"bundle": subject, "split": split, "shots": shots, "methods": methods, **header}
+    runs.append(about | ({"commits": sorted(commits)} if commits else {}))
     return {
         **{k: v for k, v in header.items() if k != "data"},
         "data": list({d["name"]: d for run in runs for d in run["data"]}.values()),
         "runs": runs,
         "comparisons": _judged(list(both.values()), {_sides(c) for c in new}),
-        "rows": others(before.get("rows", []), "method", gone) + measured,
+        "rows": [r for r in before.get("rows", []) if not is_mine(r)] + left + measured,
     }
+
+
+def _runs(
+    runs: Sequence[dict], is_mine: Callable[[dict], bool], still: set[Which], shots: Container, datasets: Container
+) -> list[dict]:
+    """The headers, of which those of this subject and split tell but what is theirs `still`."""
+    found = []
+    for run in runs:
+        if not is_mine(run):
+            found.append(run)
+            continue
+        elsewhere, here = ([d for d in run["data"] if (d["name"] in datasets) is again] for again in (False, True))
+        other, again = ([s for s in run["shots"] if (s in shots) is again] for again in (False, True))
+        for data, some in ((elsewhere, run["shots"]), (here, other), (here, again)):
+            of = list(itertools.product(some, (d["name"] for d in data)))
+            left = [m for m in run["methods"] if any((s, m, d) in still for s, d in of)]
+            found += [{**run, "shots": some, "methods": left, "data": data}] if left else []
+    return found
 
 
 def check_seeds(file: Path, subject: str, split: str, planned: Iterable[Cell]) -> None:
@@ -232,6 +261,21 @@ def _which(item: dict, role: str = "method") -> Which:
     return item["shots"], item[role], item["dataset"]
 
 
+def _side(item: dict) -> Side:
+    return _which(item), item["condition"]
+
+
+def _target_side(row: dict) -> Side | None:
+    """Of the method that a target is taken from."""
+    target = row.get("target")
+    return ((row["shots"], TARGETS[target], row["dataset"]), "right") if target else None
+
+
+def _key(row: dict) -> tuple:
+    """What a value is of. A rate that was chosen anew does not make it another one."""
+    return tuple(row.get(k) for k in KEYS)
+
+
 def _sides(comparison: dict) -> tuple:
     """What is compared with what, on each dataset."""
     return tuple(comparison[k] for k in ("bundle", "split", "method", "rival", "at", "shots", "condition", "sigma"))
@@ -249,13 +293,13 @@ def _judged(comparisons: Sequence[dict], again: Container[tuple]) -> list[dict]:
     ]
 
 
-def _accuracies(rows: Sequence[dict]) -> dict[Which, set]:
+def _accuracies(rows: Sequence[dict]) -> dict[Side, dict[tuple, float]]:
     """All that was measured."""
-    keys = ("seed", "step", "epoch", "condition", "sample", "sigma", "value")
-    found: dict[Which, set] = {}
+    keys = ("seed", "step", "epoch", "sample", "sigma")
+    found: dict[Side, dict[tuple, float]] = {}
     for r in rows:
         if r["metric"] == "test_accuracy":
-            found.setdefault(_which(r), set()).add(tuple(r.get(k) for k in keys))
+            found.setdefault(_side(r), {})[tuple(r.get(k) for k in keys)] = r["value"]
     return found
 
 
