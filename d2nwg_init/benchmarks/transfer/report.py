@@ -20,6 +20,8 @@ from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import RecipeError
 
 Found = Mapping[Cell, Measured]
+Key = tuple[str, int | None, str, float | None]  # method, shots, condition, sigma
+ByDataset = dict[str, list[tuple[int, Measured]]]  # seeds and what their cells came to
 Which = tuple[int | None, str, str]  # shots, method and dataset
 Side = tuple[Which, str]  # and the condition
 KEYS = ("dataset", "method", "seed", "metric", "step", "epoch", "condition", "shots", "sample", "target", "sigma")
@@ -118,8 +120,11 @@ def _with_closed_form(found: Found, choices: Choices) -> dict[Cell, Measured]:
 
 def compare(found: Found, subject: str, split: str, choices: Choices) -> list[Comparison]:
     """Every method against each of RIVALS, and with few shots against `best_closed_form`, where both were measured."""
-    cells = _with_closed_form(found, choices)
-    keys = dict.fromkeys((c.method, c.shots, c.condition, c.sigma) for c in cells)
+    keys: dict[Key, ByDataset] = {}
+    for cell, measured in _with_closed_form(found, choices).items():
+        key = (cell.method, cell.shots, cell.condition, cell.sigma)
+        keys.setdefault(key, {}).setdefault(cell.dataset, []).append((cell.seed, measured))
+    names = dict.fromkeys(c.dataset for c in found)
     comparisons = []
     for key in keys:
         method, shots, _, _ = key
@@ -128,7 +133,7 @@ def compare(found: Found, subject: str, split: str, choices: Choices) -> list[Co
             if method == rival or rival_key not in keys:
                 continue
             for at in POINTS:
-                differences = _differences(cells, key, rival_key, at)
+                differences = _differences(names, keys[key], keys[rival_key], at)
                 comparisons += [
                     Comparison(
                         subject, split, dataset, method, rival, at, shots, key[2], key[3], seeds,
@@ -139,14 +144,12 @@ def compare(found: Found, subject: str, split: str, choices: Choices) -> list[Co
     return comparisons
 
 
-Key = tuple[str, int | None, str, float | None]  # method, shots, condition, sigma
-
-
-def _differences(found: Found, first: Key, second: Key, at: str) -> dict[str, tuple[int, Difference]]:
-    datasets = dict.fromkeys(c.dataset for c in found)
+def _differences(
+    datasets: Iterable[str], first: ByDataset, second: ByDataset, at: str
+) -> dict[str, tuple[int, Difference]]:
     seeds, differences = {}, {}
     for dataset in datasets:
-        a, b = (_correct(found, key, dataset, at) for key in (first, second))
+        a, b = (_correct(of.get(dataset, ()), at) for of in (first, second))
         common = sorted(a.keys() & b.keys())
         if common:
             seeds[dataset] = len(common)
@@ -154,16 +157,12 @@ def _differences(found: Found, first: Key, second: Key, at: str) -> dict[str, tu
     return {name: (seeds[name], d) for name, d in with_verdicts(differences).items()}
 
 
-def _correct(found: Found, key: Key, dataset: str, at: str) -> dict[int, np.ndarray]:
+def _correct(cells: Iterable[tuple[int, Measured]], at: str) -> dict[int, np.ndarray]:
     """Seed -> [images]: correct or not; of several samples the share of them that is."""
     by_seed: dict[int, list[np.ndarray]] = {}
-    for cell, measured in found.items():
-        if (
-            (cell.method, cell.shots, cell.condition, cell.sigma) == key
-            and cell.dataset == dataset
-            and at in measured.correct
-        ):
-            by_seed.setdefault(cell.seed, []).append(measured.correct[at])
+    for seed, measured in cells:
+        if at in measured.correct:
+            by_seed.setdefault(seed, []).append(measured.correct[at])
     return {seed: np.mean(values, axis=0) for seed, values in by_seed.items()}
 
 
