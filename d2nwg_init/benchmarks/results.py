@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from pretrained_generators.bundle_config import BundleConfig
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset
 
+SOURCE = (":/", ":(exclude,top)docs/results")  # as git names paths
 AS_IT_IS = "as it is"  # no choice is made otherwise
 
 
@@ -104,18 +106,26 @@ def _command() -> str:
     return " ".join(["d2nwg-init", *map(named, sys.argv[1:])])
 
 
+def source_state() -> str | None:
+    """source_commit(), and where the source was changed, how."""
+    commit = source_commit()
+    if commit and commit.endswith("-dirty"):
+        return f"{commit}-{hashlib.sha256(_git('diff', 'HEAD', '--', *SOURCE).encode()).hexdigest()[:10]}"
+    return commit
+
+
 @functools.cache
 def source_commit() -> str | None:
     """The commit that this package's source stands at, "-dirty" where it was changed; None outside a checkout. Results
     that an earlier run left beside it change nothing that is measured. Looked up once: a process goes on with the code
     that it began with."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)docs/results")
-        return git("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE)
+        return _git("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
