@@ -19,6 +19,7 @@ from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.gates import Reproduce, gains_kept, sampling_gain_kept
 from pretrained_generators.training.train import MEASURED_ENTRIES, MEASURED_SAMPLES
 from pretrained_generators.training.zoo_data import target_delta
+from zoo_builder.sources import read_sources
 from zoo_builder.store import Zoo
 
 ALL = "all"  # in place of a dataset's name: a mean over entries or datasets
@@ -40,7 +41,8 @@ def run_generator_benchmark(bundle: Bundle, zoo: Zoo, data: Path | None, transfe
     `condition_shuffled_drop` on development sets a `transfer` results file with rows of this very bundle.
 
     Raises:
-        BundleError: the zoo is not the one that the bundle was trained on. DataError: `data` lacks a dataset.
+        BundleError: the zoo is not the one that the bundle was trained on. DataError: `data` lacks a dataset, or has
+            another of its name.
     """
     generator = bundle.generator
     row = functools.partial(GeneratorRow, bundle.config.name, ALL, seed=SEED)
@@ -52,7 +54,9 @@ def run_generator_benchmark(bundle: Bundle, zoo: Zoo, data: Path | None, transfe
     vae = next(c for c in kept if c.name == "vae")
     step = max(1, len(learnt) // MEASURED_ENTRIES)
     sampled = sampling_gain_kept(generator, learnt[::step], MEASURED_SAMPLES, SEED)
-    recall = {"entry": float("nan")} if data is None else recall_at_1(generator, learnt, kept_back, data)
+    recall = {"entry": float("nan")}
+    if data is not None:
+        recall = recall_at_1(generator, learnt, kept_back, data, read_sources(zoo.path))
     report = json.loads(transfer.read_text()) if transfer else {"runs": []}
     verdict = judge(found)
     return [
@@ -115,9 +119,7 @@ def merged(file: Path, bundle: Bundle, zoo: Zoo, rows: Sequence[GeneratorRow]) -
     header of its own."""
     name = bundle.config.name
     before = json.loads(file.read_text()) if file.exists() else {}
-    record = zoo.path / "datasets.json"
-    sources = json.loads(record.read_text()) if record.exists() else {}
-    data = [{"name": n, "origin": s["origin"], "sha256": s["sha256"]} for n, s in sources.items()]
+    data = [{"name": n, "origin": s.origin, "sha256": s.sha256} for n, s in read_sources(zoo.path).items()]
     run = {"bundle": name, "weights_sha256": bundle.config.weights_sha256, **header("generator"), "data": data}
     runs = [*(r for r in before.get("runs", []) if r["bundle"] != name), run]
     return {
