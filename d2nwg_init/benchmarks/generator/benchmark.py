@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from statistics import mean
 
 from d2nwg_init.benchmarks.generator.codecs import Codec, codecs
 from d2nwg_init.benchmarks.generator.recall import recall_at_1
-from d2nwg_init.benchmarks.results import Row, header
+from d2nwg_init.benchmarks.results import Row, earlier_results, header, read_results
 from d2nwg_init.benchmarks.transfer.tables import by_dataset, parts, selected
 from pretrained_generators.audit import Sighting, judge
 from pretrained_generators.bundle import Bundle
@@ -42,8 +41,10 @@ def run_generator_benchmark(bundle: Bundle, zoo: Zoo, data: Path | None, transfe
 
     Raises:
         BundleError: the zoo is not the one that the bundle was trained on. DataError: `data` lacks a dataset, or has
-            another of its name.
+            another of its name. D2NWGError: `transfer` does not hold results.
     """
+    lists = dict.fromkeys(("runs", "comparisons", "rows"), list)
+    report = read_results(transfer, lists, "Give that of bench transfer as --transfer.") if transfer else {"runs": []}
     generator = bundle.generator
     row = functools.partial(GeneratorRow, bundle.config.name, ALL, seed=SEED)
     own = functools.partial(row, "generator")
@@ -57,7 +58,6 @@ def run_generator_benchmark(bundle: Bundle, zoo: Zoo, data: Path | None, transfe
     recall = {"entry": float("nan")}
     if data is not None:
         recall = recall_at_1(generator, learnt, kept_back, data, read_sources(zoo.path))
-    report = json.loads(transfer.read_text()) if transfer else {"runs": []}
     verdict = judge(found)
     return [
         own(metric="reconstruction_gain_kept", value=kept[vae].share, unit="share"),
@@ -118,15 +118,15 @@ def merged(file: Path, bundle: Bundle, zoo: Zoo, rows: Sequence[GeneratorRow]) -
     """The object of generator.json: that of `file`, in which the rows of this bundle are replaced. Each run keeps a
     header of its own."""
     name = bundle.config.name
-    before = json.loads(file.read_text()) if file.exists() else {}
+    before = earlier_results(file, "runs", "rows")
     data = [{"name": n, "origin": s.origin, "sha256": s.sha256} for n, s in read_sources(zoo.path).items()]
     run = {"bundle": name, "weights_sha256": bundle.config.weights_sha256, **header("generator"), "data": data}
-    runs = [*(r for r in before.get("runs", []) if r["bundle"] != name), run]
+    runs = [*(r for r in before["runs"] if r["bundle"] != name), run]
     return {
         **header("generator"),
         "data": list({d["name"]: d for r in runs for d in r["data"]}.values()),
         "runs": runs,
-        "rows": [*(r for r in before.get("rows", []) if r["bundle"] != name), *map(_as_json, rows)],
+        "rows": [*(r for r in before["rows"] if r["bundle"] != name), *map(_as_json, rows)],
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.benchmarks.results import Row, earlier_results
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.statistics import Difference, paired_bootstrap, steps_to_target, with_verdicts
@@ -177,15 +177,15 @@ def merge_report(
     shots, methods = (list(dict.fromkeys(getattr(r, name) for r in rows)) for name in ("shots", "method"))
     datasets = {r.dataset for r in rows}
     measured = [_without_empty(asdict(r)) for r in rows]
-    before = json.loads(file.read_text()) if file.exists() else {}
+    before = earlier_results(file, "runs", "comparisons", "rows")
 
     def is_mine(item: dict) -> bool:
         return (item["bundle"], item["split"]) == (subject, split)
 
-    mine = [r for r in before.get("rows", []) if is_mine(r)]
+    mine = [r for r in before["rows"] if is_mine(r)]
     there, again = ({_which(r) for r in some} for some in (mine, measured))
     of_others: set[Which] = set()  # of another bundle of this name
-    for run in filter(is_mine, before.get("runs", [])):
+    for run in filter(is_mine, before["runs"]):
         if run.get("weights_sha256") != header.get("weights_sha256"):
             of_others |= {(s, m, d) for s, m, d in there if s in shots and s in run["shots"] and m in run["methods"]}
     then, now = _accuracies(mine), _accuracies(measured)
@@ -198,15 +198,13 @@ def merge_report(
     keys = set(map(_key, measured))
     left = [r for r in mine if not (_key(r) in keys or {_side(r), _target_side(r)} & otherwise)]
     compared = [
-        c
-        for c in before.get("comparisons", [])
-        if not (is_mine(c) and {_side(c), (_which(c, "rival"), "right")} & changed)
+        c for c in before["comparisons"] if not (is_mine(c) and {_side(c), (_which(c, "rival"), "right")} & changed)
     ]
     new = [asdict(c) for c in comparisons]
     both = {(*_sides(c), c["dataset"]): c for c in (*compared, *new)}
-    runs = _runs(before.get("runs", []), is_mine, there - again - of_others, shots, datasets)
+    runs = _runs(before["runs"], is_mine, there - again - of_others, shots, datasets)
     commits = set(header.get("commits", ()))
-    for run in filter(is_mine, before.get("runs", [])):
+    for run in filter(is_mine, before["runs"]):
         of_run = itertools.product(run["shots"], run["methods"], (d["name"] for d in run["data"]))
         if again.intersection(of_run, map(_which, left)):
             commits |= set(commits_of(run))
@@ -217,7 +215,7 @@ def merge_report(
         "data": list({d["name"]: d for run in runs for d in run["data"]}.values()),
         "runs": runs,
         "comparisons": _judged(list(both.values()), {_sides(c) for c in new}),
-        "rows": [r for r in before.get("rows", []) if not is_mine(r)] + left + measured,
+        "rows": [r for r in before["rows"] if not is_mine(r)] + left + measured,
     }
 
 
@@ -247,7 +245,7 @@ def check_seeds(file: Path, subject: str, split: str, planned: Iterable[Cell]) -
     coming: dict[Which, set[int]] = {}
     for cell in planned:
         coming.setdefault((cell.shots, cell.method, cell.dataset), set()).add(cell.seed)
-    for r in json.loads(file.read_text())["rows"] if file.exists() else ():
+    for r in earlier_results(file, "runs", "comparisons", "rows")["rows"]:
         _, method, dataset = which = _which(r)
         if (r["bundle"], r["split"]) == (subject, split) and which in coming and r["seed"] not in coming[which]:
             raise RecipeError(

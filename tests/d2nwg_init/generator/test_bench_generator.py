@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from d2nwg_init.benchmarks.generator import benchmark
 from d2nwg_init.benchmarks.generator.benchmark import shuffled_drop
 from d2nwg_init.benchmarks.generator.recall import keys_of, recall_at_1
 from d2nwg_init.benchmarks.transfer.report import TransferRow, merge_report
@@ -167,6 +168,19 @@ def test_drop_counts_the_sets_where_there_is_something_to_win(bundle, tmp_path):
     assert shuffled_drop(transfer_report(tmp_path, loaded.config, measured, harder), loaded) == pytest.approx(4.0)
     del measured["oracle", "right"]
     assert math.isnan(shuffled_drop(transfer_report(tmp_path, loaded.config, measured), loaded))
+
+
+@pytest.mark.parametrize("option", ["--out", "--transfer"])
+def test_a_damaged_file_is_told_of_before_anything_is_measured(option, whole, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "audit_zoo", None)  # measuring would fail
+    damaged = tmp_path / "damaged.json"
+    files = {"--out": tmp_path / "generator.json", option: damaged}
+    arguments = ("bench", "generator", "--zoo", whole.path, "--bundle", bundle, *(a for f in files.items() for a in f))
+    damaged.write_text("{")
+    assert "does not hold results" in fail(*arguments)
+    damaged.unlink()
+    if option == "--transfer":
+        assert "Give that of bench transfer as --transfer" in fail(*arguments)
 
 
 def test_drop_of_other_weights_does_not_count(bundle, tmp_path):

@@ -13,7 +13,7 @@ from d2nwg_init.benchmarks.transfer.document import draw, failures
 from d2nwg_init.benchmarks.transfer.page import losses, write_page
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.report import check_seeds, compare, merge_report, rows_of, write_report
-from zoo_builder.errors import RecipeError
+from zoo_builder.errors import D2NWGError, RecipeError
 
 DATASETS = ("kmnist", "dtd_part")
 HEADER = {
@@ -233,6 +233,14 @@ def test_fewer_seeds_than_there_are_do_not_replace_them(found, report, tmp_path)
     check_seeds(file, "base", "development", [c for c in fewer if c.shots == 1])  # which has but this one
     check_seeds(file, "base", "held_out", fewer)
     check_seeds(file, "base", "development", [*found, *(replace(c, seed=2) for c in fewer)])
+
+
+@pytest.mark.parametrize("text", ['{"rows": [', "[]", "{}"])
+def test_a_damaged_file_is_told_of_before_anything_is_measured(text, found, tmp_path):
+    file = tmp_path / "transfer.json"
+    file.write_text(text)
+    with pytest.raises(D2NWGError, match=r"transfer\.json does not hold results.*Restore it, or remove it"):
+        check_seeds(file, "base", "development", found)
 
 
 def test_rows_of_another_bundle_of_the_same_name_go(found, report, tmp_path):
