@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from d2nwg_init.benchmarks.measurable import check_measurable
-from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow, source_commit
+from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow, source_state
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
 from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject
@@ -119,13 +119,13 @@ def run_ablation(
     bundle: str, names: Sequence[str], data: Path | None, seeds: int, work: Path
 ) -> tuple[list[ImageDataset], list[ChoiceRow]]:
     """Test accuracy at step 0, and seconds, of every choice on every dataset. What is measured is kept in `work`, by
-    the commit (or, of an installed package, the version) that it was measured at.
+    the commit, and what was changed since, that it was measured at (of an installed package by the version).
 
     Raises:
         BundleError: the bundle cannot be read. DataError: a dataset cannot, or it has no test images, or the bundle was
             trained on it.
     """
-    work = work / (source_commit() or version("d2nwg-init"))
+    work = work / (source_state() or version("d2nwg-init"))
     subject = open_subject(SubjectSpec(None, bundle, (), ""), work)
     datasets = [load_dataset(name, data, size=subject.size, max_images=None) for name in names]
     for dataset in datasets:

@@ -117,7 +117,7 @@ class _Bench:
         weights = sum(t.nbytes for t in self.model().state_dict().values())
         if whole is None or activations is None:
             return None, weights
-        return whole - activations - self.num_support * self.images[0][0].nbytes, weights
+        return whole - activations - len(self.support()) * self.images[0][0].nbytes, weights
 
     def seconds(self) -> dict[str, float]:
         """Of the whole call, of its stages and of what it is compared with."""

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from d2nwg_init.benchmarks.results import source_commit
+from d2nwg_init.benchmarks.results import read_results, source_commit
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.executors.processes import telling_of_dead_workers
 from zoo_builder.progress import progress_bar
@@ -38,15 +38,23 @@ def _measure(measure: Callable[[Piece], Mapping[str, Any]], folder: Path, piece:
 
 
 def kept(folder: Path, piece: object) -> dict[str, Any] | None:
-    """What a piece came to; None: it is not measured."""
+    """What a piece came to; None: it is not measured.
+
+    Raises:
+        D2NWGError: its file is damaged.
+    """
     file = _file(folder, piece)
-    return json.loads(file.read_text())["found"] if file.exists() else None
+    return _read(file)["found"] if file.exists() else None
 
 
 def commits(folder: Path, pieces: Sequence[object]) -> list[str]:
     """Of the code that measured what is kept: a run that goes on may do so with another."""
     files = [file for piece in pieces if (file := _file(folder, piece)).exists()]
-    return sorted({json.loads(file.read_text()).get("commit") or "unknown" for file in files})
+    return sorted({_read(file).get("commit") or "unknown" for file in files})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return read_results(file, {"found": dict}, "Remove it: it is measured anew.")
 
 
 def _file(folder: Path, piece: object) -> Path:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pretrained_generators.bundle_config import BundleConfig
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset
+from zoo_builder.errors import D2NWGError
 
+SOURCE = (":/", ":(exclude,top)docs/results")  # as git names paths
 AS_IT_IS = "as it is"  # no choice is made otherwise
 
 
@@ -73,6 +77,36 @@ def deliver(report: dict[str, object], out: Path | None, as_json: bool) -> bool:
     return as_json
 
 
+def read_results(file: Path, holds: Mapping[str, type], advice: str) -> dict[str, Any]:
+    """The object that a file of results holds.
+
+    Raises:
+        D2NWGError: it is no JSON object, or a key of what it `holds` is not there, or of another type.
+    """
+    try:
+        found = json.loads(file.read_text())
+        for key, kind in holds.items():
+            if not isinstance(found[key], kind):
+                raise TypeError(f"{key!r} is no {kind.__name__}")
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise D2NWGError(
+            f"{file} does not hold results, a JSON object with {', '.join(holds)} ({e!r}). {advice}"
+        ) from e
+    return found
+
+
+def earlier_results(file: Path, *lists: str) -> dict[str, Any]:
+    """Those that a run adds to; empty if there are none yet.
+
+    Raises:
+        D2NWGError: the file is damaged.
+    """
+    if not file.exists():
+        return {key: [] for key in lists}
+    advice = "Restore it, or remove it: then what it held of other runs is lost."
+    return read_results(file, dict.fromkeys(lists, list), advice)
+
+
 def header(name: str) -> dict[str, object]:
     """What was run, on which machine, with which versions."""
     return {
@@ -104,18 +138,26 @@ def _command() -> str:
     return " ".join(["d2nwg-init", *map(named, sys.argv[1:])])
 
 
+def source_state() -> str | None:
+    """source_commit(), and where the source was changed, how."""
+    commit = source_commit()
+    if commit and commit.endswith("-dirty"):
+        return f"{commit}-{hashlib.sha256(_git('diff', 'HEAD', '--', *SOURCE).encode()).hexdigest()[:10]}"
+    return commit
+
+
 @functools.cache
 def source_commit() -> str | None:
     """The commit that this package's source stands at, "-dirty" where it was changed; None outside a checkout. Results
     that an earlier run left beside it change nothing that is measured. Looked up once: a process goes on with the code
     that it began with."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)docs/results")
-        return git("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE)
+        return _git("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout

@@ -18,7 +18,7 @@ from d2nwg_init.benchmarks.transfer.methods import METHODS, Method
 from d2nwg_init.benchmarks.transfer.plan import Choices, plan_cells
 from d2nwg_init.benchmarks.transfer.run import run_cells
 from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject, work_folder, zoo_name
-from pretrained_generators.training.recipe import GeneratorRecipe
+from pretrained_generators.training.recipe import GeneratorRecipe, check_recipe
 from pretrained_generators.training.train import train_generator
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
@@ -101,13 +101,13 @@ def run_sensitivity(
     only: Sequence[str],
     work: Path,
     workers: int = 0,
-) -> tuple[list[ImageDataset], list[ChoiceRow]]:
+) -> tuple[list[ImageDataset], list[ChoiceRow], list[str]]:
     """Build the smaller zoos, train the generators and measure them; what is in `work` already is kept. `only` are
-    labels of choices; empty takes all.
+    labels of choices; empty takes all. The last of what is returned are the commits that measured it.
 
     Raises:
-        RecipeError: an unknown choice, or a zoo cannot have so many datasets. ZooError: a zoo cannot be read or built.
-        DataError: a dataset is not in `data`, or has no test images.
+        RecipeError: an unknown choice, or one that cannot be trained, or a zoo cannot have so many datasets.
+        ZooError: a zoo cannot be read or built. DataError: a dataset is not in `data`, or has no test images.
     """
     datasets = [load_dataset(name, data) for name in measured_on.datasets]
     for dataset in datasets:
@@ -116,13 +116,28 @@ def run_sensitivity(
     workers = workers or os.cpu_count() or 1
     recipes = {str(work / f"zoo-{size}"): smaller.recipe_of(size, data) for size in smaller.sizes}
     rows: list[ChoiceRow] = []
-    for choice in _chosen(choices(zoo, recipe, smaller.sizes, work), only):
+    commits: set[str] = set()
+    chosen = _chosen(choices(zoo, recipe, smaller.sizes, work), only)
+    for choice in chosen:  # all of them before the first is trained, which takes hours
+        _check(choice)
+    for choice in chosen:
         if choice.zoo in recipes:
             _build(Path(choice.zoo), Zoo.open(zoo), recipes[choice.zoo], data, workers)
         bundle = work / choice.label.replace(" ", "")
         train_generator(Zoo.open(choice.zoo), choice.recipe, bundle, data)
-        rows += _measured(choice, bundle, measured_on, hashes, data, work, workers)
-    return datasets, rows
+        found, by = _measured(choice, bundle, measured_on, hashes, data, work, workers)
+        rows += found
+        commits |= by
+    return datasets, rows, sorted(commits)
+
+
+def _check(choice: Choice) -> None:
+    try:
+        check_recipe(choice.recipe)
+    except RecipeError as e:
+        raise RecipeError(
+            f"The choice {choice.label!r} cannot be trained: {e} Leave it out of --choices, or take another --recipe."
+        ) from e
 
 
 def _chosen(planned: Sequence[Choice], only: Sequence[str]) -> list[Choice]:
@@ -150,7 +165,8 @@ def _measured(
     data: Path,
     work: Path,
     workers: int,
-) -> list[ChoiceRow]:
+) -> tuple[list[ChoiceRow], set[str]]:
+    """Rows, and the commits of their cells."""
     spec = SubjectSpec(choice.zoo, str(bundle), measured_on.plans, measured_on.universal)
     folder = work_folder(spec, work)
     subject = open_subject(spec, folder)
@@ -161,22 +177,23 @@ def _measured(
     planned = plan_cells(_untrained(), measured_on.datasets, (None,), range(measured_on.seeds), Choices())
     cells = tied(planned, subject, hashes)
     run_cells(cells, spec, folder, data, process_executor(workers))
-    accuracies = {c: round(read_cell(folder / "cells", c).accuracy("step/0"), 3) for c in cells}
-    return rows + [
+    read = {c: read_cell(folder / "cells", c) for c in cells}
+    rows += [
         ChoiceRow(
             name,
             c.dataset,
             c.method,
             c.seed,
             "test_accuracy",
-            value,
+            round(measured.accuracy("step/0"), 3),
             "%",
             step=0,
             sample=c.sample,
             choice=choice.label,
         )
-        for c, value in accuracies.items()
+        for c, measured in read.items()
     ]
+    return rows, {measured.commit or "unknown" for measured in read.values()}
 
 
 def _untrained() -> dict[str, Method]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from d2nwg_init.benchmarks.drawn_block import replace_block
 from d2nwg_init.benchmarks.results import ChoiceRow
 from d2nwg_init.benchmarks.sensitivity import AS_IT_IS, ROWS, ZOO_DATASETS
+from d2nwg_init.benchmarks.transfer.tables import commits
 from pretrained_generators.svg import as_svg, default_style
 from zoo_builder.checkpoint import write_text_atomically
 
@@ -73,7 +74,8 @@ def _value(rows: Sequence[ChoiceRow], choice: str, metric: str) -> float:
 def block(report: dict) -> str:
     """Markdown of all choices."""
     rows = [ChoiceRow(**row) for row in report["rows"]]
-    lines = [f"Commit `{report['commit'][:10]}`, {report['machine']['cores']} CPU cores, {report['date'][:10]}.", ""]
+    code = ", ".join(f"`{commit[:10]}`" for commit in commits(report))
+    lines = [f"Commit {code}, {report['machine']['cores']} CPU cores, {report['date'][:10]}.", ""]
     for line in (HEAD, ["---", *("---:" for _ in HEAD[1:])], *table_rows(rows)):
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join([*lines, "", f"![test accuracy by the number of datasets in the zoo](results/{PLOT})"])

@@ -43,6 +43,7 @@ def generator(
 
     from d2nwg_init.benchmarks.generator.benchmark import merged, run_generator_benchmark
     from d2nwg_init.benchmarks.generator.plot import draw_compression
+    from d2nwg_init.benchmarks.results import earlier_results
     from d2nwg_init.benchmarks.transfer.report import write_report
     from pretrained_generators.svg import as_svg
     from pretrained_generators.training.gates import GATES
@@ -50,6 +51,7 @@ def generator(
     from zoo_builder.checkpoint import write_text_atomically
     from zoo_builder.store import Zoo
 
+    earlier_results(out, "runs", "rows")  # a damaged file is told of before anything is measured
     opened = Zoo.open(zoo)
     loaded = load_bundle_beside(opened, bundle)
     rows = run_generator_benchmark(loaded, opened, data, transfer)

@@ -49,8 +49,8 @@ def sensitivity(
     smaller = SmallerZoos(read_recipe(zoo_recipe, ZooRecipe, "zoo_builder"), _numbers(sizes))
     parsed = read_recipe(recipe, GeneratorRecipe, "pretrained_generators")
     measured_on = MeasuredOn(listed(datasets) or SPLITS["development"], seeds, listed(plans), universal)
-    read, rows = run_sensitivity(zoo, parsed, smaller, measured_on, data, listed(choices), work, workers)
-    if deliver(results("sensitivity", read, rows), out, json_):
+    read, rows, commits = run_sensitivity(zoo, parsed, smaller, measured_on, data, listed(choices), work, workers)
+    if deliver(results("sensitivity", read, rows) | {"commits": commits}, out, json_):
         return
     table = Table(HEAD[0], title=f"{rows[0].bundle}: mean over {len(read)} datasets, before any training")
     for heading in HEAD[1:]:

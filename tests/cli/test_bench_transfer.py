@@ -137,7 +137,8 @@ def test_a_look_at_nothing_is_not_put_on_record(whole, measured_on, tmp_path):
 
 def test_seeds_that_are_there_are_not_replaced_by_fewer(whole, measured_on, tmp_path):
     row = {"bundle": zoo_name(whole), "split": "development", "dataset": "kmnist", "method": "solved", "shots": 2}
-    (tmp_path / "transfer.json").write_text(json.dumps({"rows": [{**row, "seed": seed} for seed in range(3)]}))
+    rows = [{**row, "seed": seed} for seed in range(3)]
+    (tmp_path / "transfer.json").write_text(json.dumps({"runs": [], "comparisons": [], "rows": rows}))
     before = (tmp_path / "transfer.json").read_text()
     assert "Give as many --seeds" in fail(*arguments(whole, measured_on, tmp_path, *FEW, "--seeds", "2"))
     assert (tmp_path / "transfer.json").read_text() == before

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from d2nwg_init.benchmarks import ablation
+from d2nwg_init.benchmarks import ablation, results
 from d2nwg_init.benchmarks.ablation import AS_IT_IS, CHOICES, run_ablation
 from d2nwg_init.cli import app
 from tests.pretrained_generators.small import random_generator, save_random_bundle, shaken
@@ -47,9 +47,20 @@ def test_what_is_measured_is_not_measured_again(data, shaken_bundle, tmp_path, m
     first = run_ablation(shaken_bundle, ["lines"], data, 2, tmp_path)[1]
     monkeypatch.setattr(ablation, "CHOICES", {"sample": {AS_IT_IS: None}})  # building would fail
     assert run_ablation(shaken_bundle, ["lines"], data, 2, tmp_path)[1] == first
-    monkeypatch.setattr(ablation, "source_commit", lambda: "0" * 40)  # other code, whose figures may be others
+    monkeypatch.setattr(ablation, "source_state", lambda: "0" * 40)  # other code, whose figures may be others
     with pytest.raises(TypeError):
         run_ablation(shaken_bundle, ["lines"], data, 2, tmp_path)
+
+
+def test_what_is_kept_is_of_one_uncommitted_change(monkeypatch):
+    monkeypatch.setattr(results, "source_commit", lambda: "0" * 40)
+    assert results.source_state() == "0" * 40
+    monkeypatch.setattr(results, "source_commit", lambda: "0" * 40 + "-dirty")
+    states = []
+    for change in ("one", "another", "one"):
+        monkeypatch.setattr(results, "_git", lambda *_, change=change: change)
+        states.append(results.source_state())
+    assert states[0] == states[2] != states[1]
 
 
 def test_no_choice_pays_for_the_images_that_all_read(data, shaken_bundle, tmp_path, monkeypatch):

@@ -39,6 +39,13 @@ def test_as_many_images_are_read_as_are_asked_for_though_the_dataset_has_fewer(b
     assert len(bench.support()) == 60
 
 
+def test_memory_is_beyond_the_images_that_are_read_though_more_are_asked_for(bundle_path, monkeypatch):
+    monkeypatch.setattr(init, "EPOCH_IMAGES", 64)
+    monkeypatch.setattr(init, "gained_alone", lambda one: 2**30 if one.func is init._one_call else 0)
+    bench = init._Bench(str(bundle_path), striped_dataset("stripes", train=24, test=8), 2, 10**6, 0)
+    assert bench.memory()[0] == 2**30 - 64 * bench.images[0][0].nbytes
+
+
 DATASETS = {"a": "0" * 64, "b": "1" * 64}
 BUNDLES = {"x": "2" * 64, "runs/y": "3" * 64}
 

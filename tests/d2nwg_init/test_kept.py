@@ -35,6 +35,14 @@ def test_a_worker_that_dies_is_an_error_with_advice_and_what_was_done_is_kept(tm
     assert (tmp_path / "done.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("text", ['{"found": {"le', "[]", "{}", '{"found": 1}'])
+def test_a_damaged_file_is_named(text, tmp_path):
+    (tmp_path / "cut.json").write_text(text)
+    for read in (lambda: kept(tmp_path, Piece("cut")), lambda: commits(tmp_path, [Piece("cut")])):
+        with pytest.raises(D2NWGError, match=r"cut\.json does not hold results.*Remove it: it is measured anew"):
+            read()
+
+
 def test_what_is_kept_tells_the_commits_that_measured_it(tmp_path):
     now, before, unfinished = map(Piece, ("now", "before", "unfinished"))
     measure_missing([now], measure, tmp_path, process_executor(1))

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from d2nwg_init.benchmarks import sensitivity, sensitivity_page
-from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow
-from d2nwg_init.benchmarks.sensitivity import HYPER_PARAMETERS, SmallerZoos, choices
+from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow, source_commit
+from d2nwg_init.benchmarks.sensitivity import HYPER_PARAMETERS, MeasuredOn, SmallerZoos, choices, run_sensitivity
 from d2nwg_init.benchmarks.sensitivity_page import accuracy, block, by_zoo
 from d2nwg_init.benchmarks.transfer import regressor
 from pretrained_generators.training.recipe import GeneratorRecipe
@@ -16,6 +16,7 @@ from tests.cli.conftest import fail, succeed
 from tests.pretrained_generators.small import RECIPE_TOML
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from tests.zoo_builder.tiny_zoo import RECIPE, SHORT, build_zoo, write_data
+from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.errors import RecipeError
 from zoo_builder.recipe import read_recipe
 from zoo_builder.tasks import Plan, ZooRecipe
@@ -81,6 +82,15 @@ def test_smaller_zoos_are_nested_and_hold_what_a_plan_names(tmp_path):
             smaller.recipe_of(size, data)
 
 
+def test_a_choice_that_cannot_be_trained_is_named_before_any_is(tmp_path):
+    recipe = read_recipe("benchmark", GeneratorRecipe, "pretrained_generators")
+    recipe = replace(recipe, vae=replace(recipe.vae, latent=1))
+    data = write_data(tmp_path / "data", ("stripes",))
+    measured_on = MeasuredOn(("stripes",), 1, ("branch",), "universal")
+    with pytest.raises(RecipeError, match=r"choice 'vae.latent = 0' cannot be trained: .*latent"):
+        run_sensitivity("no zoo", recipe, SmallerZoos(RECIPE, ()), measured_on, data, (), tmp_path)
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.setattr(regressor, "STAGE", replace(regressor.STAGE, steps=2))
@@ -112,6 +122,12 @@ def test_generators_are_trained_measured_and_drawn_and_the_next_run_takes_up_wha
     assert by_zoo(rows) == {2: "2 datasets", 3: AS_IT_IS}
     assert all(0 <= accuracy(rows, c, m) <= 100 for c in (AS_IT_IS, "2 datasets") for m in ROWS)
     assert "| 2 datasets | " in block(report)
+    assert report["commits"] == [source_commit() or "unknown"]
+    for file in files.glob("work/*/cells/*generated_mean*"):  # of an earlier run
+        tensors, metadata = read_tensors(file)
+        about = json.loads(metadata["cell"]) | {"commit": "c0ffee"}
+        write_atomically(file, tensors, {"cell": json.dumps(about)})
     again = json.loads(succeed(*arguments(files, *few, "--json")))
     assert again["rows"] == report["rows"]
+    assert again["commits"] == sorted(["c0ffee", source_commit() or "unknown"])
     assert "did you mean 'vae.latent = " in fail(*arguments(files, "--choices", "vae.latent = 3"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from statistics import mean
 
 from d2nwg_init.benchmarks.generator.codecs import Codec, codecs
 from d2nwg_init.benchmarks.generator.recall import recall_at_1
-from d2nwg_init.benchmarks.results import Row, header
+from d2nwg_init.benchmarks.results import Row, earlier_results, header, read_results
 from d2nwg_init.benchmarks.transfer.tables import by_dataset, parts, selected
 from pretrained_generators.audit import Sighting, judge
 from pretrained_generators.bundle import Bundle
@@ -19,6 +18,7 @@ from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.gates import Reproduce, gains_kept, sampling_gain_kept
 from pretrained_generators.training.train import MEASURED_ENTRIES, MEASURED_SAMPLES
 from pretrained_generators.training.zoo_data import target_delta
+from zoo_builder.sources import read_sources
 from zoo_builder.store import Zoo
 
 ALL = "all"  # in place of a dataset's name: a mean over entries or datasets
@@ -40,8 +40,11 @@ def run_generator_benchmark(bundle: Bundle, zoo: Zoo, data: Path | None, transfe
     `condition_shuffled_drop` on development sets a `transfer` results file with rows of this very bundle.
 
     Raises:
-        BundleError: the zoo is not the one that the bundle was trained on. DataError: `data` lacks a dataset.
+        BundleError: the zoo is not the one that the bundle was trained on. DataError: `data` lacks a dataset, or has
+            another of its name. D2NWGError: `transfer` does not hold results.
     """
+    lists = dict.fromkeys(("runs", "comparisons", "rows"), list)
+    report = read_results(transfer, lists, "Give that of bench transfer as --transfer.") if transfer else {"runs": []}
     generator = bundle.generator
     row = functools.partial(GeneratorRow, bundle.config.name, ALL, seed=SEED)
     own = functools.partial(row, "generator")
@@ -52,8 +55,9 @@ def run_generator_benchmark(bundle: Bundle, zoo: Zoo, data: Path | None, transfe
     vae = next(c for c in kept if c.name == "vae")
     step = max(1, len(learnt) // MEASURED_ENTRIES)
     sampled = sampling_gain_kept(generator, learnt[::step], MEASURED_SAMPLES, SEED)
-    recall = {"entry": float("nan")} if data is None else recall_at_1(generator, learnt, kept_back, data)
-    report = json.loads(transfer.read_text()) if transfer else {"runs": []}
+    recall = {"entry": float("nan")}
+    if data is not None:
+        recall = recall_at_1(generator, learnt, kept_back, data, read_sources(zoo.path))
     verdict = judge(found)
     return [
         own(metric="reconstruction_gain_kept", value=kept[vae].share, unit="share"),
@@ -114,17 +118,15 @@ def merged(file: Path, bundle: Bundle, zoo: Zoo, rows: Sequence[GeneratorRow]) -
     """The object of generator.json: that of `file`, in which the rows of this bundle are replaced. Each run keeps a
     header of its own."""
     name = bundle.config.name
-    before = json.loads(file.read_text()) if file.exists() else {}
-    record = zoo.path / "datasets.json"
-    sources = json.loads(record.read_text()) if record.exists() else {}
-    data = [{"name": n, "origin": s["origin"], "sha256": s["sha256"]} for n, s in sources.items()]
+    before = earlier_results(file, "runs", "rows")
+    data = [{"name": n, "origin": s.origin, "sha256": s.sha256} for n, s in read_sources(zoo.path).items()]
     run = {"bundle": name, "weights_sha256": bundle.config.weights_sha256, **header("generator"), "data": data}
-    runs = [*(r for r in before.get("runs", []) if r["bundle"] != name), run]
+    runs = [*(r for r in before["runs"] if r["bundle"] != name), run]
     return {
         **header("generator"),
         "data": list({d["name"]: d for r in runs for d in r["data"]}.values()),
         "runs": runs,
-        "rows": [*(r for r in before.get("rows", []) if r["bundle"] != name), *map(_as_json, rows)],
+        "rows": [*(r for r in before["rows"] if r["bundle"] != name), *map(_as_json, rows)],
     }
 
 

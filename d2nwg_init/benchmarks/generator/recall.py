@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,10 +11,12 @@ import torch
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.zoo_data import target_delta
 from zoo_builder.backbones import prepare_images
-from zoo_builder.datasets import load_dataset
+from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.delta_library import cosines, ridge_weights
 from zoo_builder.domain_images import SharedImages, sample_images
+from zoo_builder.errors import DataError
 from zoo_builder.progress import progress_bar
+from zoo_builder.sources import SourceRecord
 from zoo_builder.store import ZooEntry
 
 RIDGE = 0.01  # of the map from latents to embeddings, see ridge_weights
@@ -22,7 +24,11 @@ RIDGE = 0.01  # of the map from latents to embeddings, see ridge_weights
 
 @torch.no_grad()
 def recall_at_1(
-    generator: Generator, learnt: list[ZooEntry], kept_back: list[ZooEntry], data_dir: Path
+    generator: Generator,
+    learnt: list[ZooEntry],
+    kept_back: list[ZooEntry],
+    data_dir: Path,
+    sources: Mapping[str, SourceRecord],
 ) -> dict[str, float]:
     """Share in percent of queries whose nearest key is their own.
 
@@ -36,17 +42,28 @@ def recall_at_1(
         where there are none.
 
     Raises:
-        DataError: a dataset is not in `data_dir`.
+        DataError: a dataset is not in `data_dir`, or not the one of the zoo's `sources`.
     """
     entries = [e for e in (*learnt, *kept_back) if len(e.task.datasets) == len(e.task.domains) == 1]
     fitted = torch.tensor([e in learnt for e in entries])
+    hits: dict[str, list[bool]] = {"entry": [], "dataset": [], "kept_back": []}
+    if fitted.sum() < 2:  # the map of each key is fitted on another
+        return dict.fromkeys(hits, float("nan"))
     chunks = torch.stack([generator.to_chunks(target_delta(e)) for e in entries])
     latents = torch.cat([generator.vae.encode(part)[0].flatten(1) for part in chunks.split(16)])
     known = torch.stack([_embed(generator, *e.support()) for e in entries])
     keys = keys_of(latents, known, fitted)
-    hits: dict[str, list[bool]] = {"entry": [], "dataset": [], "kept_back": []}
+
+    def load(name: str) -> ImageDataset:
+        dataset = load_dataset(name, data_dir, size=generator.config.size)
+        if name in sources and dataset.sha256 != sources[name].sha256:
+            raise DataError(
+                f"The dataset {name!r} in {data_dir} is not the one that the zoo was built on: its SHA-256 is "
+                f"{dataset.sha256[:10]}..., expected {sources[name].sha256[:10]}... Give the zoo's own data as --data."
+            )
+        return dataset
+
     with tempfile.TemporaryDirectory(prefix="d2nwg-recall-") as folder:
-        load = functools.partial(load_dataset, data_dir=data_dir, size=generator.config.size)
         shared = SharedImages(Path(folder), generator.config.size, load)
         with progress_bar("retrieval", total=len(entries)) as bar:
             for entry in entries:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from d2nwg_init.benchmarks.measurable import check_measurable
-from d2nwg_init.benchmarks.results import header
+from d2nwg_init.benchmarks.results import earlier_results, header
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.live import LiveTable
 from d2nwg_init.benchmarks.transfer.methods import METHODS, Method
@@ -67,7 +67,7 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
 
     Raises:
         RecipeError: an unknown method or dataset, nothing to measure, or `out` holds seeds that would be lost.
-        ZooError, BundleError: the subject cannot be read.
+        ZooError, BundleError: the subject cannot be read. D2NWGError: `out` is damaged.
         DataError: a dataset of the split is not there, or has no test images.
     """
     from d2nwg_init.benchmarks.transfer.page import write_page
@@ -170,7 +170,7 @@ def _load(name: str, data: Path) -> ImageDataset:
 
 def _record(file: Path, subject: str, methods: list[str], request: Request, about: dict) -> None:
     """Every look at the held-out sets is counted, before it is taken."""
-    runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    runs = earlier_results(file, "runs")["runs"]
     run = {k: about[k] for k in ("date", "commit", "command", "machine")}
     run |= {"bundle": subject, "methods": methods, "datasets": [d["name"] for d in about["data"]]}
     run |= {"shots": list(request.shots), "seeds": request.seeds}

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d2nwg_init.benchmarks.results import Row
+from d2nwg_init.benchmarks.results import Row, earlier_results
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.statistics import Difference, paired_bootstrap, steps_to_target, with_verdicts
+from d2nwg_init.benchmarks.transfer.tables import commits as commits_of
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import RecipeError
 
 Found = Mapping[Cell, Measured]
-Which = tuple[int | None, str, str]  # shots, method and dataset: rows that are replaced together
+Key = tuple[str, int | None, str, float | None]  # method, shots, condition, sigma
+ByDataset = dict[str, list[tuple[int, Measured]]]  # seeds and what their cells came to
+Which = tuple[int | None, str, str]  # shots, method and dataset
+Side = tuple[Which, str]  # and the condition
+KEYS = ("dataset", "method", "seed", "metric", "step", "epoch", "condition", "shots", "sample", "target", "sigma")
 POINTS = ("step/0", "step/10", "step/30", "step/100", "epoch/1", "epoch/10")
 TARGETS = {"pretrained_epoch1": "pretrained", "solved_epoch1": "solved"}
 RIVALS = ("solved", "pretrained", "refined", "no_generator")  # what every row is compared with
@@ -115,8 +120,11 @@ def _with_closed_form(found: Found, choices: Choices) -> dict[Cell, Measured]:
 
 def compare(found: Found, subject: str, split: str, choices: Choices) -> list[Comparison]:
     """Every method against each of RIVALS, and with few shots against `best_closed_form`, where both were measured."""
-    cells = _with_closed_form(found, choices)
-    keys = dict.fromkeys((c.method, c.shots, c.condition, c.sigma) for c in cells)
+    keys: dict[Key, ByDataset] = {}
+    for cell, measured in _with_closed_form(found, choices).items():
+        key = (cell.method, cell.shots, cell.condition, cell.sigma)
+        keys.setdefault(key, {}).setdefault(cell.dataset, []).append((cell.seed, measured))
+    names = dict.fromkeys(c.dataset for c in found)
     comparisons = []
     for key in keys:
         method, shots, _, _ = key
@@ -125,7 +133,7 @@ def compare(found: Found, subject: str, split: str, choices: Choices) -> list[Co
             if method == rival or rival_key not in keys:
                 continue
             for at in POINTS:
-                differences = _differences(cells, key, rival_key, at)
+                differences = _differences(names, keys[key], keys[rival_key], at)
                 comparisons += [
                     Comparison(
                         subject, split, dataset, method, rival, at, shots, key[2], key[3], seeds,
@@ -136,14 +144,12 @@ def compare(found: Found, subject: str, split: str, choices: Choices) -> list[Co
     return comparisons
 
 
-Key = tuple[str, int | None, str, float | None]  # method, shots, condition, sigma
-
-
-def _differences(found: Found, first: Key, second: Key, at: str) -> dict[str, tuple[int, Difference]]:
-    datasets = dict.fromkeys(c.dataset for c in found)
+def _differences(
+    datasets: Iterable[str], first: ByDataset, second: ByDataset, at: str
+) -> dict[str, tuple[int, Difference]]:
     seeds, differences = {}, {}
     for dataset in datasets:
-        a, b = (_correct(found, key, dataset, at) for key in (first, second))
+        a, b = (_correct(of.get(dataset, ()), at) for of in (first, second))
         common = sorted(a.keys() & b.keys())
         if common:
             seeds[dataset] = len(common)
@@ -151,64 +157,84 @@ def _differences(found: Found, first: Key, second: Key, at: str) -> dict[str, tu
     return {name: (seeds[name], d) for name, d in with_verdicts(differences).items()}
 
 
-def _correct(found: Found, key: Key, dataset: str, at: str) -> dict[int, np.ndarray]:
+def _correct(cells: Iterable[tuple[int, Measured]], at: str) -> dict[int, np.ndarray]:
     """Seed -> [images]: correct or not; of several samples the share of them that is."""
     by_seed: dict[int, list[np.ndarray]] = {}
-    for cell, measured in found.items():
-        if (
-            (cell.method, cell.shots, cell.condition, cell.sigma) == key
-            and cell.dataset == dataset
-            and at in measured.correct
-        ):
-            by_seed.setdefault(cell.seed, []).append(measured.correct[at])
+    for seed, measured in cells:
+        if at in measured.correct:
+            by_seed.setdefault(seed, []).append(measured.correct[at])
     return {seed: np.mean(values, axis=0) for seed, values in by_seed.items()}
 
 
 def merge_report(
-    file: Path, header: Mapping[str, object], rows: Sequence[TransferRow], comparisons: Sequence[Comparison]
+    file: Path, header: Mapping[str, Any], rows: Sequence[TransferRow], comparisons: Sequence[Comparison]
 ) -> dict:
-    """The object of transfer.json: that of `file`, in which the rows of this subject and split are replaced that have
-    the same method, dataset and number of shots; of another bundle of its name those of all methods and datasets. A
-    comparison goes where either side was measured otherwise. Each run keeps a header of its own."""
+    """The object of transfer.json: that of `file`, in which what this run measured is replaced. Of the same subject,
+    split, method, dataset, number of shots and condition, rows that it did not measure stay if all that it measured
+    again is as it was; of another bundle of its name nothing stays. A comparison goes where either side was measured
+    otherwise. Each run keeps a header of its own."""
     subject, split = rows[0].bundle, rows[0].split
     shots, methods = (list(dict.fromkeys(getattr(r, name) for r in rows)) for name in ("shots", "method"))
     datasets = {r.dataset for r in rows}
     measured = [_without_empty(asdict(r)) for r in rows]
-    before = json.loads(file.read_text()) if file.exists() else {}
+    before = earlier_results(file, "runs", "comparisons", "rows")
 
-    mine = [r for r in before.get("rows", []) if (r["bundle"], r["split"]) == (subject, split)]
-    there = {_which(r) for r in mine}
-    runs, gone = [], set(itertools.product(shots, methods, datasets))
-    for run in before.get("runs", []):
-        if (run["bundle"], run["split"]) != (subject, split):
-            runs.append(run)
-            continue
+    def is_mine(item: dict) -> bool:
+        return (item["bundle"], item["split"]) == (subject, split)
+
+    mine = [r for r in before["rows"] if is_mine(r)]
+    there, again = ({_which(r) for r in some} for some in (mine, measured))
+    of_others: set[Which] = set()  # of another bundle of this name
+    for run in filter(is_mine, before["runs"]):
         if run.get("weights_sha256") != header.get("weights_sha256"):
-            gone |= {(s, m, d) for s, m, d in there if s in shots and s in run["shots"] and m in run["methods"]}
-        elsewhere, here = ([d for d in run["data"] if (d["name"] in datasets) is again] for again in (False, True))
-        other, again = ([s for s in run["shots"] if (s in shots) is again] for again in (False, True))
-        for data, some in ((elsewhere, run["shots"]), (here, other), (here, again)):
-            of = list(itertools.product(some, (d["name"] for d in data)))
-            left = [m for m in run["methods"] if any((s, m, d) in there - gone for s, d in of)]
-            runs += [{**run, "shots": some, "methods": left, "data": data}] if left else []
-    runs.append({"bundle": subject, "split": split, "shots": shots, "methods": methods, **header})
-
-    def others(items: list[dict], role: str, without: Container[Which]) -> list[dict]:
-        key = (subject, split)
-        return [i for i in items if (i["bundle"], i["split"]) != key or _which(i, role) not in without]
-
+            of_others |= {(s, m, d) for s, m, d in there if s in shots and s in run["shots"] and m in run["methods"]}
     then, now = _accuracies(mine), _accuracies(measured)
-    changed = {key for key in gone if then.get(key) != now.get(key)}
-    compared = others(others(before.get("comparisons", []), "method", changed), "rival", changed)
+    otherwise = {
+        side
+        for side, was in then.items()
+        if side[0] in of_others or any(was.get(k, v) != v for k, v in now.get(side, {}).items())
+    }
+    changed = otherwise | {side for side, was in then.items() if now.get(side, {}).keys() - was.keys()}
+    keys = set(map(_key, measured))
+    left = [r for r in mine if not (_key(r) in keys or {_side(r), _target_side(r)} & otherwise)]
+    compared = [
+        c for c in before["comparisons"] if not (is_mine(c) and {_side(c), (_which(c, "rival"), "right")} & changed)
+    ]
     new = [asdict(c) for c in comparisons]
     both = {(*_sides(c), c["dataset"]): c for c in (*compared, *new)}
+    runs = _runs(before["runs"], is_mine, there - again - of_others, shots, datasets)
+    commits = set(header.get("commits", ()))
+    for run in filter(is_mine, before["runs"]):
+        of_run = itertools.product(run["shots"], run["methods"], (d["name"] for d in run["data"]))
+        if again.intersection(of_run, map(_which, left)):
+            commits |= set(commits_of(run))
+    about = {"bundle": subject, "split": split, "shots": shots, "methods": methods, **header}
+    runs.append(about | ({"commits": sorted(commits)} if commits else {}))
     return {
         **{k: v for k, v in header.items() if k != "data"},
         "data": list({d["name"]: d for run in runs for d in run["data"]}.values()),
         "runs": runs,
         "comparisons": _judged(list(both.values()), {_sides(c) for c in new}),
-        "rows": others(before.get("rows", []), "method", gone) + measured,
+        "rows": [r for r in before["rows"] if not is_mine(r)] + left + measured,
     }
+
+
+def _runs(
+    runs: Sequence[dict], is_mine: Callable[[dict], bool], still: set[Which], shots: Container, datasets: Container
+) -> list[dict]:
+    """The headers, of which those of this subject and split tell but what is theirs `still`."""
+    found = []
+    for run in runs:
+        if not is_mine(run):
+            found.append(run)
+            continue
+        elsewhere, here = ([d for d in run["data"] if (d["name"] in datasets) is again] for again in (False, True))
+        other, again = ([s for s in run["shots"] if (s in shots) is again] for again in (False, True))
+        for data, some in ((elsewhere, run["shots"]), (here, other), (here, again)):
+            of = list(itertools.product(some, (d["name"] for d in data)))
+            left = [m for m in run["methods"] if any((s, m, d) in still for s, d in of)]
+            found += [{**run, "shots": some, "methods": left, "data": data}] if left else []
+    return found
 
 
 def check_seeds(file: Path, subject: str, split: str, planned: Iterable[Cell]) -> None:
@@ -219,7 +245,7 @@ def check_seeds(file: Path, subject: str, split: str, planned: Iterable[Cell]) -
     coming: dict[Which, set[int]] = {}
     for cell in planned:
         coming.setdefault((cell.shots, cell.method, cell.dataset), set()).add(cell.seed)
-    for r in json.loads(file.read_text())["rows"] if file.exists() else ():
+    for r in earlier_results(file, "runs", "comparisons", "rows")["rows"]:
         _, method, dataset = which = _which(r)
         if (r["bundle"], r["split"]) == (subject, split) and which in coming and r["seed"] not in coming[which]:
             raise RecipeError(
@@ -230,6 +256,21 @@ def check_seeds(file: Path, subject: str, split: str, planned: Iterable[Cell]) -
 
 def _which(item: dict, role: str = "method") -> Which:
     return item["shots"], item[role], item["dataset"]
+
+
+def _side(item: dict) -> Side:
+    return _which(item), item["condition"]
+
+
+def _target_side(row: dict) -> Side | None:
+    """Of the method that a target is taken from."""
+    target = row.get("target")
+    return ((row["shots"], TARGETS[target], row["dataset"]), "right") if target else None
+
+
+def _key(row: dict) -> tuple:
+    """What a value is of. A rate that was chosen anew does not make it another one."""
+    return tuple(row.get(k) for k in KEYS)
 
 
 def _sides(comparison: dict) -> tuple:
@@ -249,13 +290,13 @@ def _judged(comparisons: Sequence[dict], again: Container[tuple]) -> list[dict]:
     ]
 
 
-def _accuracies(rows: Sequence[dict]) -> dict[Which, set]:
+def _accuracies(rows: Sequence[dict]) -> dict[Side, dict[tuple, float]]:
     """All that was measured."""
-    keys = ("seed", "step", "epoch", "condition", "sample", "sigma", "value")
-    found: dict[Which, set] = {}
+    keys = ("seed", "step", "epoch", "sample", "sigma")
+    found: dict[Side, dict[tuple, float]] = {}
     for r in rows:
         if r["metric"] == "test_accuracy":
-            found.setdefault(_which(r), set()).add(tuple(r.get(k) for k in keys))
+            found.setdefault(_side(r), {})[tuple(r.get(k) for k in keys)] = r["value"]
     return found
 
 

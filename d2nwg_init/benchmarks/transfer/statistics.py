@@ -35,7 +35,9 @@ def paired_bootstrap(first: Sequence[np.ndarray], second: Sequence[np.ndarray], 
     differences = [a.astype(np.float32) - b.astype(np.float32) for a, b in zip(first, second, strict=True)]
     # Seeds count alike. All sums are of whole numbers, and exact: a draw in which both are as good is a tie.
     images = math.lcm(*(len(d) for d in differences))
-    by_seed = [(_draws(len(d), seed) @ d).astype(np.float64) * (images // len(d)) for d in differences]
+    by_seed = [
+        (_draws(len(d), seed).astype(np.float32) @ d).astype(np.float64) * (images // len(d)) for d in differences
+    ]
     sums = (np.stack(by_seed, axis=1) * _draws(len(differences), seed)).sum(1)
     means = 100 * sums / (images * len(differences))
     return Difference(
@@ -49,9 +51,10 @@ def paired_bootstrap(first: Sequence[np.ndarray], second: Sequence[np.ndarray], 
 
 @functools.lru_cache(maxsize=32)
 def _draws(count: int, seed: int) -> np.ndarray:
-    """float32 [RESAMPLES, count]: how often each of `count` is in a draw of as many with replacement."""
+    """uint8 [RESAMPLES, count]: how often each of `count` is in a draw of as many with replacement; as many are kept as
+    there may be datasets, and as float32 they would take a GiB."""
     rng = np.random.default_rng((count, seed))
-    return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float32)
+    return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.uint8)
 
 
 def with_verdicts(differences: Mapping[str, Difference]) -> dict[str, Difference]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from d2nwg_init.benchmarks.generator import benchmark
 from d2nwg_init.benchmarks.generator.benchmark import shuffled_drop
 from d2nwg_init.benchmarks.generator.recall import keys_of, recall_at_1
 from d2nwg_init.benchmarks.transfer.report import TransferRow, merge_report
@@ -14,7 +15,10 @@ from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.zoo_data import target_delta
 from tests.cli.conftest import fail, succeed
 from tests.pretrained_generators.small import random_generator, save_random_bundle, seeded
+from tests.zoo_builder.synthetic import striped_dataset, write_npz
 from zoo_builder.backbones import load_body
+from zoo_builder.errors import DataError
+from zoo_builder.sources import read_sources
 
 
 def save_bundle_of(zoo, path, **changes):
@@ -113,12 +117,27 @@ def test_queries_are_counted_by_whether_their_entries_were_learnt(whole, data, b
     generator = load_bundle(bundle).generator
     entries = list(whole.entries(["finetune"]))
     generator.vae.start_at_svd(torch.stack([generator.config.layout.to_chunks(target_delta(e)) for e in entries]))
-    found = recall_at_1(generator, entries, [], data)
+    found = recall_at_1(generator, entries, [], data, {})
     assert math.isnan(found["kept_back"])
     assert 0 <= found["entry"] <= found["dataset"] <= 100
-    assert recall_at_1(generator, entries[1:], entries[:1], data)["kept_back"] in (0, 100)
+    assert recall_at_1(generator, entries[1:], entries[:1], data, {})["kept_back"] in (0, 100)
     generator.vae.basis.zero_()  # all weights are the same
-    assert recall_at_1(generator, entries, [], data)["entry"] <= 100 / len(entries)
+    assert recall_at_1(generator, entries, [], data, {})["entry"] <= 100 / len(entries)
+
+
+def test_entries_over_several_datasets_have_no_recall(whole, data, bundle):
+    entries = [e for e in whole.entries() if len(e.task.datasets) > 1]
+    found = recall_at_1(load_bundle(bundle).generator, entries, [], data, {})
+    assert found.keys() == {"entry", "dataset", "kept_back"}
+    assert all(map(math.isnan, found.values()))
+
+
+def test_other_images_of_the_same_name_are_refused(whole, bundle, tmp_path):
+    for name in ("stripes", "bands"):
+        write_npz(tmp_path / f"{name}.npz", striped_dataset(name, seed=9))
+    entries = list(whole.entries(["finetune"]))
+    with pytest.raises(DataError, match="is not the one that the zoo was built on"):
+        recall_at_1(load_bundle(bundle).generator, entries, [], tmp_path, read_sources(whole.path))
 
 
 def transfer_report(tmp_path, config, values, more=()):
@@ -149,6 +168,19 @@ def test_drop_counts_the_sets_where_there_is_something_to_win(bundle, tmp_path):
     assert shuffled_drop(transfer_report(tmp_path, loaded.config, measured, harder), loaded) == pytest.approx(4.0)
     del measured["oracle", "right"]
     assert math.isnan(shuffled_drop(transfer_report(tmp_path, loaded.config, measured), loaded))
+
+
+@pytest.mark.parametrize("option", ["--out", "--transfer"])
+def test_a_damaged_file_is_told_of_before_anything_is_measured(option, whole, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "audit_zoo", None)  # measuring would fail
+    damaged = tmp_path / "damaged.json"
+    files = {"--out": tmp_path / "generator.json", option: damaged}
+    arguments = ("bench", "generator", "--zoo", whole.path, "--bundle", bundle, *(a for f in files.items() for a in f))
+    damaged.write_text("{")
+    assert "does not hold results" in fail(*arguments)
+    damaged.unlink()
+    if option == "--transfer":
+        assert "Give that of bench transfer as --transfer" in fail(*arguments)
 
 
 def test_drop_of_other_weights_does_not_count(bundle, tmp_path):

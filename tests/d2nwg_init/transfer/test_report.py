@@ -13,7 +13,7 @@ from d2nwg_init.benchmarks.transfer.document import draw, failures
 from d2nwg_init.benchmarks.transfer.page import losses, write_page
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.report import check_seeds, compare, merge_report, rows_of, write_report
-from zoo_builder.errors import RecipeError
+from zoo_builder.errors import D2NWGError, RecipeError
 
 DATASETS = ("kmnist", "dtd_part")
 HEADER = {
@@ -188,6 +188,29 @@ def test_some_datasets_join_the_others(found, report, tmp_path):
     assert tables.measured_by(report["runs"][0], report["runs"]) == "all train images, 1 a class"
 
 
+def test_what_a_run_did_not_measure_stays_while_what_it_did_is_as_it_was(found, report, tmp_path):
+    """Targets of methods that it left out, a training, and the condition of a dataset that it left out."""
+    file = tmp_path / "transfer.json"
+    write_report(file, {**report, "runs": [{**r, "commits": ["c0ffee"]} for r in report["runs"]]})
+    some = {c: m for c, m in found.items() if c.method == "universal" and c.shots is None and c.condition == "right"}
+    for part in (
+        some,
+        {c: replace(m, correct={"step/0": m.correct["step/0"]}, curve=[]) for c, m in some.items()},
+        {c: m for c, m in some.items() if c.dataset == "kmnist"},
+    ):
+        again = reported(part, file=file)
+        assert sorted(map(str, again["rows"])) == sorted(map(str, report["rows"]))
+        assert again["runs"][-1]["commits"] == ["0ld", "c0ffee", "n3w"]
+        assert sorted(map(str, again["comparisons"])) == sorted(map(str, report["comparisons"]))
+    again = reported({c: measured(50, c.seed) for c in some}, file=file)
+    gone = [r for r in report["rows"] if r["method"] == "universal" and r["metric"] == "steps_to_target"]
+    assert not any(r in again["rows"] for r in gone)
+    better = {c: measured(50, c.seed) for c in found if c.method == "pretrained"}
+    again = reported(better, file=file)
+    stale = {r["method"] for r in again["rows"] if r.get("target") == "pretrained_epoch1"}
+    assert stale == {"pretrained"}  # whose epoch is another now
+
+
 def test_verdicts_are_over_all_datasets_of_a_comparison_whenever_they_were_measured(found, tmp_path):
     """At a p of 0.03 the one dataset is a win, and of two that tell nothing none is."""
     file = tmp_path / "transfer.json"
@@ -210,6 +233,14 @@ def test_fewer_seeds_than_there_are_do_not_replace_them(found, report, tmp_path)
     check_seeds(file, "base", "development", [c for c in fewer if c.shots == 1])  # which has but this one
     check_seeds(file, "base", "held_out", fewer)
     check_seeds(file, "base", "development", [*found, *(replace(c, seed=2) for c in fewer)])
+
+
+@pytest.mark.parametrize("text", ['{"rows": [', "[]", "{}"])
+def test_a_damaged_file_is_told_of_before_anything_is_measured(text, found, tmp_path):
+    file = tmp_path / "transfer.json"
+    file.write_text(text)
+    with pytest.raises(D2NWGError, match=r"transfer\.json does not hold results.*Restore it, or remove it"):
+        check_seeds(file, "base", "development", found)
 
 
 def test_rows_of_another_bundle_of_the_same_name_go(found, report, tmp_path):

@@ -116,3 +116,7 @@ def test_verdicts_are_of_all_datasets_together():
 def test_a_target_is_reached_at_the_first_point_that_is_as_high():
     curve = [(0, 0.0, 10.0), (5, 1.0, 50.0), (10, 2.0, 40.0), (15, 3.0, 60.0)]
     assert [steps_to_target(curve, t) for t in (10, 45, 55, 61)] == [0, 5, 15, None]
+
+
+def test_draws_that_are_kept_take_a_byte_each():
+    assert _draws(300, 0).nbytes == 300 * RESAMPLES
