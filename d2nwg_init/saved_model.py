@@ -38,7 +38,7 @@ def save_model(model: nn.Module, folder: Path, image_shape: Sequence[int]) -> No
         if others := {name: type(v).__name__ for name, v in state.items() if not isinstance(v, torch.Tensor)}:
             raise ModelError(
                 f"model.safetensors holds tensors alone, and the state of this {type(model).__name__} has {others}. "
-                "Use torch.save(model.state_dict(), path) instead."
+                "Save it as the library that it is of does."
             )
         write_atomically(folder / "model.safetensors", state)
 
