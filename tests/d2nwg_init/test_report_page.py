@@ -117,7 +117,7 @@ def test_plots_are_drawn_where_they_are_asked_for_alone():
     [
         lambda: report().to_html(),
         lambda: draw_training([{"stage": "vae", "step": 1, "loss": 2.0}], {"gain": 1.0}, {"gain": 0.5}),
-        lambda: draw_audit([Sighting("birds", "generated", 1.0, 0.2, 50.0)]),
+        lambda: draw_audit([Sighting("task", "birds", "generated", 1.0, 0.2, 50.0)]),
         lambda: as_svg(draw_compression([{"codec": "vae", "compression": 9.0, "value": 0.8}], 0.9)),
     ],
 )

@@ -163,7 +163,7 @@ class WithExtraState(Own):
 
 def test_state_that_safetensors_cannot_hold_is_told_before_anything_is_written(tmp_path, loader):
     report = initialize(WithExtraState(), loader, generator=None, refining_steps=0)
-    with pytest.raises(ModelError, match=r"'_extra_state': 'dict'.*torch\.save"):
+    with pytest.raises(ModelError, match=r"'_extra_state': 'dict'.*Save it as the library"):
         report.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
