@@ -45,8 +45,6 @@ _HOMES = {
     "pretrained_generators.generator": ("Generator",),
     "pretrained_generators.generator_list": ("GeneratorInfo", "list_generators"),
 }
-
-
 _ONE_AT_A_TIME = RLock()  # timm and torchvision, begun by two threads at once, wait for each other
 
 if not TYPE_CHECKING:  # which would take any name for a public one

@@ -64,7 +64,7 @@ def parse_config(values: object, schema: type[T]) -> T:
 
 @functools.cache
 def _adapter(schema: type[T]) -> pydantic.TypeAdapter[T]:
-    """Made once for each schema: that takes ten times as long as to read a config with it."""
+    """Made once for each schema: that takes far longer than to read a config with it."""
     return pydantic.TypeAdapter(pydantic.with_config(pydantic.ConfigDict(extra="forbid"))(schema))
 
 
