@@ -41,12 +41,11 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | N
         covered.append(config.generator.backbone.model)
         if not has_shapes(model, (b.shape for b in config.generator.layout.blocks)):
             continue  # what is most often so is seen before a body is laid out
-        if not may_match(model, described_body(config.generator, Path(name))):
-            continue
         try:
             bundle = load_bundle(name, model)
         except BaseMissing as e:
-            lacking.append(str(e))
+            if may_match(model, described_body(config.generator, Path(name))):
+                lacking.append(str(e))
             continue
         if match_body(model, bundle.generator.base, bundle.generator.config.size):
             return bundle, "its parameters match this model's"

@@ -39,11 +39,11 @@ def test_auto_takes_a_bundle_for_a_stem_of_other_channels(embedded):
 
 
 def test_no_body_is_laid_out_whose_shapes_the_model_lacks(embedded, monkeypatch):
-    laid_out, lay_out = [], hook_bundles.described_body
-    monkeypatch.setattr(hook_bundles, "described_body", lambda c, p: laid_out.append(c.backbone.model) or lay_out(c, p))
+    laid_out, load = [], hook_bundles.load_bundle
+    monkeypatch.setattr(hook_bundles, "load_bundle", lambda name, model: laid_out.append(name) or load(name, model))
     for model in ("lcnet_050", "test_resnet"):
         find_bundle(new_model(model), "auto")
-    assert laid_out == ["test_resnet"]
+    assert laid_out == ["b-resnet"]
 
 
 def test_bundle_is_found_by_its_name(embedded):

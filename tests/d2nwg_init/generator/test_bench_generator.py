@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from d2nwg_init.benchmarks.generator import benchmark
-from d2nwg_init.benchmarks.generator.benchmark import shuffled_drop
+from d2nwg_init.benchmarks.generator.benchmark import ALL, SEED, GeneratorRow, merged, shuffled_drop
 from d2nwg_init.benchmarks.generator.recall import keys_of, recall_at_1
 from d2nwg_init.benchmarks.transfer.report import TransferRow, merge_report
 from pretrained_generators.bundle import load_bundle
@@ -77,15 +77,17 @@ def test_another_bundle_is_added_and_the_same_one_replaced(written, whole, bundl
     out = tmp_path / "generator.json"
     out.write_text(written[0].read_text())
     other = save_bundle_of(whole, tmp_path / "other", name="another")
-    for _ in range(2):
-        report = json.loads(
-            succeed("bench", "generator", "--zoo", whole.path, "--bundle", other, "--out", out, "--json")
-        )
-        assert report == json.loads(out.read_text())
-        assert [r["bundle"] for r in report["runs"]] == ["tiny-random", "another"]
+    report = json.loads(succeed("bench", "generator", "--zoo", whole.path, "--bundle", other, "--out", out, "--json"))
+    assert report == json.loads(out.read_text())
+    assert [r["bundle"] for r in report["runs"]] == ["tiny-random", "another"]
     before = json.loads(written[0].read_text())["rows"]
     assert [r for r in report["rows"] if r["bundle"] == "tiny-random"] == before
     assert values(report["rows"], bundle="another", metric="recall_at_1") == [None]
+    new = GeneratorRow("another", ALL, "generator", SEED, "compression", 2.0, "ratio")
+    again = merged(out, load_bundle(other), whole, [new])
+    assert [r["bundle"] for r in again["runs"]] == ["tiny-random", "another"]
+    assert [r["value"] for r in again["rows"] if r["bundle"] == "another"] == [2.0]
+    assert [r for r in again["rows"] if r["bundle"] == "tiny-random"] == before
 
 
 def test_bundle_of_another_zoo_is_refused(whole, tmp_path):
