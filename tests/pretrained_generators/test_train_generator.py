@@ -7,7 +7,7 @@ import torch
 
 from pretrained_generators.bundle import load_bundle
 from pretrained_generators.nearest_datasets import feature_statistics
-from pretrained_generators.training import loop
+from pretrained_generators.training import loop, train
 from pretrained_generators.training.audit_zoo import audit_zoo
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
 from pretrained_generators.training.gates import GATES
@@ -88,15 +88,17 @@ def test_a_dataset_looks_as_it_does_through_no_domain_where_that_is_known(zoo):
     assert statistics((plain, "a", "plain")) is None
 
 
-def test_losses_and_what_was_measured_are_kept_and_drawn(path):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+def test_losses_and_what_was_measured_are_kept_and_drawn(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "draw_training", draw_training)
+    train_generator(zoo, RECIPE, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line.get("step")) for line in lines] == [
         *((stage, step) for stage in ("vae", "encoder", "diffusion") for step in (4, 6)),
         ("measured", None),
     ]
-    measured = load_bundle(path).config.measured
+    measured = load_bundle(tmp_path).config.measured
     assert {k: lines[-1][k] for k in measured} == measured
-    drawn = (path / "training.svg").read_text()
+    drawn = (tmp_path / "training.svg").read_text()
     assert drawn.startswith("<?xml")
     assert draw_training(lines[:-1], measured, GATES) == drawn
 
