@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import operator
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -64,8 +66,10 @@ def check_budget(budget: Any) -> None:
     Raises:
         RecipeError: it is no number of seconds.
     """
-    if budget is not None and (not isinstance(budget, Real) or budget != budget):
-        raise RecipeError(f"budget must be a number of seconds, or None for no end; got {budget!r}.")
+    with contextlib.suppress(OverflowError):  # of an int that no float holds
+        if budget is None or (isinstance(budget, Real) and not math.isnan(budget)):
+            return
+    raise RecipeError(f"budget must be a number of seconds, or None for no end; got {budget!r:.40}.")
 
 
 def check_device(device: Any) -> None:

@@ -42,22 +42,17 @@ def draw_stats(zoo: Zoo, path: str | Path) -> None:
     entries = list(zoo.entries())
     if not entries:
         raise ZooError(f"{zoo.path} has no entries to draw. Make some with: d2nwg-init zoo build")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.style
+    from matplotlib.figure import Figure
     from matplotlib.text import Text
 
     plans = list(dict.fromkeys(e.task.plan for e in entries))
     colours = {plan: PLAN_COLOURS[i % len(PLAN_COLOURS)] for i, plan in enumerate(plans)}
     height = min(40.0, max(7.0, 1.5 + 0.24 * len({scored_on(e.task) for e in entries})))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplot_mosaic(
-            [["gain", "map"], ["gain", "norms"]],
-            figsize=(13, height),
-            layout="constrained",
-            width_ratios=(1, 1.25),
-            height_ratios=(2.2, 1),
+    with matplotlib.style.context(["default", STYLE]):  # and not the user's own
+        figure = Figure(figsize=(13, height), layout="constrained")
+        axes = figure.subplot_mosaic(
+            [["gain", "map"], ["gain", "norms"]], width_ratios=(1, 1.25), height_ratios=(2.2, 1)
         )
         _draw_gains(axes["gain"], entries, colours)
         _draw_map(axes["map"], entries)
@@ -69,7 +64,6 @@ def draw_stats(zoo: Zoo, path: str | Path) -> None:
         _part_labels(axes["map"].texts)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=140, format="png")
-        plt.close(figure)
 
 
 def _draw_gains(axis: Axes, entries: Sequence[ZooEntry], colours: dict[str, str]) -> None:

@@ -119,5 +119,6 @@ def load_unchanged(
 def _check_unchanged(name: str, sha256: str, sources: Mapping[str, SourceRecord]) -> None:
     if name in sources and sha256 != sources[name].sha256:
         raise DataError(
-            f"The dataset {name!r} has changed since this zoo was begun. Put it back, or build another zoo."
+            f"The dataset {name!r} has changed since this zoo was begun: its SHA-256 is {sha256[:10]}..., expected "
+            f"{sources[name].sha256[:10]}.... Put it back, or build another zoo."
         )

@@ -16,6 +16,7 @@ from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.candidates import set_body_and_solve
 from d2nwg_init.hook import initialize
 from pretrained_generators.bundle import Bundle
+from pretrained_generators.svg import default_style
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
@@ -110,16 +111,15 @@ class _Bench:
         return model
 
 
+@default_style()
 def draw_curves(rows: list[Row], path: Path) -> None:
     """A PNG of test accuracy against steps, mean over seeds and samples, a panel for each dataset."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     datasets = list(dict.fromkeys(r.dataset for r in rows))
-    figure, axes = plt.subplots(1, len(datasets), figsize=(5.5 * len(datasets), 4), squeeze=False)
-    for axis, dataset in zip(axes[0], datasets, strict=True):
+    figure = Figure(figsize=(5.5 * len(datasets), 4))
+    axes = figure.subplots(1, len(datasets), squeeze=False)[0]
+    for axis, dataset in zip(axes, datasets, strict=True):
         for method in METHODS:
             means = mean_accuracies([r for r in rows if r.dataset == dataset], method)
             axis.plot(list(means), list(means.values()), marker="o", label=method)
@@ -127,11 +127,10 @@ def draw_curves(rows: list[Row], path: Path) -> None:
         axis.set_title(dataset, parse_math=False)
         axis.set_xticks(list(means), labels=[str(s) for s in means])
         axis.grid(alpha=0.3)
-    axes[0][0].legend()
+    axes[0].legend()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)
 
 
 def mean_accuracies(rows: list[Row], method: str) -> dict[int, float]:

@@ -88,6 +88,7 @@ def test_wrong_option_is_named_and_leaves_the_model(options, error, words, model
         ({"num_candidates": "8"}, "num_candidates must be a whole number, 0 or more; got '8'"),
         ({"budget": "60"}, "budget must be a number of seconds.* got '60'"),
         ({"budget": float("nan")}, "budget must be a number of seconds.* got nan"),
+        ({"budget": 10**400}, "budget must be a number of seconds.* got 1000"),
         ({"device": "gpu"}, r"device must be .* got 'gpu' \(Expected one of cpu"),
         ({"device": "meta"}, r"got 'meta' \(which holds no values"),
         ({"device": "cuda:99"}, "device must be"),

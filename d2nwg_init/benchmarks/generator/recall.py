@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,12 @@ import torch
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.zoo_data import target_delta
 from zoo_builder.backbones import prepare_images
-from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.delta_library import cosines, ridge_weights
 from zoo_builder.domain_images import SharedImages, sample_images
-from zoo_builder.errors import DataError
 from zoo_builder.progress import progress_bar
 from zoo_builder.sources import SourceRecord
 from zoo_builder.store import ZooEntry
+from zoo_builder.survey import load_unchanged
 
 RIDGE = 0.01  # of the map from latents to embeddings, see ridge_weights
 
@@ -53,18 +53,11 @@ def recall_at_1(
     latents = torch.cat([generator.vae.encode(part)[0].flatten(1) for part in chunks.split(16)])
     known = torch.stack([_embed(generator, *e.support()) for e in entries])
     keys = keys_of(latents, known, fitted)
-
-    def load(name: str) -> ImageDataset:
-        dataset = load_dataset(name, data_dir, size=generator.config.size)
-        if name in sources and dataset.sha256 != sources[name].sha256:
-            raise DataError(
-                f"The dataset {name!r} in {data_dir} is not the one that the zoo was built on: its SHA-256 is "
-                f"{dataset.sha256[:10]}..., expected {sources[name].sha256[:10]}... Give the zoo's own data as --data."
-            )
-        return dataset
+    size = generator.config.size
+    load = functools.partial(load_unchanged, sources, data_dir, size, False)
 
     with tempfile.TemporaryDirectory(prefix="d2nwg-recall-") as folder:
-        shared = SharedImages(Path(folder), generator.config.size, load)
+        shared = SharedImages(Path(folder), size, load)
         with progress_bar("retrieval", total=len(entries)) as bar:
             for entry in entries:
                 (name,), (domain,) = entry.task.datasets, entry.task.domains

@@ -138,7 +138,7 @@ def test_other_images_of_the_same_name_are_refused(whole, bundle, tmp_path):
     for name in ("stripes", "bands"):
         write_npz(tmp_path / f"{name}.npz", striped_dataset(name, seed=9))
     entries = list(whole.entries(["finetune"]))
-    with pytest.raises(DataError, match="is not the one that the zoo was built on"):
+    with pytest.raises(DataError, match="has changed since this zoo was begun"):
         recall_at_1(load_bundle(bundle).generator, entries, [], tmp_path, read_sources(whole.path))
 
 
