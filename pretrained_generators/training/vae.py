@@ -12,22 +12,28 @@ from pretrained_generators.weight_vae import WeightVAE
 
 
 def mix_entries(chunks: torch.Tensor, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """Random convex mixtures of two entries each: between models of one basin lie more models of it."""
-    first, second = (torch.randint(len(chunks), (batch_size,), generator=generator) for _ in range(2))
+    """Random convex mixtures of two each of the entries and the base, which is no delta: between models of one basin
+    lie more models of it, and between the base and an entry weaker ones."""
+    first, second = (torch.randint(len(chunks) + 1, (batch_size,), generator=generator) for _ in range(2))
     share = torch.rand(batch_size, 1, 1, generator=generator)
     share = torch.where(torch.rand(share.shape, generator=generator) < 0.5, share, torch.ones(()))
-    return share * chunks[first] + (1 - share) * chunks[second]
+    return share * _or_none(chunks, first) + (1 - share) * _or_none(chunks, second)
+
+
+def _or_none(chunks: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The chunks at `index`, and zero where it is behind their end."""
+    there = index < len(chunks)
+    return chunks[index.where(there, 0)] * there[:, None, None]
 
 
 def train_vae(vae: WeightVAE, chunks: torch.Tensor, stage: VAEStage, folder: Path, seed: int) -> None:
     """Squared error in standardised space plus the KL term (Kingma & Welling 2014), relative to the zoo's variance."""
     if not has_begun("vae", folder):  # the SVD of a large zoo takes minutes, and what is read has replaced it
         vae.start_at_svd(chunks)
-    unit = (chunks - chunks.mean(0)).square().mean()
-    known = torch.cat([chunks, torch.zeros_like(chunks[:1])])  # and the base; between it and an entry lie weaker ones
+    unit = chunks.var(0, correction=0).mean()
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        x = mix_entries(known, stage.batch_size, generator)
+        x = mix_entries(chunks, stage.batch_size, generator)
         mean, log_variance = vae.encode(x)
         noise = torch.randn(mean.shape, generator=generator)
         spread = (0.5 * log_variance).exp() + stage.noise

@@ -20,15 +20,14 @@ from zoo_builder.store import Zoo, ZooEntry
 @dataclass(frozen=True)
 class ZooData:
     entries: list[ZooEntry]
-    chunks: torch.Tensor  # [E, n, chunk], standardised, each delta at its best strength
+    chunks: torch.Tensor  # [E, n, chunk], standardised, each delta at its best strength; on the CPU
     features: list[torch.Tensor]  # of each entry's support images, [m, f]
     labels: list[torch.Tensor]  # [m], on the CPU, where parts are drawn
     probed: torch.Tensor  # [E, p], what the probes are worth on each support, standardised; p is 0 without probes
 
     def to(self, device: torch.device | str) -> ZooData:
-        """With all but the labels on a device."""
-        features = [f.to(device) for f in self.features]
-        return replace(self, chunks=self.chunks.to(device), features=features, probed=self.probed.to(device))
+        """With features and probes on a device: labels are drawn from, chunks done with once encoded."""
+        return replace(self, features=[f.to(device) for f in self.features], probed=self.probed.to(device))
 
 
 def load_bundle_beside(zoo: Zoo, name_or_path: str | Path) -> Bundle:

@@ -76,8 +76,9 @@ def test_vae_of_a_place_of_which_few_weights_ever_change_stays_finite(tmp_path):
     assert error < 0.05
 
 
-def test_mixtures_lie_between_entries():
-    chunks = torch.stack([torch.full((2, 3), float(v)) for v in (0, 10)])
+@pytest.mark.parametrize("entries", [(10.0,), (10.0, 5.0)])
+def test_mixtures_lie_between_entries_and_the_base(entries):
+    chunks = torch.stack([torch.full((2, 3), value) for value in entries])
     mixed = mix_entries(chunks, 200, seeded(0))
     assert mixed.shape == (200, 2, 3)
     assert torch.equal(mixed, mixed[:, :1, :1].expand(-1, 2, 3))  # one share for the whole of an entry
