@@ -35,8 +35,11 @@ class RayExecutor(Executor):
         self._began = not ray.is_initialized()
         if self._began:
             _check_answers(address)
-            cores = workers or None
-            ray.init(address or "local", num_cpus=cores, log_to_driver=False, logging_level=logging.WARNING)
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+            if address:
+                ray.init(address, **quiet)
+            else:  # of a cluster that ends with the build nobody opens the dashboard
+                ray.init("local", num_cpus=workers or None, include_dashboard=False, **quiet)
         self._call = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_call)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
