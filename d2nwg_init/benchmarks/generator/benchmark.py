@@ -32,7 +32,7 @@ class GeneratorRow(Row):
 
     codec: str | None = None  # of `gain_kept`: "vae", "svd", "pca" or "pca_chunks"
     compression: float | None = None  # of the codec
-    match: str | None = None  # of `recall_at_1`: "entry", "dataset" or "kept_back"
+    match: str | None = None  # of `recall_at_1`: "entry", "dataset", "kept_back" or "base_gradient"
 
 
 def run_generator_benchmark(bundle: Bundle, zoo: Zoo, data: Path | None, transfer: Path | None) -> list[GeneratorRow]:

@@ -2,20 +2,23 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from d2nwg_init.benchmarks.generator import benchmark
 from d2nwg_init.benchmarks.generator.benchmark import ALL, SEED, GeneratorRow, merged, shuffled_drop
-from d2nwg_init.benchmarks.generator.recall import keys_of, recall_at_1
+from d2nwg_init.benchmarks.generator.recall import descent, keys_of, recall_at_1
 from d2nwg_init.benchmarks.transfer.report import TransferRow, merge_report
 from pretrained_generators.bundle import load_bundle
+from pretrained_generators.training.episodes import Episode
+from pretrained_generators.training.functional import episode_loss
 from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.zoo_data import target_delta
 from tests.cli.conftest import fail, succeed
 from tests.pretrained_generators.small import random_generator, save_random_bundle, seeded
-from tests.zoo_builder.synthetic import striped_dataset, write_npz
+from tests.zoo_builder.synthetic import striped_dataset, striped_images, write_npz
 from zoo_builder.backbones import load_body
 from zoo_builder.errors import DataError
 from zoo_builder.sources import read_sources
@@ -57,7 +60,9 @@ def test_every_gate_is_measured_and_printed(written):
         assert values(rows, metric=gate, method="generator")
     assert "not measured" in text
     assert values(rows, metric="condition_shuffled_drop", split="development") == [None]
-    assert [r["match"] for r in rows if r["metric"] == "recall_at_1"] == ["entry", "dataset", "kept_back"]
+    assert [r["match"] for r in rows if r["metric"] == "recall_at_1"] == [
+        "entry", "dataset", "kept_back", "base_gradient",
+    ]  # fmt: skip
     (z,), (p,) = (values(rows, metric=f"memorisation_{m}") for m in "zp")
     assert (z < 0) == (p < 0.5)
     assert {r["method"] for r in rows if r["metric"] == "nearest_distance"} >= {"generated", "held_out", "zoo_mean"}
@@ -127,10 +132,32 @@ def test_queries_are_counted_by_whether_their_entries_were_learnt(whole, data, b
     assert recall_at_1(generator, entries, [], data, {})["entry"] <= 100 / len(entries)
 
 
+def test_weights_that_follow_the_gradient_of_a_dataset_lower_its_loss_and_are_found_by_its_unseen_images():
+    """Two tasks on the same images, with a bright band of columns and one of rows: where the one is, and the other."""
+    generator = random_generator()
+    pixels, columns = striped_images(240)
+    rows = np.random.default_rng(0).permutation(240) % 3
+    for image, row in zip(pixels, rows, strict=True):
+        image[10 * row : 10 * row + 10] += 60
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    tasks = torch.from_numpy(columns), torch.from_numpy(rows)
+    keys = torch.stack([descent(generator, images[:120], labels[:120]) for labels in tasks])
+    queries = torch.stack([descent(generator, images[120:], labels[120:]) for labels in tasks])
+    near = F.normalize(queries.flatten(1), dim=1) @ F.normalize(keys.flatten(1), dim=1).T
+    assert near.argmax(1).tolist() == [0, 1]
+
+    body, base = generator.base_copy(), generator.base.state_dict()
+    for key, labels in zip(keys, tasks, strict=True):
+        unseen = Episode(images[120:], labels[120:], len(labels.unique()))
+        deltas = [generator.to_delta(by * key / key.norm()) for by in (0, 1)]
+        before, after = (episode_loss(body, base, delta, unseen, "rescaled") for delta in deltas)
+        assert after < before
+
+
 def test_entries_over_several_datasets_have_no_recall(whole, data, bundle):
     entries = [e for e in whole.entries() if len(e.task.datasets) > 1]
     found = recall_at_1(load_bundle(bundle).generator, entries, [], data, {})
-    assert found.keys() == {"entry", "dataset", "kept_back"}
+    assert found.keys() == {"entry", "dataset", "kept_back", "base_gradient"}
     assert all(map(math.isnan, found.values()))
 
 
