@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.episodes import Episode
@@ -78,7 +79,8 @@ def recall_at_1(
                 if entry in learnt:
                     hits["dataset"].append(found.datasets == entry.task.datasets)
                 lower = descent(generator, images, unseen.y_test[index])
-                found = entries[int(cosines(chunks.flatten(1), lower.flatten()).argmax())].task
+                near = F.cosine_similarity(chunks.flatten(1), lower.flatten()[None])  # about zero, where the base is
+                found = entries[int(near.argmax())].task
                 hits["base_gradient"].append(_seen(found) == _seen(entry.task))
     return {match: 100 * sum(own) / len(own) if own else float("nan") for match, own in hits.items()}
 

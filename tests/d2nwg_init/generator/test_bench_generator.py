@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from d2nwg_init.benchmarks.generator import benchmark
+from d2nwg_init.benchmarks.generator import benchmark, recall
 from d2nwg_init.benchmarks.generator.benchmark import ALL, SEED, GeneratorRow, merged, shuffled_drop
 from d2nwg_init.benchmarks.generator.recall import descent, keys_of, recall_at_1
 from d2nwg_init.benchmarks.transfer.report import TransferRow, merge_report
@@ -152,6 +152,17 @@ def test_weights_that_follow_the_gradient_of_a_dataset_lower_its_loss_and_are_fo
         deltas = [generator.to_delta(by * key / key.norm()) for by in (0, 1)]
         before, after = (episode_loss(body, base, delta, unseen, "rescaled") for delta in deltas)
         assert after < before
+
+
+@pytest.mark.parametrize(("length", "found"), [(1e-6, 100), (1, 100), (-1, 0)])
+def test_weights_are_found_by_the_direction_of_a_gradient_whatever_its_length(
+    length, found, whole, data, bundle, monkeypatch
+):
+    generator = load_bundle(bundle).generator
+    entries = list(whole.entries(["finetune"]))
+    gradients = iter([length * generator.to_chunks(target_delta(e)) for e in entries])
+    monkeypatch.setattr(recall, "descent", lambda *_: next(gradients))
+    assert recall_at_1(generator, entries, [], data, {})["base_gradient"] == found
 
 
 def test_entries_over_several_datasets_have_no_recall(whole, data, bundle):
