@@ -16,7 +16,7 @@ from zoo_builder.backbones import BackboneSpec
 
 CLASSES, COUNT, SIZE, SUPPORT = 3, 30, 32, 24
 
-COVERED = ("test_resnet",)  # by an embedded bundle
+COVERED = ("test_resnet", "mobilenetv3_small_050")  # by embedded bundles
 ARCHITECTURES = (
     *COVERED,
     "test_byobnet",

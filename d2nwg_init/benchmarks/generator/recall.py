@@ -89,13 +89,13 @@ def descent(generator: Generator, images: torch.Tensor, labels: torch.Tensor) ->
     """Where the loss of uint8 images [N, 3, S, S], each under the head that is solved without it, falls fastest from
     the fitted base: minus its gradient in standardised chunks [n, chunk]."""
     chunks = torch.zeros(generator.config.layout.num_chunks, generator.config.layout.chunk, requires_grad=True)
-    body, base, parts = generator.base_copy(), generator.base.state_dict(), -(-len(labels) // BATCH)
+    state, parts = generator.base.state_dict(), -(-len(labels) // BATCH)
     with torch.enable_grad():
         for i in range(parts):  # of all classes each, in whatever order they come
             seen, renumbered = labels[i::parts].unique(return_inverse=True)
             episode = Episode(images[i::parts], renumbered, len(seen))
-            loss = episode_loss(body, base, generator.to_delta(chunks), episode, generator.config.batchnorm)
-            loss.backward()
+            delta = generator.to_delta(chunks)
+            episode_loss(generator.base, state, delta, episode, generator.config.batchnorm).backward()
     assert chunks.grad is not None
     return -chunks.grad
 

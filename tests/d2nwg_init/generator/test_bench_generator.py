@@ -17,7 +17,7 @@ from pretrained_generators.training.functional import episode_loss
 from pretrained_generators.training.gates import GATES
 from pretrained_generators.training.zoo_data import target_delta
 from tests.cli.conftest import fail, succeed
-from tests.pretrained_generators.small import random_generator, save_random_bundle, seeded
+from tests.pretrained_generators.small import copied, random_generator, same, save_random_bundle, seeded
 from tests.zoo_builder.synthetic import striped_dataset, striped_images, write_npz
 from zoo_builder.backbones import load_body
 from zoo_builder.errors import DataError
@@ -140,11 +140,12 @@ def test_weights_that_follow_the_gradient_of_a_dataset_lower_its_loss_and_are_fo
     for image, row in zip(pixels, rows, strict=True):
         image[10 * row : 10 * row + 10] += 60
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    tasks = torch.from_numpy(columns), torch.from_numpy(rows)
+    tasks, before = (torch.from_numpy(columns), torch.from_numpy(rows)), copied(generator.base.state_dict())
     keys = torch.stack([descent(generator, images[:120], labels[:120]) for labels in tasks])
     queries = torch.stack([descent(generator, images[120:], labels[120:]) for labels in tasks])
     near = F.normalize(queries.flatten(1), dim=1) @ F.normalize(keys.flatten(1), dim=1).T
     assert near.argmax(1).tolist() == [0, 1]
+    assert same(generator.base.state_dict(), before)
 
     body, base = generator.base_copy(), generator.base.state_dict()
     for key, labels in zip(keys, tasks, strict=True):
