@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import struct
 import sys
 
@@ -239,6 +240,33 @@ def test_folder_with_files_that_could_run_is_refused(tmp_path, name):
     (tmp_path / "bands" / name).write_bytes(b"")
     with pytest.raises(DataError, match=f"hf:bands holds {name}"):
         load_dataset("hf:bands", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["{here}/other.parquet", "../other.parquet", "../[o]ther.parquet", "hf://datasets/org/name/x.parquet"]
+)
+@pytest.mark.parametrize(
+    "written", ["data_files: '{}'", "data_files: [{{split: train, path: [train-*, '{}']}}]", "data_dir: '{}'"]
+)
+def test_a_card_takes_no_data_from_elsewhere(tmp_path, path, written):
+    write_parquet(tmp_path / "bands", PARTS)
+    write_parquet(tmp_path, {"train": PARTS["train"]})
+    (tmp_path / "train-00000-of-00001.parquet").rename(tmp_path / "other.parquet")
+    path = path.format(here=tmp_path)
+    card = f"---\nconfigs:\n- config_name: default\n  {written.format(path)}\n---\n"
+    (tmp_path / "bands" / "README.md").write_text(card)
+    with pytest.raises(DataError, match=f"hf:bands has a card that takes data from {re.escape(repr(path))}"):
+        load_dataset("hf:bands", tmp_path)
+
+
+def test_a_card_says_which_of_its_files_are_which_part(tmp_path):
+    write_parquet(tmp_path / "bands" / "data", {"one": PARTS["train"], "two": PARTS["test"]})
+    files = "[{split: train, path: data/one-*}, {split: test, path: [data/two-*]}]"
+    card = f"---\nlicense: [mit, cc0-1.0]\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n"
+    (tmp_path / "bands" / "README.md").write_text(card)
+    read = load_dataset("hf:bands", tmp_path, size=32)
+    assert np.array_equal(read.x_test, PARTS["test"][0])
+    assert read.licence == "mit, cc0-1.0"
 
 
 class Point:

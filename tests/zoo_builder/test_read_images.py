@@ -1,5 +1,6 @@
 """Images of any mode, in any kind of file: what becomes of their pixels, and what is told as broken."""
 
+import io
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from tests.zoo_builder.synthetic import write_image_folder
 from zoo_builder.datasets import dataset_names, load_dataset
 from zoo_builder.datasets.read_images import Sample, read_part
-from zoo_builder.errors import DataWarning
+from zoo_builder.errors import DataError, DataWarning
 
 
 def test_sixteen_bits_are_scaled_and_what_is_transparent_lies_on_white(tmp_path):
@@ -48,6 +49,18 @@ def test_numbers_without_a_known_range_are_broken_images_with_the_reason(tmp_pat
     assert read.skipped == tuple(
         f"dog/{m.lower()}.tif (its mode is {m}, expected 8 or 16 bits a channel)" for m in "FI"
     )
+
+
+def test_what_another_program_is_run_for_is_no_image_by_whatever_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: Image.new("RGB", (8, 8)).im)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "EPS")
+    assert read_part(lambda i: Sample("evil.jpg", 0, file.getvalue()), 1, 8, None).skipped == ("evil.jpg",)
+    y, offsets = np.zeros(2, np.int64), [0, len(file.getvalue()), len(file.getvalue())]
+    blobs = {f"x_{part}_jpeg": np.frombuffer(file.getvalue(), np.uint8) for part in ("train", "test")}
+    np.savez(tmp_path / "evil.npz", y_train=y, y_test=y, x_train_off=offsets, x_test_off=offsets, **blobs)
+    with pytest.raises(DataError, match="none of its 2 JPEG files can be read"):
+        load_dataset("evil", tmp_path)
 
 
 def test_every_kind_of_file_that_pillow_reads_is_an_image(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoo_builder.datasets.image_dataset import ImageDataset
@@ -40,8 +41,13 @@ def load_hugging_face(
     if strange:
         raise DataError(f"hf:{name} holds {', '.join(strange[:5])}; expected Parquet files alone. Move them elsewhere.")
     try:
+        card = _card(folder)
+        if elsewhere := _elsewhere(card.get("configs")):
+            raise DataError(
+                f"hf:{name} has a card that takes data from {elsewhere!r}, which is not in it. Expected paths and "
+                "patterns inside: take another dataset, or mend data_files in its README.md."
+            )
         found = datasets.load_dataset(str(folder), arguments.get("config"))
-        licence = _licence(folder)
     except yaml.YAMLError as e:
         raise DataError(f"hf:{name} has a card, README.md, whose YAML cannot be read ({e}). Mend it there.") from e
     except (OSError, ValueError, DatasetGenerationError) as e:
@@ -73,7 +79,8 @@ def load_hugging_face(
             return Sample(f"{split} image {i}", number.get(row[label], row[label]), contents)
 
         parts.append(read_part(get, len(rows), size, max_images))
-    return assemble(f"hf:{name}", parts[0], parts[1] if len(parts) > 1 else None, classes, f"hf:{name}", licence)
+    test = parts[1] if len(parts) > 1 else None
+    return assemble(f"hf:{name}", parts[0], test, classes, f"hf:{name}", _licence(card))
 
 
 def _check_kinds(name: str, features: Any, image: str, label: str) -> None:
@@ -133,9 +140,27 @@ def _column(name: str, what: str, arguments: dict[str, str], features: Any, fits
     return columns[0]
 
 
-def _licence(folder: Path) -> str:
+def _card(folder: Path) -> dict[str, Any]:
+    """What the head of README.md says."""
     from huggingface_hub import DatasetCard
 
     card = folder / "README.md"
-    licence = DatasetCard.load(card).data.get("license") if card.exists() else None
+    return DatasetCard.load(card).data.to_dict() if card.exists() else {}
+
+
+def _elsewhere(data_files: Any) -> str | None:
+    """A path of a card's configs that leads out of the repository: to this machine's other files, or to any URL."""
+    if isinstance(data_files, dict):
+        data_files = [data_files.get(key) for key in ("data_files", "data_dir", "path")]
+    if isinstance(data_files, list):
+        return next(filter(None, map(_elsewhere, data_files)), None)
+    if not isinstance(data_files, str):
+        return None
+    path = PurePosixPath(data_files.replace("\\", "/"))
+    leads_out = path.is_absolute() or data_files.startswith("~") or ".." in path.parts or ":" in data_files
+    return data_files if leads_out else None
+
+
+def _licence(card: Mapping[str, Any]) -> str:
+    licence = card.get("license")
     return ", ".join(licence) if isinstance(licence, list) else str(licence or "unknown")

@@ -9,10 +9,16 @@ from pathlib import Path
 from PIL import Image
 
 from zoo_builder.datasets.image_dataset import ImageDataset
-from zoo_builder.datasets.read_images import STORED_SIZE, TEST_PARTS, Part, Sample, assemble, read_part
+from zoo_builder.datasets.read_images import (
+    STORED_SIZE,
+    TEST_PARTS,
+    Part,
+    Sample,
+    assemble,
+    picture_formats,
+    read_part,
+)
 from zoo_builder.errors import DataError
-
-NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # stubs, films, and what another program is run for
 
 
 def load_image_folder(path: Path, size: int = STORED_SIZE, max_images: int | None = None) -> ImageDataset:
@@ -52,9 +58,7 @@ def image_endings() -> tuple[str, ...]:
     """Of files that Pillow can read, and of those that torchvision takes for images, which may be broken here."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    Image.init()
-    known = Image.registered_extensions().items()
-    readable = {ending for ending, kind in known if kind in Image.OPEN and kind not in NO_PICTURES}
+    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in picture_formats()}
     return tuple(sorted(readable | {*IMG_EXTENSIONS}))
 
 

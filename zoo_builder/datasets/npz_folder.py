@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import zipfile
 import zlib
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo_builder.datasets.image_dataset import ImageDataset
+from zoo_builder.datasets.read_images import open_picture
 from zoo_builder.errors import DataError
 
 MOST_CLASSES = 1_000_000  # a larger label is no number of a class, and as many names would fill the memory
@@ -93,7 +93,7 @@ def _decode_jpegs(blob: bytes, offsets: np.ndarray, path: Path) -> tuple[np.ndar
     images, broken = [], []
     for i, (start, end) in enumerate(itertools.pairwise(offsets)):
         try:
-            images.append(np.asarray(Image.open(io.BytesIO(blob[start:end])).convert("RGB")))
+            images.append(np.asarray(open_picture(blob[start:end]).convert("RGB")))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             broken.append(i)
     shapes = sorted({image.shape for image in images})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from zoo_builder.errors import DataError
 STORED_SIZE = 64  # pixels, unless a caller wants another
 TEST_PARTS = ("test", "val", "valid", "validation")  # how sources call their test part; the first of them is taken
 TEST_FRACTION = 0.2  # of each class, where a source has no test part
+NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # stubs, films, and what another program is run for
 
 
 class Sample(NamedTuple):
@@ -33,6 +35,17 @@ class Part:
     labels: np.ndarray  # int64 [N]
     skipped: tuple[str, ...]  # names of the others
     sha256: str  # of all files, the broken ones too
+
+
+@functools.cache
+def picture_formats() -> tuple[str, ...]:
+    """What Pillow may take a file for: by its contents, whatever its name says."""
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in NO_PICTURES)
+
+
+def open_picture(file: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file), formats=picture_formats())
 
 
 def stored_size(used: int) -> int:
@@ -70,7 +83,7 @@ def read_part(get: Callable[[int], Sample], count: int, size: int, max_images: i
 
 def _square(image: bytes | Image.Image, size: int) -> np.ndarray:
     if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
+        image = open_picture(image)
         image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at about this size
     image = _to_rgb(image)
     side = min(image.size)
