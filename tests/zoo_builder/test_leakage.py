@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.zoo_builder.synthetic import striped_dataset
+from zoo_builder.datasets import load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.errors import DataError
 from zoo_builder.leakage import Leak, check_leakage, find_leaks, held_out_datasets
@@ -39,6 +41,21 @@ def test_brighter_noisy_copies_are_found_as_perceptual():
     found = find_leaks([dataclasses.replace(smooth("zoo", 1), x_train=changed)], [held])
     assert set(found) == {Leak("zoo", "held", "perceptual")}
     assert sum(found.values()) >= 10
+
+
+def test_copies_that_are_stored_otherwise_are_refused_and_a_few_that_look_equal_are_not(tmp_path):
+    """The same pictures, larger, in a folder of files: no pixels are equal."""
+    held = smooth("held", 0)
+    for i, image in enumerate(np.concatenate([held.x_train, held.x_test])):
+        (tmp_path / "mine" / str(i % 3)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "mine" / str(i % 3) / f"{i}.png")
+    mine = load_dataset("mine", tmp_path)
+    assert {leak.kind for leak in find_leaks([mine], [held])} == {"perceptual"}
+    with pytest.raises(DataError, match=r"images of mine are in held \(perceptual\)"):
+        check_leakage([mine], [held], "refuse")
+    few = dataclasses.replace(smooth("few", 1), x_test=mine.x_train[:1], y_test=np.arange(1))
+    assert find_leaks([few], [held])
+    check_leakage([few], [held], "refuse")
 
 
 def test_flat_images_are_no_leak():

@@ -184,7 +184,14 @@ def test_datasets_that_cannot_be_used_are_refused(changes, words):
 
 def test_held_out_dataset_is_known_by_any_of_its_names():
     held_out = ("cifar10", "torchvision:Flowers102", "solar_cells")
-    for name in ("cifar10", "torchvision:CIFAR10", "hf:uoft-cs/cifar10@0b2714e?label=label", "plugin:CIFAR-10"):
+    for name in (
+        "cifar10",
+        "torchvision:CIFAR10",
+        "hf:uoft-cs/cifar10@0b2714e?label=label",
+        "plugin:CIFAR-10",
+        "hf:data/cifar10/",
+        "cifar10.npz",
+    ):
         with pytest.raises(RecipeError, match="which it holds out"):
             choose_datasets(ZooRecipe((), held_out, datasets=(name,)), ())
     assert choose_datasets(ZooRecipe((), held_out), ["CIFAR10", "flowers102", "cifar100"]) == ("cifar100",)
