@@ -105,6 +105,9 @@ def save_bundle(
     write_together(path, {**made, CONFIG: config_text(config).encode(), **said})
     for name in {*SAID_OF_WEIGHTS, STATISTICS} - {f.name for f in files}:  # after all that could still fail
         (path / name).unlink(missing_ok=True)
+    for name in (CONFIG, *(f.name for f in files)):  # what a saving left that was killed, which no bundle may hold
+        for left in path.glob(f".{name}.*"):
+            left.unlink()
     return config
 
 

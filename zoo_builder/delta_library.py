@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo_builder.errors import ZooError
+from zoo_builder.files import temporary_name
 from zoo_builder.store import Zoo
 
 TEMPERATURES = tuple(10.0**e for e in (-2.0, -1.5, -1.0, -0.5, 0.0))  # of cosines
@@ -48,7 +49,7 @@ class DeltaLibrary:
             raise ZooError(f"{zoo.path} holds {len(entries)} entries of {list(plans)} over one dataset; 2 are needed.")
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            begun = file.with_name(f".{file.name}.{os.getpid()}")
+            begun = temporary_name(file)
             zoo.stack(entries, begun)
             os.replace(begun, file)
         stacked = torch.from_file(str(file), shared=False, size=file.stat().st_size // 2, dtype=torch.half)

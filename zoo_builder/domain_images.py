@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import torch
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.domains import apply_domain
+from zoo_builder.files import temporary_name
 from zoo_builder.tasks import FineTuneTask
 
 MAX_IMAGES = 4000  # of each part of a dataset in a task's memory, at most
@@ -56,7 +56,7 @@ class SharedImages:
         place = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{self.size}"
         if not place.exists():
             dataset = self.load(name)
-            temporary = place.with_name(f"{place.name}.{os.getpid()}")
+            temporary = temporary_name(place)
             temporary.mkdir(parents=True)
             for part in PARTS:
                 array = getattr(dataset, part)

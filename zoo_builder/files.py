@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import cast
@@ -46,7 +47,7 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Files of a local folder, by name: each gets its name, in their order, once all are written, so that what cannot
     be written changes nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
+    temporary = {name: temporary_name(folder / name) for name in contents}
     try:
         for name, path in temporary.items():
             with path.open("wb") as file:
@@ -58,6 +59,11 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """In the same folder; no other process has it, on any host: containers number theirs alike."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def is_local(path: Path) -> bool:

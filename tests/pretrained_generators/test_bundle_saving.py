@@ -52,6 +52,16 @@ def test_a_folder_of_something_else_is_left_alone_and_training_learns_it_first(n
     assert files(project) == before
 
 
+def test_what_a_killed_saving_left_is_gone_after_the_next(path):
+    generator = loaded(path, False)
+    for name in (".generator.safetensors.0a1b", ".config.json.7"):
+        (path / name).write_bytes(b"half of it")
+    with pytest.raises(BundleError, match="Move it elsewhere"):
+        load_bundle(path)
+    generator.save_pretrained(path)
+    load_bundle(path)
+
+
 @pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("written", range(4))
 def test_a_full_disk_leaves_the_bundle_as_it_was(written, changed, path, monkeypatch):
