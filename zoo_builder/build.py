@@ -46,10 +46,10 @@ def begin_zoo(
     body = backbone.create(base)
     check_body(body, recipe.size, backbone.in_chans)
     pretraining = "{}" if base == "pretrained" else read_tensors(Path(base))[1].get("pretraining", "{}")
-    if is_among(seen := pretrained_on(pretraining), recipe.held_out):
+    if seen := [name for name in pretrained_on(pretraining).split(", ") if is_among(name, recipe.held_out)]:
         raise RecipeError(
-            f"The base {base} was pretrained on {seen}, which the recipe holds out. A held-out dataset measures the "
-            "result and must not train it: take another base, or remove it from held_out."
+            f"The base {base} was pretrained on {', '.join(seen)}, which the recipe holds out. A held-out dataset "
+            "measures the result and must not train it: take another base, or remove it from held_out."
         )
     zoo = Zoo.create(out, backbone, body_state(body), recipe, pretraining)
     zoo, sources = surveyed(zoo, recipe, names, data_dir, download, remember)

@@ -53,7 +53,12 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
         "base_sha256": zoo.base_sha256,
         "sources": entry.about.get("sources", {}),
     }
-    write_atomically(out, model.state_dict(), {"zoo_entry": json.dumps(about)})
+    pretraining = json.loads(zoo.pretraining())  # of what may become the base of another zoo
+    tasks = [a.task for a in entry.ancestry()]
+    names = {*pretraining.get("fine_tuned_on", ()), *(name for t in tasks for name in (*t.datasets, *t.related))}
+    pretraining["fine_tuned_on"] = sorted(names)
+    metadata = {"zoo_entry": json.dumps(about), "pretraining": json.dumps(pretraining)}
+    write_atomically(out, model.state_dict(), metadata)
     return classes
 
 

@@ -187,11 +187,14 @@ class Zoo:
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
     def base_pretrained_on(self) -> str:
-        """Name of the dataset that `zoo base` pretrained on, "unknown" for a base from elsewhere."""
+        """As `pretrained_on`."""
+        return pretrained_on(self.pretraining())
+
+    def pretraining(self) -> str:
+        """What the base's file says of its pretraining, in JSON."""
         header = io.BytesIO((self.path / "base.safetensors").read_bytes())
         length = int.from_bytes(header.read(8), "little")
-        metadata = json.loads(header.read(length)).get("__metadata__", {})
-        return pretrained_on(metadata.get("pretraining", "{}"))
+        return json.loads(header.read(length)).get("__metadata__", {}).get("pretraining", "{}")
 
     def entry_path(self, task_id: str) -> Path:
         """
@@ -260,7 +263,10 @@ class Zoo:
         return stacked
 
     def write(self, task: FineTuneTask, result: FineTuneResult, about: dict[str, Any] | None = None) -> None:
-        """The tensors first, then the row."""
+        """The tensors first, then the row. One without a file is a failure's, which goes before: with a file it would
+        count as done."""
+        if task.id not in self:
+            self.row_path(task.id).unlink(missing_ok=True)
         if self.keep == "full":
             base = self.base()
             body = {f"weights/{k}": base[k] + v.float() for k, v in result.delta.items()}
@@ -310,8 +316,10 @@ def _file_name(task_id: str) -> str:
 
 
 def pretrained_on(pretraining: str) -> str:
-    """Name of the dataset, of what a base's file says of its pretraining; "unknown" where it says nothing."""
-    return json.loads(pretraining).get("dataset", "unknown")
+    """Names of datasets, joined by commas, of what a base's file says of its pretraining: that of `zoo base`, "unknown"
+    of a base from elsewhere, and those that an exported entry was fine-tuned on."""
+    about = json.loads(pretraining)
+    return ", ".join([about.get("dataset", "unknown"), *about.get("fine_tuned_on", ())])
 
 
 def files_sha256(entries: Iterable[ZooEntry]) -> str:

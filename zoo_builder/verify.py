@@ -93,6 +93,8 @@ def _entry(zoo: Zoo, row: Path) -> ZooEntry | None:
     if [r["id"] for r in found] != [row.stem]:
         raise ZooError(f"{row} holds {[r['id'] for r in found]}, expected itself alone. Remove it and build again.")
     if found[0]["error"] is not None:
+        if zoo.entry_path(row.stem).exists():
+            raise ZooError(f"{row.stem} failed, and has a file all the same. Remove its row and build again.")
         return None
     if not zoo.entry_path(row.stem).exists():
         raise ZooError(f"{row.stem}: its file is gone. Build again, and it is made anew.")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pyarrow.parquet
 import pytest
@@ -12,9 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.zoo_builder.synthetic import seeded, striped_dataset, striped_images, tiny_task
-from tests.zoo_builder.tiny_zoo import ENTRIES, build_zoo, rewrite, write_data
+from tests.zoo_builder.tiny_zoo import ENTRIES, RECIPE, build_zoo, rewrite, write_data
 from zoo_builder.backbones import BackboneSpec, extract_features, load_body, predict, prepare_images
-from zoo_builder.errors import ZooError
+from zoo_builder.build import begin_zoo
+from zoo_builder.checkpoint import read_tensors
+from zoo_builder.errors import RecipeError, ZooError
 from zoo_builder.export import export, export_table
 from zoo_builder.finetune_result import FineTuneResult
 from zoo_builder.model_stack import shifted
@@ -54,6 +57,19 @@ def test_a_body_is_the_base_and_the_delta_at_its_best_strength(zoo, out, strengt
         torch.testing.assert_close(parameter.detach(), base[name] + strength * delta[name], rtol=0, atol=1e-6)
     assert about(out)["strength"] == strength
     assert about(out)["sources"].keys() == set(entry.about["sources"])
+
+
+def test_it_is_a_base_that_knows_what_all_its_weights_were_trained_on(zoo, out, tmp_path):
+    data = write_data(tmp_path / "data", ("another",))
+    entry = next(zoo.entries(plans=["branch"]))
+    export(zoo, entry.id, out)
+    assert entry.task.datasets == ("bands",)
+    assert list(entry.ancestry())[-1].task.datasets == ("bands", "stripes")
+    for held_out in ("bands", "stripes"):
+        with pytest.raises(RecipeError, match=f"was pretrained on {held_out}, which the recipe holds out"):
+            begin_zoo(tmp_path / "zoo", zoo.backbone, out, replace(RECIPE, held_out=(held_out,)), data)
+    begun = Zoo.create(tmp_path / "zoo", zoo.backbone, zoo.base(), RECIPE, read_tensors(out)[1]["pretraining"])
+    assert begun.base_pretrained_on() == "unknown, bands, stripes"
 
 
 def test_a_body_goes_into_a_classifier_whose_head_stays(zoo, out):

@@ -120,6 +120,23 @@ def test_failures_are_rows_and_a_success_replaces_them(zoo):
     assert task.id in zoo
 
 
+def test_a_success_that_is_not_written_to_its_end_is_neither_done_nor_failed(zoo, monkeypatch):
+    task = tiny_task()
+    zoo.write_failure(task, "it broke")
+    with monkeypatch.context() as patch:
+        patch.setattr("zoo_builder.store.write_row", full_disk)
+        with pytest.raises(OSError, match="full"):
+            zoo.write(task, result())
+    assert task.id not in zoo
+    assert zoo.failures() == {}
+    zoo.write(task, result())
+    assert [e.id for e in zoo.entries()] == [task.id]
+
+
+def full_disk(*_, **__):
+    raise OSError("The disk is full.")
+
+
 @pytest.mark.parametrize("task_id", ["../../victim/model", "/tmp/model", "a/b", "a\\b", "", "a\0b"])
 def test_an_id_that_is_no_file_name_is_refused(zoo, task_id):
     for path in (zoo.entry_path, zoo.row_path, zoo.entry):

@@ -149,6 +149,12 @@ def test_failed_tasks_are_counted_and_no_problem(zoo):
     assert (report.problems, report.failures, report.checked) == ((), 1, ENTRIES)
 
 
+def test_what_failed_and_has_a_file_is_a_problem(zoo):
+    zoo.write_failure(tiny_task(), "it broke")
+    zoo.entry_path(tiny_task().id).write_bytes(b"")
+    assert "failed, and has a file all the same" in verify(zoo).problems[0]
+
+
 @pytest.mark.parametrize("contents", [None, b"no", "flipped"])
 def test_a_damaged_base_is_a_problem_and_ends_the_scoring(zoo, data, contents):
     path = zoo.path / "base.safetensors"
