@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from pretrained_generators.bundle import save_bundle
 from pretrained_generators.bundle_config import BundleConfig
-from pretrained_generators.bundle_files import CONFIG, RESULTS
+from pretrained_generators.bundle_files import CONFIG, RESULTS, SAID_OF_WEIGHTS, STATISTICS
 from pretrained_generators.card import NO_CARD, write_card
 from pretrained_generators.card_results import read_results
 from pretrained_generators.eval_results import OURS, eval_result_files
@@ -48,7 +48,8 @@ def push_bundle(
 ) -> CommitInfo:
     """Push a bundle's folder as it is, in one commit, after a check; makes the repository where there is none.
 
-    Results on datasets of the Hub are told there as `.eval_results` too, which are no part of the bundle.
+    Results on datasets of the Hub are told there as `.eval_results` too, which are no part of the bundle. What lies
+    there of earlier weights, an audit for one, goes.
 
     Returns:
         What the client says of the commit: `oid`, a hash of 40 digits, and `commit_url`.
@@ -65,12 +66,13 @@ def push_bundle(
         name = api.create_repo(repo, private=private, exist_ok=True).repo_id
         told = eval_result_files(results, f"{api.endpoint}/{name}/blob/{revision or 'main'}/{RESULTS}")
         files: dict[str, Path | bytes] = {n: folder / n for n in (CONFIG, *(f.name for f in config.files))} | told
-        before = api.list_repo_files(name, revision=revision)
+        before = [path for path in api.list_repo_files(name, revision=revision) if path not in files]
+        of_others = [p for p in before if p.startswith(OURS) or p in (*SAID_OF_WEIGHTS, STATISTICS)]
         return api.create_commit(
             name,
             [
                 *(CommitOperationAdd(path, contents) for path, contents in files.items()),
-                *(CommitOperationDelete(path) for path in before if path.startswith(OURS) and path not in told),
+                *(CommitOperationDelete(path) for path in of_others),
             ],
             commit_message=commit_message or f"Bundle {config.name}",
             revision=revision,

@@ -139,10 +139,12 @@ def test_a_file_that_names_a_dataset_of_the_hub_is_not_that_dataset(hub, client,
 def test_results_of_former_weights_are_taken_back_and_those_of_others_left(hub, client, folder, bands):
     write_measured_card(folder, data=[bands])
     client(push, folder, "org/tiny", token=TOKEN)
-    hub.repos["org/tiny"].commit({".eval_results/community.yaml": b"[]"})
+    hub.repos["org/tiny"].commit({".eval_results/community.yaml": b"[]", "audit.json": b"{}", "mine.md": b""})
     other_bundle(folder)
     commit = client(push, folder, "org/tiny", token=TOKEN)
     files = hub.repos["org/tiny"].commits[commit]
+    assert "mine.md" in files
+    assert "audit.json" not in files
     assert [n for n in files if n.startswith(".eval_results/")] == [".eval_results/community.yaml"]
 
 
