@@ -53,7 +53,7 @@ class BundleConfig:
     trained_on: tuple[TrainedOn, ...]  # datasets of the zoo with the number of their entries
     held_out: tuple[str, ...]  # never trained on
     base_sha256: str  # of the base checkpoint that the zoo was built from
-    base_pretrained_on: str  # dataset
+    base_pretrained_on: str  # datasets, joined by commas
     base_licence: str = "unknown"
     base_elsewhere: BaseElsewhere | None = None  # None: the bundle holds it
     measured: dict[str, float] = field(default_factory=dict)  # what training measured, see the card
@@ -63,6 +63,11 @@ class BundleConfig:
     trained_with: str | None = None  # SHA-256 of recipe, base, its fit and entries; equal: the same training
     format: int = FORMAT
     readable_since: str = READABLE_SINCE
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Names of all datasets that had a part in its weights, and in those of its base."""
+        return (*self.base_pretrained_on.split(", "), *(t.name for t in self.trained_on))
 
     @property
     def weights_sha256(self) -> str:

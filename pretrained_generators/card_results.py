@@ -84,10 +84,9 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
         BundleError: it is not there, is no results file, says nothing of it, is of other weights or does not tell of
             which, or the folder has too many files. Nothing was written.
     """
-    seen = {t.name for t in config.trained_on}
     try:
         report = json.loads(path.read_text())
-        rows = [r for r in report["rows"] if r["bundle"] == config.name and not is_among(r["dataset"], seen)]
+        rows = [r for r in report["rows"] if r["bundle"] == config.name and not is_among(r["dataset"], config.seen)]
         names = {r["dataset"] for r in rows}
         runs = [r for r in report["runs"] if r["bundle"] == config.name] if "runs" in report else [report]
         told = [{k: r.get(k) for k in config.identity} for r in runs or [{}]]

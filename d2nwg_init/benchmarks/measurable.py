@@ -16,7 +16,7 @@ def check_measurable(dataset: ImageDataset, bundles: Iterable[BundleConfig] = ()
         DataError: one of the bundles was trained on it, or it has no test images.
     """
     for config in bundles:
-        if is_among(dataset.name, [t.name for t in config.trained_on]):
+        if is_among(dataset.name, config.seen):
             raise DataError(
                 f"The bundle {config.name!r} was trained on {dataset.name!r}: it would be measured on what it knows. "
                 f"Take a dataset that it never saw, such as one of {', '.join(config.held_out)}."

@@ -115,7 +115,7 @@ def train_generator(
         "held_out": zoo.held_out,
         "base_sha256": zoo.base_sha256,
         "base_pretrained_on": zoo.base_pretrained_on(),
-        "base_licence": licences.get(zoo.base_pretrained_on(), "unknown"),
+        "base_licence": ", ".join({licences.get(n, "unknown"): n for n in zoo.base_pretrained_on().split(", ")}),
         "learnt": tuple(e.id for e in learnt),
         "kept_back": tuple(e.id for e in held_back),
         "zoo_sha256": files_sha256(learnt),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -143,6 +144,12 @@ def test_nothing_is_kept_of_a_results_file_that_makes_no_card(path, tmp_path):
     with pytest.raises(BundleError, match="no row of `initialize`"):
         keep_results(file, load_config(path), path)
     assert not (path / "results.json").exists()
+
+
+def test_what_the_base_was_pretrained_on_is_no_data_that_it_never_saw(path, tmp_path):
+    config = replace(load_config(path), base_pretrained_on="unknown, insects")
+    with pytest.raises(BundleError, match="on a dataset that it was not trained on"):
+        keep_results(results_file(tmp_path / "demo.json", config), config, path)
 
 
 def told(**values):

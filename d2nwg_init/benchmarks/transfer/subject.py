@@ -103,7 +103,7 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
         BundleError: it cannot be read, or knows datasets of the splits.
     """
     name, backbone, size = identity(spec)
-    if spec.bundle is not None and (seen := _measured(t.name for t in load_config(spec.bundle).trained_on)):
+    if spec.bundle is not None and (seen := _measured(load_config(spec.bundle).seen)):
         raise BundleError(f"{spec.bundle} was trained on {seen}, which the benchmark measures on. Take another bundle.")
     if spec.zoo is None:
         alone = load_bundle(str(spec.bundle))
@@ -114,7 +114,8 @@ def open_subject(spec: SubjectSpec, folder: Path) -> Subject:
         config = load_config(spec.bundle)
         if (config.base_sha256, config.generator.batchnorm) != (zoo.base_sha256, zoo.batchnorm):
             raise ZooError(f"{spec.bundle} was trained on deltas to another base than {spec.zoo} has. Give its zoo.")
-    if seen := _measured(d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related)):
+    entered = [d for e in zoo.entries() for d in (*e.task.datasets, *e.task.related)]
+    if seen := _measured([*zoo.base_pretrained_on().split(", "), *entered]):
         raise ZooError(f"{spec.zoo} was trained on {seen}, which the benchmark measures on. Build it without them.")
     bundle = load_bundle_beside(zoo, spec.bundle) if spec.bundle is not None else None
     library = DeltaLibrary.of(zoo, spec.plans, folder / "deltas.f16")
