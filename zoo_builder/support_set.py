@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.data.loader import MultiEpochsDataLoader
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from zoo_builder.errors import DataError
 from zoo_builder.random_state import unchanged_random_state
@@ -138,8 +138,10 @@ def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str]
             notes.append("the loader is an iterator: the batches that were read are gone from it")
         return loader
     batches = loader.batch_sampler
-    if batches is None:  # each item of the dataset is a batch
-        return _changed(loader)
+    if batches is None or isinstance(loader.dataset, IterableDataset):
+        # The reading ends it, with a batch a worker fetched ahead. To ask for no more batches than are wanted is no
+        # way: those that a worker is asked for after its part of a stream has ended never come.
+        return _changed(loader, prefetch_factor=1)
     if type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler and len(batches.sampler) > count:
         notes.append("the loader does not shuffle: images were drawn at random from its dataset")
         generator = torch.Generator().manual_seed(seed)
@@ -175,9 +177,9 @@ class _FirstBatches:
 
 
 def _comes_again(index: Any, known: set[Any]) -> bool:
-    """Whether an index is among the `known`, which it then is. That of a stream is None, and tells nothing."""
+    """Whether an index is among the `known`, which it then is."""
     try:
-        repeated = index is not None and index in known
+        repeated = index in known
         known.add(index)
     except TypeError:  # a list, say: whether its images are equal is seen when they are there
         return False

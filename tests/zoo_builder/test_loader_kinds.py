@@ -1,13 +1,21 @@
 """The loaders that users bring: each is read, its images and labels are right, and it is as it was."""
 
 import itertools
+import multiprocessing
 
 import numpy as np
 import pytest
 import torch
 from timm.data import FastCollateMixup
 from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, fast_collate
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    WeightedRandomSampler,
+    get_worker_info,
+)
 
 from tests.zoo_builder.synthetic import seeded
 from zoo_builder.errors import DataError
@@ -108,6 +116,33 @@ def test_iterable_and_infinite_datasets(count, workers):
     support = read_support_set(loader, 100, CLASSES)
     assert len(support) == (count or 100)
     assert torch.equal(support.images[:, 0, 0, 0].long() % CLASSES, support.labels)
+
+
+class OneShard(Stream):
+    """All of it is the last worker's. Counts what is fetched."""
+
+    def __init__(self, count=None):
+        super().__init__(count)
+        self.fetched = torch.zeros((), dtype=torch.int32).share_memory_()
+
+    def __iter__(self):
+        worker = get_worker_info()
+        if worker.id == worker.num_workers - 1:
+            for item in super().__iter__():
+                self.fetched += 1
+                yield item
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_stream_of_one_shard_is_read_whatever_the_workers_without_one_were_asked_for(persistent):
+    data, before = OneShard(), set(multiprocessing.active_children())
+    loader = DataLoader(data, 5, num_workers=2, prefetch_factor=16, persistent_workers=persistent)
+    support = read_support_set(loader, 40, CLASSES)
+    assert support.images[:, 0, 0, 0].tolist() == list(range(40))
+    assert data.fetched <= 40 + 2 * 5  # a batch a worker ahead
+    assert loader._iterator is None
+    assert set(multiprocessing.active_children()) <= before
+    assert len(read_support_set(DataLoader(OneShard(33), 5, num_workers=2), 40, CLASSES)) == 33
 
 
 def test_an_infinite_sampler():
