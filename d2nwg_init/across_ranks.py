@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 import torch.distributed as dist
@@ -24,47 +25,54 @@ def decided_by_the_first_rank(initialize: Initialize[P]) -> Initialize[P]:
 
     @functools.wraps(initialize)
     def on_every_rank(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> InitReport:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        if alone or not isinstance(model, nn.Module):  # which every rank refuses
             return initialize(model, *args, **kwargs)
         network = unwrapped(model)
         if dist.get_rank() > 0:
             return _follow(network)
         report = None
-        with unchanged_on_error(network):
-            try:
-                report = initialize(model, *args, **kwargs)
-            finally:  # on an error too, for which the others would wait
-                _broadcast_text(report.to_json() if report else "", network)
-            _broadcast_state(network)
-            return report
+        try:
+            report = initialize(model, *args, **kwargs)
+            _from_the_first(report.to_json(), network)
+            _share_state(network)
+        except BaseException:
+            if report:
+                report.revert()
+            else:
+                with contextlib.suppress(Exception):  # the error that is raised is the one to be seen
+                    _from_the_first("", network)  # for which the others wait
+            raise
+        return report
 
     return on_every_rank
 
 
 def _follow(network: nn.Module) -> InitReport:
-    text = _broadcast_text("", network)
+    text = _from_the_first("", network)
     if not text:
         raise D2NWGError("Rank 0 could not initialise the model: see its error. Nothing was changed on this rank.")
     with unchanged_on_error(network) as undo:
-        _broadcast_state(network)
+        _share_state(network)
         return InitReport.from_json(text, undo)
 
 
-def _broadcast_text(text: str, network: nn.Module) -> str:
-    """The text of rank 0, on every rank."""
-    device = next(network.parameters()).device
-    sent = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
-    size = torch.tensor([len(sent)], device=device)
-    dist.broadcast(size, 0)
-    received = sent if dist.get_rank() == 0 else sent.new_zeros(int(size))
-    if int(size):
-        dist.broadcast(received, 0)
-    return bytes(received.tolist()).decode()
+def _from_the_first(value: Any, network: nn.Module) -> Any:
+    """What rank 0 has, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, 0, device=_gpu(network))
+    return values[0]
+
+
+def _gpu(network: nn.Module) -> torch.device | None:
+    """Where the model is, be it the process' current GPU or not. Not on one: None, for which torch takes a device that
+    the group works on, as NCCL works on no CPU."""
+    device = next((p.device for p in network.parameters()), None)
+    return device if device is not None and device.type == "cuda" else None
 
 
 @torch.no_grad()
-def _broadcast_state(network: nn.Module) -> None:
+def _share_state(network: nn.Module) -> None:
     for tensor in network.state_dict().values():
-        sent = tensor.contiguous()
-        dist.broadcast(sent, 0)
-        tensor.copy_(sent)
+        # Of a view all that it is a view of would be sent.
+        tensor.copy_(_from_the_first(tensor.cpu().clone(), network))
