@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec
 
 import torch
 import torch.distributed as dist
@@ -34,14 +34,14 @@ def decided_by_the_first_rank(initialize: Initialize[P]) -> Initialize[P]:
         report = None
         try:
             report = initialize(model, *args, **kwargs)
-            _from_the_first(report.to_json(), network)
-            _share_state(network)
+            _broadcast_text(report.to_json(), network)
+            _broadcast_state(network)
         except BaseException:
             if report:
                 report.revert()
             else:
                 with contextlib.suppress(Exception):  # the error that is raised is the one to be seen
-                    _from_the_first("", network)  # for which the others wait
+                    _broadcast_text("", network)  # for which the others wait
             raise
         return report
 
@@ -49,30 +49,39 @@ def decided_by_the_first_rank(initialize: Initialize[P]) -> Initialize[P]:
 
 
 def _follow(network: nn.Module) -> InitReport:
-    text = _from_the_first("", network)
+    text = _broadcast_text("", network)
     if not text:
         raise D2NWGError("Rank 0 could not initialise the model: see its error. Nothing was changed on this rank.")
     with unchanged_on_error(network) as undo:
-        _share_state(network)
+        _broadcast_state(network)
         return InitReport.from_json(text, undo)
 
 
-def _from_the_first(value: Any, network: nn.Module) -> Any:
-    """What rank 0 has, on every rank."""
-    values = [value]
-    dist.broadcast_object_list(values, 0, device=_gpu(network))
-    return values[0]
-
-
-def _gpu(network: nn.Module) -> torch.device | None:
-    """Where the model is, be it the process' current GPU or not. Not on one: None, for which torch takes a device that
-    the group works on, as NCCL works on no CPU."""
-    device = next((p.device for p in network.parameters()), None)
-    return device if device is not None and device.type == "cuda" else None
+def _broadcast_text(text: str, network: nn.Module) -> str:
+    """The text of rank 0, on every rank."""
+    device = _device(network)
+    sent = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    size = torch.tensor([len(sent)], device=device)
+    dist.broadcast(size, 0)
+    received = sent if dist.get_rank() == 0 else sent.new_zeros(int(size))
+    if int(size):
+        dist.broadcast(received, 0)
+    return bytes(received.tolist()).decode()
 
 
 @torch.no_grad()
-def _share_state(network: nn.Module) -> None:
+def _broadcast_state(network: nn.Module) -> None:
+    device = _device(network)
     for tensor in network.state_dict().values():
-        # Of a view all that it is a view of would be sent.
-        tensor.copy_(_from_the_first(tensor.cpu().clone(), network))
+        sent = tensor.to(device).contiguous()
+        dist.broadcast(sent, 0)
+        tensor.copy_(sent)
+
+
+def _device(network: nn.Module) -> torch.device:
+    """By which the ranks talk: the model's, or, where the group works on none such, as NCCL does not on a CPU, this
+    process' current accelerator."""
+    device = next(network.parameters()).device
+    if f"{device.type}:" in dist.get_backend_config():
+        return device
+    return torch.accelerator.current_accelerator() or device

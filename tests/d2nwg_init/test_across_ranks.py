@@ -1,6 +1,5 @@
 """Two processes by gloo: both end with the first one's weights, or neither is changed. And groups that take no CPU."""
 
-import copy
 from contextlib import contextmanager
 
 import pytest
@@ -13,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from d2nwg_init import InitReport, initialize
-from d2nwg_init.across_ranks import _gpu
+from d2nwg_init import InitReport, across_ranks, initialize
+from d2nwg_init.across_ranks import _device
 from tests.d2nwg_init.conftest import new_model
 from tests.d2nwg_init.test_report import NAN, report
 from tests.pretrained_generators.small import copied, labelled_images, same
@@ -75,18 +74,24 @@ def rank_without_cpu(rank):
         dist.destroy_process_group()
 
 
-def test_a_model_on_the_cpu_is_shared_by_a_group_that_takes_nothing_from_there(loader, monkeypatch):
-    """As objects, for which torch finds the device, of which there is none here."""
-    sent, models, texts = [], [new_model(), new_model()], []
+@pytest.fixture
+def accelerator(monkeypatch):
+    """The CPU stands for it, and a list for what takes tensors from there to the other ranks."""
+    sent = []
 
-    def broadcast(values, source, device):
-        assert device is None
+    def broadcast(tensor, source):
         if dist.get_rank() == source:
-            sent.append(copy.deepcopy(values[0]))
+            sent.append(tensor.clone())
         else:
-            values[0] = sent.pop(0)
+            tensor.copy_(sent.pop(0))
 
-    monkeypatch.setattr(dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(across_ranks, "_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    return sent
+
+
+def test_a_model_on_the_cpu_is_shared_by_a_group_that_takes_nothing_from_there(loader, accelerator):
+    models, texts = [new_model(), new_model()], []
     before = copied(models[1].state_dict())
     for rank, model in enumerate(models):
         with rank_without_cpu(rank):
@@ -94,12 +99,15 @@ def test_a_model_on_the_cpu_is_shared_by_a_group_that_takes_nothing_from_there(l
     assert same(*(model.state_dict() for model in models))
     assert not same(models[1].state_dict(), before)
     assert texts[0] == texts[1]
-    assert sent == []
+    assert accelerator == []
 
 
-def test_a_model_on_another_gpu_than_the_current_one_is_shared_by_its_own():
-    with FakeTensorMode():  # there is none
-        assert _gpu(nn.Linear(2, 2, device="cuda:1")) == torch.device("cuda:1")
+def test_ranks_talk_by_the_models_device_or_by_one_that_the_group_works_on(monkeypatch):
+    with rank_without_cpu(0):
+        with FakeTensorMode():  # there is none
+            assert _device(nn.Linear(2, 2, device="cuda:1")) == torch.device("cuda:1")
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+        assert _device(nn.Linear(2, 2)) == torch.device("cuda")
 
 
 @pytest.mark.parametrize(
@@ -111,9 +119,9 @@ def test_the_first_ranks_own_error_is_seen_where_no_other_can_be_told(make, erro
         initialize(make(), broken(), generator=None)
 
 
-def test_a_group_that_breaks_while_weights_are_sent_leaves_the_first_ranks_model(loader, monkeypatch):
+def test_a_group_that_breaks_while_weights_are_sent_leaves_the_first_ranks_model(loader, accelerator, monkeypatch):
     calls = iter(range(5))
-    monkeypatch.setattr(dist, "broadcast_object_list", lambda *_, **__: next(calls))
+    monkeypatch.setattr(dist, "broadcast", lambda *_: next(calls))
     model = new_model()
     before = copied(model.state_dict())
     with rank_without_cpu(0), pytest.raises(StopIteration):
