@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
@@ -24,19 +25,25 @@ def decided_by_the_first_rank(initialize: Initialize[P]) -> Initialize[P]:
 
     @functools.wraps(initialize)
     def on_every_rank(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> InitReport:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        if alone or not isinstance(model, nn.Module):  # which every rank refuses
             return initialize(model, *args, **kwargs)
         network = unwrapped(model)
         if dist.get_rank() > 0:
             return _follow(network)
         report = None
-        with unchanged_on_error(network):
-            try:
-                report = initialize(model, *args, **kwargs)
-            finally:  # on an error too, for which the others would wait
-                _broadcast_text(report.to_json() if report else "", network)
+        try:
+            report = initialize(model, *args, **kwargs)
+            _broadcast_text(report.to_json(), network)
             _broadcast_state(network)
-            return report
+        except BaseException:
+            if report:
+                report.revert()
+            else:
+                with contextlib.suppress(Exception):  # the error that is raised is the one to be seen
+                    _broadcast_text("", network)  # for which the others wait
+            raise
+        return report
 
     return on_every_rank
 
@@ -52,7 +59,7 @@ def _follow(network: nn.Module) -> InitReport:
 
 def _broadcast_text(text: str, network: nn.Module) -> str:
     """The text of rank 0, on every rank."""
-    device = next(network.parameters()).device
+    device = _device(network)
     sent = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     size = torch.tensor([len(sent)], device=device)
     dist.broadcast(size, 0)
@@ -64,7 +71,17 @@ def _broadcast_text(text: str, network: nn.Module) -> str:
 
 @torch.no_grad()
 def _broadcast_state(network: nn.Module) -> None:
+    device = _device(network)
     for tensor in network.state_dict().values():
-        sent = tensor.contiguous()
+        sent = tensor.to(device).contiguous()
         dist.broadcast(sent, 0)
         tensor.copy_(sent)
+
+
+def _device(network: nn.Module) -> torch.device:
+    """By which the ranks talk: the model's, or, where the group works on none such, as NCCL does not on a CPU, this
+    process' current accelerator."""
+    device = next(network.parameters()).device
+    if f"{device.type}:" in dist.get_backend_config():
+        return device
+    return torch.accelerator.current_accelerator() or device

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -80,7 +80,7 @@ def refine(
         return None
     images, labels = placed(support.images, model), support.labels
     names = parameters_in_scope(model, "body") if names is None else names
-    trained = _but_first_layers({name: p for name, p in model.named_parameters() if name in names})
+    trained = _trained(model, names)
     parameters = list(trained.values())
     before = _solved(model, images, labels)  # which sets BatchNorm
     if before is None:
@@ -121,9 +121,10 @@ def trainings(num_images: int) -> int:
 
 
 def gradient_comes(model: nn.Module, support: SupportSet, names: Collection[str]) -> bool:
-    """Whether the features of `model` have a gradient in its parameters `names`: not those of a body that is run inside
-    torch.no_grad(), for its head alone to be trained. BatchNorm's statistics are not what they were after it."""
-    parameters = [p for name, p in model.named_parameters() if name in names]
+    """Whether the features of `model` have a gradient in those of its parameters `names` that are trained: not where a
+    body is run inside torch.no_grad(), for its head alone to be trained, nor where all but the first layers are in
+    checkpoints (use_reentrant=True). BatchNorm's statistics are not what they were after it."""
+    parameters = _trained(model, names).values()
     with _gradients_of(model, parameters), batchnorm_training(model), caught_features(model) as caught:
         model(placed(support.images[:2], model))
     return caught[0].requires_grad
@@ -135,14 +136,15 @@ def can_be_refined(support: SupportSet) -> bool:
     return min(len(support), BATCH) >= 2 * support.classes_seen
 
 
-def _but_first_layers(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Without the first, in the order of the model, that hold `FIRST` of the weights."""
+def _trained(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parameter]:
+    """Of the parameters `names`, without the first, in the order of the model, that hold `FIRST` of the weights."""
+    parameters = {name: p for name, p in model.named_parameters() if name in names}
     upto = list(itertools.accumulate(p.numel() for p in parameters.values()))
     return {name: p for (name, p), n in zip(parameters.items(), upto, strict=True) if n > FIRST * upto[-1]}
 
 
 @contextmanager
-def _gradients_of(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _gradients_of(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Inside, of these alone: the way back through the model ends at the first of them."""
     before = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from d2nwg_init import initialize
 from tests.d2nwg_init.conftest import new_model
@@ -112,8 +113,31 @@ class LinearProbe(nn.Module):
         return self.fc(features)
 
 
-def test_a_body_that_is_run_without_gradients_gets_a_head_and_is_not_refined(loader):
-    model = LinearProbe()
+class SmallNeckFirst(nn.Module):
+    """Of what has a gradient, nothing is trained: in the order of the model it is among the first layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.neck, self.body, self.fc = nn.BatchNorm1d(96), new_model(classes=0), nn.Linear(96, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.body(x)
+        return self.fc(self.neck(features))
+
+
+class CheckpointAfterSmallStem(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.fc = nn.Conv2d(3, 3, 1), new_model(classes=0), nn.Linear(96, 3)
+
+    def forward(self, x):
+        return self.fc(checkpoint(self.body, self.stem(x), use_reentrant=True))
+
+
+@pytest.mark.parametrize("make", [LinearProbe, SmallNeckFirst, CheckpointAfterSmallStem])
+def test_a_body_that_is_run_without_gradients_gets_a_head_and_is_not_refined(make, loader):
+    model = make()
     report = initialize(model, loader, generator=None, refining_steps=2)
     assert report.refinement is None
     assert "not refined: no gradient comes from the features to the body" in report.notes

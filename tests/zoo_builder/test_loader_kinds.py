@@ -1,13 +1,23 @@
 """The loaders that users bring: each is read, its images and labels are right, and it is as it was."""
 
 import itertools
+import multiprocessing
+import time
 
 import numpy as np
 import pytest
 import torch
-from timm.data import FastCollateMixup
+from timm.data import FastCollateMixup, Mixup
 from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, fast_collate
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    WeightedRandomSampler,
+    default_collate,
+    get_worker_info,
+)
 
 from tests.zoo_builder.synthetic import seeded
 from zoo_builder.errors import DataError
@@ -110,6 +120,33 @@ def test_iterable_and_infinite_datasets(count, workers):
     assert torch.equal(support.images[:, 0, 0, 0].long() % CLASSES, support.labels)
 
 
+class OneShard(Stream):
+    """All of it is the last worker's. Counts what is fetched."""
+
+    def __init__(self, count=None):
+        super().__init__(count)
+        self.fetched = torch.zeros((), dtype=torch.int32).share_memory_()
+
+    def __iter__(self):
+        worker = get_worker_info()
+        if worker.id == worker.num_workers - 1:
+            for item in super().__iter__():
+                self.fetched += 1
+                yield item
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_stream_of_one_shard_is_read_whatever_the_workers_without_one_were_asked_for(persistent):
+    data, before = OneShard(), set(multiprocessing.active_children())
+    loader = DataLoader(data, 5, num_workers=2, prefetch_factor=16, persistent_workers=persistent)
+    support = read_support_set(loader, 40, CLASSES)
+    assert support.images[:, 0, 0, 0].tolist() == list(range(40))
+    assert data.fetched <= 40 + 2 * 5  # a batch a worker ahead
+    assert loader._iterator is None
+    assert set(multiprocessing.active_children()) <= before
+    assert len(read_support_set(DataLoader(OneShard(33), 5, num_workers=2), 40, CLASSES)) == 33
+
+
 def test_an_infinite_sampler():
     data = Sorted()
     loader = DataLoader(data, sampler=WeightedRandomSampler([1.0] * 100, 10**6), batch_size=16)
@@ -127,15 +164,54 @@ class Noisy(Sorted):
         return image + torch.rand(()) / 2, label
 
 
+# Indices in batches of six, of which the second has none that is new.
+AGAIN = [3, 3, 1, 9, 9, 9, 3, 9, 1, 3, 1, 9, 0, 1, 2, 7, 7, 0]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_a_sampler_draws_again_is_fetched_and_counts_once(workers):
     data = Noisy(10)
-    loader = DataLoader(data, 6, sampler=[3, 3, 1, 9, 9, 9, 3, 9, 1, 3, 1, 9, 0, 1, 2, 7, 7, 0], num_workers=workers)
+    loader = DataLoader(data, 6, sampler=AGAIN, num_workers=workers)
     support = read_support_set(loader, 18, CLASSES)
     assert support.images[:, 0, 0, 0].long().tolist() == [3, 1, 9, 0, 2, 7]
     assert torch.equal(support.labels, support.images[:, 0, 0, 0].long() // 2)
     assert data.fetched.max() == 1
     assert support.notes == ("12 images came again after they were read, and count once",)
+
+
+def of_two_and_three(items):
+    """As a collate_fn that goes with a sampler of P x K images; the first batch takes its time."""
+    images, labels = default_collate(items)
+    if labels[0] == 1:
+        time.sleep(0.2)
+    return images.view(2, 3, *images.shape[1:]).flatten(0, 1), labels
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_collate_fn_of_ones_own_gets_batches_as_in_training_and_an_image_counts_once(workers):
+    data = Noisy(10)
+    loader = DataLoader(data, 6, sampler=AGAIN, num_workers=workers, collate_fn=of_two_and_three)
+    loader.in_order = False  # with two workers the last batch would come first
+    support = read_support_set(loader, 18, CLASSES)
+    assert support.images[:, 0, 0, 0].long().tolist() == [3, 1, 9, 0, 2, 7]
+    assert torch.equal(support.labels, support.images[:, 0, 0, 0].long() // 2)
+    assert support.batch == 6
+    assert data.fetched.sum() == 12  # nothing of a batch without a new image
+    assert support.notes == ("12 images came again after they were read, and count once",)
+
+
+def test_images_that_a_sampler_draws_again_may_be_mixed():
+    mixup = Mixup(mixup_alpha=0.2, num_classes=CLASSES)
+    np.random.seed(0)
+    loader = DataLoader(Sorted(10), 6, sampler=AGAIN, collate_fn=lambda items: mixup(*default_collate(items)))
+    assert len(read_support_set(loader, 18, CLASSES)) == 6
+
+
+def test_where_a_collate_fn_leaves_images_out_equal_ones_count_once():
+    loader = DataLoader(Sorted(10), 6, sampler=AGAIN, collate_fn=lambda items: default_collate(items[1:]))
+    support = read_support_set(loader, 18, CLASSES)
+    assert support.images[:, 0, 0, 0].tolist() == [3, 1, 9, 2, 7, 0]
+    assert torch.equal(support.labels, support.images[:, 0, 0, 0].long() // 2)
 
 
 def test_indices_that_cannot_be_compared_are_all_fetched():
