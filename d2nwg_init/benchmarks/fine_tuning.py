@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo_builder.backbones import image_statistics, predict
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
+
+PARTS = 1000  # of a cycle whose length is a time
 
 
 @dataclass(frozen=True)
@@ -50,30 +52,39 @@ def shuffled_loader(
     return DataLoader(TensorDataset(images, labels), size, shuffle=True, generator=generator, drop_last=last)
 
 
-def train_steps(
-    model: nn.Module, loader: Iterable, recipe: FineTuning, length: int | None
+def train_steps(model: nn.Module, loader: Iterable, recipe: FineTuning, length: int) -> Iterator[tuple[int, float]]:
+    """Train in place by one cycle of `length` steps, going through the loader as often as that takes; yields after
+    every step its number, from 1, and the seconds of training so far. What is done between two steps is not counted."""
+    return itertools.islice(_train(model, loader, recipe, length, lambda step, _: step), length)
+
+
+def train_for(model: nn.Module, loader: Iterable, recipe: FineTuning, length: float) -> Iterator[tuple[int, float]]:
+    """The same, by one cycle of `length` seconds, which the last step ends."""
+    for step, seconds in _train(model, loader, recipe, PARTS, lambda _, seconds: int(PARTS * seconds / length)):
+        yield step, seconds
+        if seconds >= length:
+            return
+
+
+def _train(
+    model: nn.Module, loader: Iterable, recipe: FineTuning, length: int, at: Callable[[int, float], int]
 ) -> Iterator[tuple[int, float]]:
-    """Train in place by one cycle of `length` steps (None: without end, at the peak rate), going through the loader as
-    often as that takes; yields after every step its number, from 1, and the seconds of training so far. What is done
-    between two steps is not counted."""
+    """`at` tells where in the cycle a step begins, by its number, from 0, and the seconds before it."""
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = None
-    if length is not None:
-        schedule = CosineLRScheduler(
-            optimizer,
-            t_initial=max(length, 1),
-            warmup_t=max(1, length // 10),
-            warmup_lr_init=recipe.learning_rate / 20,
-            t_in_epochs=False,
-        )
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=max(length, 1),
+        warmup_t=max(1, length // 10),
+        warmup_lr_init=recipe.learning_rate / 20,
+        t_in_epochs=False,
+    )
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     seconds = 0.0
-    for step in itertools.count() if length is None else range(length):
+    for step in itertools.count():
         began = time.perf_counter()
         images, labels = next(batches)
-        if schedule is not None:
-            schedule.step_update(step)
+        schedule.step_update(at(step, seconds))
         model.train()
         loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
         optimizer.zero_grad()

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,15 @@ import torch
 
 from d2nwg_init.benchmarks.demo import METHODS, draw_curves, mean_accuracies, mean_seconds, run_demo
 from d2nwg_init.benchmarks.drawn_block import replace_block
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, as_tensors, fine_tune, shuffled_loader, train_loader
+from d2nwg_init.benchmarks.fine_tuning import (
+    FineTuning,
+    accuracy,
+    as_tensors,
+    fine_tune,
+    shuffled_loader,
+    train_for,
+    train_loader,
+)
 from d2nwg_init.benchmarks.never_worse import Draw, measure
 from d2nwg_init.benchmarks.readme import results_block
 from d2nwg_init.benchmarks.results import Row, results
@@ -34,6 +43,21 @@ def dataset():
 @pytest.fixture(scope="module")
 def rows(dataset, bundle):
     return run_demo(dataset, bundle, SHORT, seeds=1, num_samples=2)
+
+
+def test_a_cycle_of_seconds_ends_with_them_and_with_a_low_rate(monkeypatch):
+    """Each look at the clock is half a second later, and each step hence as long."""
+    clock, rates, step = itertools.count(0, 0.5), [], torch.optim.AdamW.step
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a))[1]
+    )
+    batch = torch.randn(4, 3, 1, 1), torch.tensor([0, 1, 0, 1])
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    done = list(train_for(model, [batch], FineTuning(learning_rate=1.0), 10))
+    assert done == [(i, i / 2) for i in range(1, 21)]
+    assert rates[0] < rates[2] == max(rates) > rates[10] > rates[19]
+    assert rates[19] < 0.02
 
 
 def test_every_method_is_measured_at_every_step(rows):

@@ -14,6 +14,7 @@ import torch
 from d2nwg_init.benchmarks.results import source_commit
 from zoo_builder.checkpoint import read_tensors, write_atomically
 
+CURVE_IMAGES = 300  # test images, at most, that a curve is drawn from; steps and epochs are measured on all
 Training = Literal["none", "rates", "short", "long"]
 
 
@@ -57,6 +58,11 @@ class Measured:
     def accuracy(self, at: str) -> float:
         """Test accuracy in percent."""
         return 100 * float(self.correct[at].mean())
+
+
+def curve_images(count: int) -> torch.Tensor:
+    """Places of those that a curve is drawn from among `count` test images."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:CURVE_IMAGES]
 
 
 def write_cell(folder: Path, cell: Cell, measured: Measured) -> None:

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, train_steps
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, train_for
 from d2nwg_init.benchmarks.peak_memory import peak_memory
 from d2nwg_init.benchmarks.transfer.arena import NUM_SUPPORT, Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell
 from d2nwg_init.benchmarks.transfer.heads import Head, logistic_head, nearest_class_mean_head
+from d2nwg_init.candidates import STRENGTHS as GENERATED_STRENGTHS
 from d2nwg_init.candidates import Body, become, propose, set_body_and_solve, set_parameters
 from d2nwg_init.hook import initialize
 from d2nwg_init.refine import Refinement, default_steps, refine
@@ -29,12 +30,11 @@ from zoo_builder.model_stack import shifted
 
 NUM_CANDIDATES = 8  # of every method that selects, as initialize() has by default
 SIGMAS = (0.1, 0.3, 1.0)  # of noise_on_nearest
-STRENGTHS = (0.5, 1.0, 1.5)  # tried for each row that adds one delta to the base
-SELECTED_STRENGTHS = (0.5, 1.0)  # of each candidate of no_generator: four of them, in the budget of a generator
-ORACLE_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
+STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)  # tried for each row that adds one delta to the base
+ORACLE_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 ORACLE_IMAGES = 500  # of the images read, and of the test images, that entries are shortlisted on
 ORACLE_SHORTLIST = 8  # entries that are tried at every strength
-PENALTIES = (0.01, 0.1, 1.0)  # tried for scikit-learn's logistic regression, as its C
+PENALTIES = (1e-3, 0.01, 0.1, 1.0)  # tried for scikit-learn's logistic regression, as its C
 
 TIMED = "seconds_timed"  # note: spent to see how long the hook takes, and not counted
 
@@ -122,11 +122,8 @@ def _sgd_equal_time(arena: Arena, cell: Cell) -> Built:
     used = time.perf_counter() - began
     recipe = FineTuning(learning_rate=cell.learning_rate or FineTuning.learning_rate)
     steps = 0
-    # At a constant rate: how many steps the time allows is not known before.
-    for step, seconds in train_steps(model, arena.support_loader(), recipe, None):
+    for step, _ in train_for(model, arena.support_loader(), recipe, max(allowed - used, 1e-3)):
         steps = step
-        if used + seconds >= allowed:
-            break
     return model, {"steps": float(steps), TIMED: allowed}
 
 
@@ -200,7 +197,7 @@ def _zoo_selected(arena: Arena, _: Cell) -> Built:
             "similarity_mean": library.combine(library.by_similarity(embedding)),
         }
         for name, delta in deltas.items():
-            for strength in SELECTED_STRENGTHS:
+            for strength in GENERATED_STRENGTHS:
                 yield Body("generated", f"{name}_{strength:g}", shifted(base, delta, strength))
 
     model = arena.pretrained()

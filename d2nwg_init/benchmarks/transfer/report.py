@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from d2nwg_init.benchmarks.results import Row, earlier_results
-from d2nwg_init.benchmarks.transfer.cells import Cell, Measured
+from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, curve_images
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.statistics import Difference, paired_bootstrap, steps_to_target, with_verdicts
 from d2nwg_init.benchmarks.transfer.tables import commits as commits_of
@@ -102,11 +102,11 @@ def rows_of(found: Found, subject: str, split: str, choices: Choices) -> list[Tr
 
 
 def _epoch_point(found: Found, cell: Cell, method: str) -> float | None:
-    """Where `method`'s curve stands after epoch 1, on the same dataset, seed and test images as the cell's."""
+    """Where `method` stands after epoch 1, on the same dataset and seed as the cell, and on the images of its curve."""
     for other, measured in found.items():
         if (other.method, other.dataset, other.seed, other.shots) == (method, cell.dataset, cell.seed, cell.shots):
-            seconds = measured.seconds.get("epoch/1")
-            return next((a for _, s, a in measured.curve if s == seconds), None)
+            correct = measured.correct.get("epoch/1")
+            return None if correct is None else 100 * float(correct[curve_images(len(correct))].mean())
     return None
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from d2nwg_init.benchmarks.fine_tuning import FineTuning, accuracy, train_steps
 from d2nwg_init.benchmarks.transfer.arena import Arena
-from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, write_cell
+from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, curve_images, missing, write_cell
 from d2nwg_init.benchmarks.transfer.methods import make
 from d2nwg_init.benchmarks.transfer.splits import measured_on
 from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, open_subject
@@ -27,7 +27,6 @@ from zoo_builder.executors.processes import telling_of_dead_workers
 
 STEPS = (10, 30, 100)
 EVERY = 5  # steps between two points of a curve
-CURVE_IMAGES = 300  # test images, at most, that a curve is drawn from; steps and epochs are measured on all
 LONG_EPOCHS = 10
 LONG_IMAGES = 2000  # train images, at most, of the long run
 POLL = 1.0  # seconds between two looks at what is done
@@ -37,9 +36,13 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
     """Make the method's model, measure it at step 0, and train it:
 
     none   not at all
-    rates  to step 100 and through one epoch, measured at 30, 100 and the epoch: to choose a learning rate by
+    rates  to step 100 and, anew from the start, through one epoch, measured at 30, 100 and the epoch: to choose a
+           learning rate by
     short  the same, measured at all of STEPS and, on CURVE_IMAGES, at every fifth step
     long   the same, and anew from the start for ten epochs of LONG_IMAGES
+
+    Each is a cycle of its own: what is read in the midst of one has a rate that has yet to come down, and a head that
+    is yet to be learnt suffers most by it.
     """
     made = make(arena, cell)
     images, labels = arena.test
@@ -53,27 +56,23 @@ def run_cell(arena: Arena, cell: Cell) -> Measured:
         return measured
     begun = copy.deepcopy(made.model)
     recipe = FineTuning(learning_rate=cell.learning_rate or FineTuning.learning_rate)
-    loader = arena.training_loader()
-    epoch = len(loader)
     torch.manual_seed(cell.seed)
-    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:CURVE_IMAGES]
-    curve_images, curve_labels = images[drawn], labels[drawn]
-    curve = [] if cell.training == "rates" else [(0, 0.0, accuracy(made.model, curve_images, curve_labels))]
-    for step, seconds in train_steps(made.model, loader, recipe, max(*STEPS, epoch)):
+    drawn = curve_images(len(labels))
+    curve_of = images[drawn], labels[drawn]
+    curve = [] if cell.training == "rates" else [(0, 0.0, accuracy(made.model, *curve_of))]
+    for step, seconds in train_steps(made.model, arena.training_loader(), recipe, STEPS[-1]):
         if step in STEPS and not (cell.training == "rates" and step == STEPS[0]):
             measure(made.model, f"step/{step}")
             measured.seconds[f"step/{step}"] = seconds
-        if step == epoch:
-            measure(made.model, "epoch/1")
-            measured.seconds["epoch/1"] = seconds
-        if cell.training != "rates" and (step % EVERY == 0 or step == epoch):
-            curve.append((step, seconds, accuracy(made.model, curve_images, curve_labels)))
+        if cell.training != "rates" and step % EVERY == 0:
+            curve.append((step, seconds, accuracy(made.model, *curve_of)))
     measured.curve.extend(curve)
-    if cell.training == "long":
-        loader = arena.training_loader(LONG_IMAGES)
-        for _, seconds in train_steps(begun, loader, recipe, LONG_EPOCHS * len(loader)):
-            measured.seconds[f"epoch/{LONG_EPOCHS}"] = seconds
-        measure(begun, f"epoch/{LONG_EPOCHS}")
+    for epochs, most in ((1, None), (LONG_EPOCHS, LONG_IMAGES)) if cell.training == "long" else ((1, None),):
+        model, loader = copy.deepcopy(begun), arena.training_loader(most)
+        torch.manual_seed(cell.seed)
+        for _, seconds in train_steps(model, loader, recipe, epochs * len(loader)):
+            measured.seconds[f"epoch/{epochs}"] = seconds
+        measure(model, f"epoch/{epochs}")
     return measured
 
 

@@ -25,7 +25,7 @@ from zoo_builder.errors import BundleError, ZooError
 from zoo_builder.model_stack import shifted
 from zoo_builder.store import Zoo
 
-PROTOCOL = 3  # of the cells; another number is another folder
+PROTOCOL = 4  # of the cells; another number is another folder
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from d2nwg_init.benchmarks.fine_tuning import FineTuning, train_steps
 from d2nwg_init.benchmarks.transfer import run
 from d2nwg_init.benchmarks.transfer.benchmark import tied
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
+from d2nwg_init.benchmarks.transfer.methods import make
 from d2nwg_init.benchmarks.transfer.run import run_cell, run_cells
 from tests.d2nwg_init.transfer.conftest import new_arena
 from tests.zoo_builder.synthetic import striped_dataset, write_npz
+from zoo_builder.backbones import predict
 from zoo_builder.errors import DataError
 from zoo_builder.executors.processes import process_executor
 
@@ -69,10 +72,19 @@ def test_points_are_measured_where_they_should_be(subject, small_batches):
     points = {"step/0", "step/2", "step/4", "step/6", "epoch/1"}
     short = run_cell(arena, CELL)
     assert short.correct.keys() == points  # 60 images are 3 whole batches of 16
-    assert [s for s, _, _ in short.curve] == [0, 2, 3, 4, 6]
+    assert [s for s, _, _ in short.curve] == [0, 2, 4, 6]
     assert run_cell(arena, replace(CELL, training="none")).correct.keys() == {"step/0"}
     assert run_cell(arena, replace(CELL, training="rates")).correct.keys() == points - {"step/2"}
     assert run_cell(arena, replace(CELL, training="long")).correct.keys() == points | {"epoch/2"}
+
+
+def test_an_epoch_is_a_cycle_of_its_own(subject, small_batches):
+    arena = new_arena(subject)
+    model, recipe = make(arena, CELL).model, FineTuning(learning_rate=CELL.learning_rate)
+    list(train_steps(model, arena.training_loader(), recipe, 3))
+    images, labels = arena.test
+    expected = (predict(model, images).argmax(1) == labels).numpy()
+    assert np.array_equal(run_cell(arena, CELL).correct["epoch/1"], expected)
 
 
 def test_a_curve_agrees_with_the_points_where_it_sees_all_test_images(subject):
