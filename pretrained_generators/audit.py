@@ -30,7 +30,7 @@ class Sighting:
     task: str  # id of the zoo's entry of it
     dataset: str
     method: str
-    distance: float  # to the nearest training model, over the mean norm of training deltas
+    distance: float  # as `nearest_distance`
     overlap: float  # largest IoU of its wrong answers with those of a training model
     accuracy: float  # in percent, on images that its head was not solved on
 
@@ -54,9 +54,15 @@ class Verdict:
         )
 
 
+def distances(delta: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Of a flat delta [P] to each of `known` [E, P] at its best length, over the delta's own norm: 0 for a copy,
+    however stretched, and 1 for what has nothing of it."""
+    length = (known @ delta / known.square().sum(1).clamp_min(1e-12)).clamp_min(0)
+    return (length[:, None] * known - delta).norm(dim=1) / delta.norm().clamp_min(1e-12)
+
+
 def nearest_distance(delta: torch.Tensor, known: torch.Tensor) -> float:
-    """Of a flat delta [P] to the nearest of `known` [E, P], in units of their mean norm."""
-    return (known - delta).norm(dim=1).min().item() / known.norm(dim=1).mean().clamp_min(1e-12).item()
+    return distances(delta, known).min().item()
 
 
 def largest_overlap(wrong: torch.Tensor, known: torch.Tensor) -> float:

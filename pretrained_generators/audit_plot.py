@@ -22,7 +22,7 @@ def draw_audit(sightings: Sequence[Sighting]) -> str:
         near.plot([s.distance for s in mine], [i] * len(mine), **style)
         alike.plot([s.accuracy for s in mine], [s.overlap for s in mine], label=method, **style)
     near.set_yticks(range(len(methods)), labels=methods)
-    near.set(xlabel="distance to the nearest training model (mean norm of their deltas = 1)")
+    near.set(xlabel="distance to the nearest training model, at its best length (own norm = 1)")
     near.invert_yaxis()
     alike.set(xlabel="accuracy (%), left-out images", ylabel="largest IoU of wrong answers with a training model's")
     alike.legend(fontsize=7)

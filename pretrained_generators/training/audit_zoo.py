@@ -11,7 +11,16 @@ from typing import Any
 
 import torch
 
-from pretrained_generators.audit import GENERATED, Sighting, gaussian, judge, largest_overlap, nearest_distance, noisy
+from pretrained_generators.audit import (
+    GENERATED,
+    Sighting,
+    distances,
+    gaussian,
+    judge,
+    largest_overlap,
+    nearest_distance,
+    noisy,
+)
 from pretrained_generators.audit_plot import draw_audit
 from pretrained_generators.bundle import Bundle, BundleConfig
 from pretrained_generators.generator import Generator
@@ -86,8 +95,8 @@ def _audit_entry(
         return left_out.logits(_delta(generator, flat)).argmax(1) != left_out.labels
 
     # Those that anything tried might be a copy of, and those that were made for something alike.
-    close = {int((known - flat).norm(dim=1).argmin()) for _, flat in tried}
-    close |= set((known - own).norm(dim=1).argsort()[:NEIGHBOURS].tolist())
+    close = {int(distances(flat, known).argmin()) for _, flat in tried}
+    close |= set(distances(own, known).argsort()[:NEIGHBOURS].tolist())
     answers = {i: wrong(known[i]) for i in sorted(close)}
 
     def seen(method: str, flat: torch.Tensor, w: torch.Tensor, others: Sequence[int]) -> Sighting:
@@ -101,8 +110,11 @@ def _audit_entry(
         )
 
     everyone = list(range(len(known)))
+    # What it went on from is near to it, and no model of another task.
+    ancestors = {a.id for a in entry.ancestry()}
+    unrelated = [i for i in everyone if library.ids[i] not in ancestors] or everyone
     for method, flat in tried:
-        yield seen(method, flat, wrong(flat), everyone)
+        yield seen(method, flat, wrong(flat), unrelated if method == "held_out" else everyone)
     for i, w in answers.items():
         yield seen("training", known[i], w, everyone[:i] + everyone[i + 1 :])
 
@@ -110,7 +122,8 @@ def _audit_entry(
 def _generated(
     generator: Generator, entry: ZooEntry, other: ZooEntry | None, samples: int, seed: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Under the entry's own condition, another one's, where there is another dataset, and none."""
+    """Under the entry's own condition, another one's, where there is another dataset, and none; and the anchor, a
+    mixture of known deltas, which the first are added to."""
     for method, shown in zip(GENERATED, (entry, other, None), strict=True):
         if shown is None and method == "generated_shuffled":
             continue
@@ -118,6 +131,8 @@ def _generated(
         condition = None if images_of is None else generator.embed(*images_of, int(images_of[1].max()) + 1)
         for delta in generator.sample_deltas(condition, samples, seed):
             yield method, _flat(generator, delta)
+        if method == "generated" and condition is not None and generator.probes is not None:
+            yield "anchor", _flat(generator, generator.decoded(generator.anchor(condition)))
 
 
 def _simpler(
@@ -157,7 +172,7 @@ def write_audit(found: Sequence[Sighting], bundle: BundleConfig, folder: Path) -
     """Write audit.json (all sightings and the verdict) and audit.svg into a bundle's folder; the former is returned."""
     verdict = judge(found)
     text = f"{verdict} {RETRAINED}" if bundle.zoo_sha256 is None else str(verdict)
-    report = {"schema": 2, "verdict": asdict(verdict) | {"text": text}, "models": [asdict(s) for s in found]}
+    report = {"schema": 3, "verdict": asdict(verdict) | {"text": text}, "models": [asdict(s) for s in found]}
     write_text_atomically(folder / "audit.json", json.dumps(report, indent=1) + "\n")
     write_text_atomically(folder / "audit.svg", draw_audit(found))
     return report

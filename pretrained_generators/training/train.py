@@ -170,14 +170,16 @@ def train_generator(
         wait_for_all()
         return load_config(out)
     rebuilt = reconstruction_gain_kept(generator, held_back)
-    sampled = sampling_gain_kept(
-        generator, learnt[:: max(1, len(learnt) // MEASURED_ENTRIES)], MEASURED_SAMPLES, recipe.seed
+    some = learnt[:: max(1, len(learnt) // MEASURED_ENTRIES)]
+    sampled, unseen_sampled = (
+        sampling_gain_kept(generator, of, MEASURED_SAMPLES, recipe.seed) for of in (some, held_back)
     )
     measured = {
         "reconstruction_gain_kept": rebuilt.share,
         "reconstruction_gain_original": rebuilt.original,
         "sampling_gain_kept": sampled.share,
         "sampling_gain_original": sampled.original,
+        "sampling_gain_kept_back": unseen_sampled.share,
         "compression": layout.size / (layout.num_chunks * recipe.vae.latent),
     }
     generator.statistics = statistics_of_zoo(generator, entries, [t.name for t in trained_on])
