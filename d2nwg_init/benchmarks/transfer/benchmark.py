@@ -27,7 +27,7 @@ from d2nwg_init.benchmarks.transfer.plan import (
 from d2nwg_init.benchmarks.transfer.report import Found, check_seeds, compare, merge_report, rows_of, write_report
 from d2nwg_init.benchmarks.transfer.run import run_cells
 from d2nwg_init.benchmarks.transfer.splits import SPLITS, Split
-from d2nwg_init.benchmarks.transfer.subject import Subject, SubjectSpec, identity, open_subject, work_folder
+from d2nwg_init.benchmarks.transfer.subject import PROTOCOL, Subject, SubjectSpec, identity, open_subject, work_folder
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.errors import DataError, RecipeError, nearest_names
@@ -92,6 +92,7 @@ def run_benchmark(request: Request, work: Path, out: Path, workers: int = 0) -> 
         choices = _choose(request, subject, folder, out.with_name("transfer_choices.json"), workers)
     cells = tied(planned(choices), subject, {name: d.sha256 for name, d in loaded.items()})
     about = header("transfer") | {
+        "protocol": PROTOCOL,
         "data": [{"name": d.name, "origin": d.origin, "sha256": d.sha256} for d in loaded.values()],
         **(subject.bundle.config.identity if subject.bundle else {"weights_sha256": None}),
     }

@@ -27,8 +27,8 @@ class Difference:
 
 def paired_bootstrap(first: Sequence[np.ndarray], second: Sequence[np.ndarray], seed: int = 0) -> Difference:
     """Of correctness bool [S][n], of the same S seeds and test images: both are drawn anew, independently of one
-    another, so that the interval holds for other images and other seeds (Efron and Tibshirani 1993). Seeds of as many
-    images have the same ones."""
+    another, so that the interval holds for other images and other seeds (Efron and Tibshirani 1993); of one seed none
+    is drawn, and it holds for other images alone. Seeds of as many images have the same ones."""
     shapes = [[part.shape for part in parts] for parts in (first, second)]
     if shapes[0] != shapes[1] or any(len(shape) != 1 for shape in shapes[0]):
         raise ValueError(f"expected arrays [images] of the same seeds, got those of {shapes[0]} and {shapes[1]}")
