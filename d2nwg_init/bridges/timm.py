@@ -31,7 +31,8 @@ def create_model(
     init: Mapping[str, Any] | None = None,
     **timm_args: Any,
 ) -> nn.Module:
-    """timm.create_model(model_name, num_classes=..., **timm_args), initialised for the loader's images.
+    """timm.create_model(model_name, num_classes=..., **timm_args), initialised for the loader's images. Where no bundle
+    covers the model its body is untrained, unless pretrained=True is among `timm_args`.
 
     Args:
         num_classes: by default what the loader's dataset says.
