@@ -1,4 +1,7 @@
-"""torchvision's door: weights made for a loader's images, in the place of one of its own weights enums."""
+"""torchvision's door: weights made for a loader's images, in the place of one of its own weights enums.
+
+No bundle covers resnet18: its body stays untrained, and its head is solved. A pretrained model goes into `initialize`.
+"""
 
 import torch
 import torchvision

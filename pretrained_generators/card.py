@@ -71,8 +71,12 @@ on; `sampling` is what samples have, without selection, on zoo datasets.
 
 ## How it does on data that it never saw
 
-Test accuracy (%) after fine-tuning steps, mean over {{ results.seeds }} seeds. Commit `{{ results.commit[:10] }}`,
-{{ results.machine }}; all rows but those of seconds and memory, and the command, in [results.json](results.json).
+Test accuracy (%) after fine-tuning steps, mean over {{ results.seeds }} seeds, on {{ results.machine }}; commit
+{%- if results.commits | length > 1 %}s{% endif %}
+{%- for commit in results.commits %} `{{ commit[:10] }}`{{ "." if loop.last else "," }}{% endfor %}
+
+In [results.json](results.json): how it was measured, every test accuracy and number of steps to a target, and all that
+was measured of `initialize`.
 
 {% for set in results.datasets %}
 | {{ set.dataset }} |{% for step in set.steps %} step {{ step }} |{% endfor %}

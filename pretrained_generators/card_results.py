@@ -23,6 +23,7 @@ MAX_BYTES = 2**24  # of a JSON file that the card tells from
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # of any JSON
 KEPT = ("test_accuracy", "steps_to_target")  # of every method; of initialize what it costs too
 HEADER = ("schema", "name", "command", "commit", "date", "machine", "versions")
+RUN = ("command", "commit", "commits", "date", "machine", "versions", "split", "shots", "methods")  # of many
 METHODS = {  # the rivals first
     "scratch": "random initialisation",
     "pretrained": "the base checkpoint, a fresh head",
@@ -50,7 +51,7 @@ class DatasetResult:
 
 @dataclass(frozen=True)
 class BundleResults:
-    commit: str
+    commits: tuple[str, ...]
     date: str  # ISO 8601
     machine: str
     seeds: int
@@ -89,10 +90,16 @@ def keep_results(path: Path, config: BundleConfig, folder: Path) -> None:
         rows = [r for r in report["rows"] if r["bundle"] == config.name and not is_among(r["dataset"], config.seen)]
         names = {r["dataset"] for r in rows}
         runs = [r for r in report["runs"] if r["bundle"] == config.name] if "runs" in report else [report]
-        told = [{k: r.get(k) for k in config.identity} for r in runs or [{}]]
-        kept = {k: report[k] for k in HEADER} | told[0]
-        kept["data"] = [d for d in report["data"] if d["name"] in names]
+        told = [{k: r.get(k) for k in config.identity} for r in runs]
         rows = [r for r in rows if r["metric"] in KEPT or r["method"] == "initialize"]
+        kept = {k: report[k] for k in HEADER}
+        if "runs" in report:  # its header is that of the last run, of any bundle
+            of_rows = [run for run in runs if any(_is_of(row, run) for row in rows)]
+            last = max(of_rows, key=lambda run: str(run["date"]), default=report)
+            kept = {k: last[k] for k in HEADER}
+            kept["runs"] = [{k: run[k] for k in RUN if k in run} for run in of_rows]
+        kept |= told[0] if told else {}
+        kept["data"] = [d for d in report["data"] if d["name"] in names]
         kept["rows"] = [{k: v for k, v in r.items() if v is not None} for r in rows]
         measured = _parse(kept).measured
     except UNREADABLE as e:
@@ -155,6 +162,14 @@ def read_json(path: Path) -> Any:
     return json.loads(text)
 
 
+def _is_of(row: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Whether one of many runs measured a row of its bundle."""
+    alike = (
+        row.get("split") == run.get("split") and row.get("shots") in run["shots"] and row["method"] in run["methods"]
+    )
+    return alike and any(d["name"] == row["dataset"] for d in run["data"])
+
+
 def _parse(report: Any) -> BundleResults:
     """Plain text, and numbers that are finite; else one of UNREADABLE."""
     rows = [r for r in report["rows"] if r.get("condition") in (None, "right") and r.get("shots") is None]
@@ -162,16 +177,29 @@ def _parse(report: Any) -> BundleResults:
     for r in rows:
         by_dataset[str(r["dataset"])].append(r)
     origins = {d["name"]: str(d["origin"]) for d in report.get("data", ())}  # none in files of earlier versions
-    gpu = report["machine"].get("gpu")
+    datasets = tuple(_of_dataset(name, of_it, origins.get(name)) for name, of_it in by_dataset.items())
+    runs = [report]
+    if "runs" in report:  # those of what the card shows; none in files of earlier versions
+        of_card = ((d, r) for d in datasets for r in by_dataset[d.dataset])
+        shown = {(r.get("split"), r["method"]) for d, r in of_card if r["method"] in d.accuracy}
+        all_images = [run for run in report["runs"] if None in run["shots"]]
+        runs = [run for run in all_images if any((run.get("split"), m) in shown for m in run["methods"])]
+        if shown and not runs:
+            raise ValueError("no run that its rows are of")
+    commits = [str(c or "unknown") for run in runs for c in run.get("commits") or [run["commit"]]]
     results = BundleResults(
-        str(report["commit"] or "unknown"),
+        tuple(dict.fromkeys(commits)),
         datetime.datetime.fromisoformat(report["date"]).isoformat(),
-        str(gpu or f"{report['machine']['cores']} CPU cores"),
+        " and ".join(dict.fromkeys(_machine(run["machine"]) for run in runs)),
         len({r["seed"] for r in rows}),
-        tuple(_of_dataset(name, of_it, origins.get(name)) for name, of_it in by_dataset.items()),
+        datasets,
     )
     check_plain(asdict(results))
     return results
+
+
+def _machine(told: dict[str, Any]) -> str:
+    return str(told.get("gpu") or f"{told['cores']} CPU cores")
 
 
 def _of_dataset(name: str, rows: Sequence[dict[str, Any]], origin: str | None) -> DatasetResult:

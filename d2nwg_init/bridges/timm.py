@@ -19,6 +19,9 @@ from d2nwg_init.hook import initialize
 from d2nwg_init.report import InitReport
 from zoo_builder.errors import ModelError
 
+PLACES = ("state_dict", "file", "url", "hf_hub_id", "hf_hub_filename")  # of weights, in timm's pretrained_cfg
+NAMED = "the weights named to timm were loaded first, and compete as the model's own"
+
 
 def create_model(
     model_name: str,
@@ -28,7 +31,8 @@ def create_model(
     init: Mapping[str, Any] | None = None,
     **timm_args: Any,
 ) -> nn.Module:
-    """timm.create_model(model_name, num_classes=..., **timm_args), initialised for the loader's images.
+    """timm.create_model(model_name, num_classes=..., **timm_args), initialised for the loader's images. Where no bundle
+    covers the model its body is untrained, unless pretrained=True is among `timm_args`.
 
     Args:
         num_classes: by default what the loader's dataset says.
@@ -78,8 +82,9 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
     """Inside, timm.create_model(..., pretrained=True) gives models that are initialised for the loader's images.
 
     A model that a bundle covers begins with random weights and downloads nothing: the bundle's base takes the place of
-    the pretrained weights. Any other gets timm's pretrained weights, downloaded as ever, refined where
-    `initialize` does that, and a head is solved on them.
+    timm's pretrained weights. Weights that the user names (local-dir:, hf-hub:, a file, a state dict, another address)
+    are loaded first and compete as the model's own. Any other model gets timm's pretrained weights, downloaded as ever,
+    refined where `initialize` does that, and a head is solved on them.
 
     A body without a head (num_classes=0, features_only=True) is timm's own affair, and so is a model that another
     thread makes. Of blocks in each other the innermost counts.
@@ -145,6 +150,11 @@ def _load_or_generate(load: Callable[..., None], model: nn.Module, *args: Any, *
     if not _open_here.get() or not num_classes:
         return load(model, *args, **kwargs)
     block = _open_here.get()[-1]
+    if _are_named(model.pretrained_cfg):  # type: ignore[arg-type]
+        load(model, *args, **kwargs)
+        report = initialize(model, block.train_loader, **block.init)
+        block.reports.append(dataclasses.replace(report, notes=(*report.notes, NAMED)))
+        return
     bundle, reason = find_bundle(model, block.init.get("generator", "auto"))
     if bundle is None:
         load(model, *args, **kwargs)  # the body may now be the base of a bundle that leaves its base out
@@ -152,3 +162,14 @@ def _load_or_generate(load: Callable[..., None], model: nn.Module, *args: Any, *
     else:
         report = initialize(model, block.train_loader, **{**block.init, "generator": bundle})
         block.reports.append(dataclasses.replace(report, reason=reason))
+
+
+def _are_named(pretrained_cfg: Mapping[str, Any]) -> bool:
+    """Whether the user said where the weights are: it is no place that timm itself knows for this architecture."""
+    from timm.models import get_arch_pretrained_cfgs
+
+    if pretrained_cfg.get("source") in ("local-dir", "hf-hub"):  # of the model's name
+        return True
+    known = get_arch_pretrained_cfgs(pretrained_cfg.get("architecture") or "").values()
+    told = {place: pretrained_cfg.get(place) for place in PLACES}
+    return any(value and all(getattr(cfg, place) != value for cfg in known) for place, value in told.items())

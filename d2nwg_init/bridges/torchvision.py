@@ -24,7 +24,8 @@ def weights(
     **model_args: Any,
 ) -> Any:
     """For torchvision.models.get_model(model_name, weights=HERE, **model_args): weights initialised for the loader's
-    images, head included. The builder takes the number of classes from them.
+    images, head included. The builder takes the number of classes from them. Where no bundle covers the model, and no
+    embedded one does, its body is untrained: give a pretrained model to `initialize` instead.
 
     Args:
         num_classes: by default what the loader's dataset says.

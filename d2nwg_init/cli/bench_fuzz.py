@@ -19,8 +19,8 @@ def fuzz(
     """Load bundles whose JSON, header, tensors or files are damaged, most of them with their hashes recomputed.
 
     Each must be refused by a BundleError, or give a generator that works: no crash, no load over a second, no memory
-    over twice the files' size. A 25th of the inputs are damaged copies of the embedded bundles; the others are of a
-    tiny generator, half of them without its base. Exit code 1 if any did otherwise.
+    over twice the files' size. A 25th of the inputs are damaged copies of the embedded bundles with a base; the
+    others are of a tiny generator, half of them without its base. Exit code 1 if any did otherwise.
     """
     from tempfile import TemporaryDirectory
 

@@ -12,7 +12,8 @@ from d2nwg_init.cli.outputs import out_file
 
 def init(
     bundles: Annotated[
-        list[str] | None, typer.Argument(help="Embedded bundles by name, or folders; none takes all embedded ones.")
+        list[str] | None,
+        typer.Argument(help="Embedded bundles by name, or folders; none takes the embedded ones with a base."),
     ] = None,
     data: Annotated[str, typer.Option(help="Dataset: 'digits', or a .npz file or folder.")] = "digits",
     images: Annotated[int, typer.Option(min=2, help="Training images to read, at most.")] = 1024,

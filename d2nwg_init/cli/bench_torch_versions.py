@@ -15,7 +15,7 @@ def torch_versions(
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
     out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
 ) -> None:
-    """Compare what the embedded bundles generate for a seed in two processes, and under another version of torch.
+    """Compare what the embedded bundles with a base generate for a seed: in two processes, and by another torch.
 
     That version is installed by pip into an environment of its own, which takes about 5 GB of the temporary folder and
     is removed. Runs from a source checkout. Exit code 1 if processes differ in a bit, or versions by more than 1e-4.

@@ -10,12 +10,13 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from timm.models import _builder
+from timm.models import _builder, save_for_hf
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import d2nwg_init
 from d2nwg_init import bundles, initialize
 from d2nwg_init.bridges.dataset_classes import num_classes_of
+from d2nwg_init.bridges.timm import NAMED
 from pretrained_generators import bundle as bundle_module
 from pretrained_generators.bundle import load_bundle
 from tests.d2nwg_init.conftest import new_model
@@ -144,6 +145,36 @@ def test_an_uncovered_model_begins_with_timms_pretrained_weights(loader, tmp_pat
     assert reports[0].bundle is None
     assert torch.equal(model.conv_stem.weight, theirs.conv_stem.weight)
     assert reports[0].chosen.startswith("own_body")
+
+
+@pytest.mark.parametrize("how", ["local-dir", "hf-hub", "hf_hub_id", "file", "url", "state_dict"])
+def test_weights_that_the_user_names_are_loaded_and_compete_though_a_bundle_covers_the_model(
+    how, loader, tmp_path, init, monkeypatch
+):
+    theirs = new_model(seed=5)
+    save_for_hf(theirs, tmp_path, model_args={"num_classes": 3}, safe_serialization=True)
+    torch.save(theirs.state_dict(), tmp_path / "model.pt")
+    monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **kwargs: copied(theirs.state_dict()))
+    name = f"local-dir:{tmp_path}" if how == "local-dir" else "test_resnet"
+    overlay = {
+        "local-dir": {},
+        "hf-hub": {"source": "hf-hub", "hf_hub_id": "timm/test_resnet.r160_in1k"},  # as hf-hub: in the name says
+        "hf_hub_id": {"hf_hub_id": "me/mine"},
+        "file": {"file": str(tmp_path / "model.pt")},
+        "url": {"url": (tmp_path / "model.pt").as_uri(), "hf_hub_id": None},
+        "state_dict": {"state_dict": copied(theirs.state_dict())},
+    }[how]
+    with d2nwg_init.pretrained(loader, **init) as reports:
+        options = {"pretrained": True, "num_classes": 3}
+        timm.create_model(name, cache_dir=tmp_path, pretrained_cfg_overlay={**overlay, "num_classes": 3}, **options)
+        timm.create_model("test_resnet", **options)
+    named, other = reports
+    assert same(named.undo.state, theirs.state_dict())
+    assert {"as_passed", "own_body", "base"} <= {c.name for c in named.candidates}
+    assert named.bundle == "tiny-random"
+    assert NAMED in named.notes
+    assert NAMED not in other.notes
+    assert not same(other.undo.state, theirs.state_dict())
 
 
 def test_inside_the_block_a_body_without_a_head_is_timms_own(loader, tmp_path, init):

@@ -84,6 +84,13 @@ def test_addresses_of_a_stranger_are_not_written_as_such(tmp_path):
     assert not any(address in text for address in ("://", "WWW.", "@evil"))
 
 
+def run_of(report, **values):
+    """One of many runs, of all rows of the report, as `bench transfer` tells it."""
+    methods = list(dict.fromkeys(row["method"] for row in report["rows"]))
+    about = {"bundle": "tiny-random", "split": None, "shots": [None], "methods": methods, "data": [{"name": "insects"}]}
+    return {k: v for k, v in report.items() if k not in ("rows", "data", "runs")} | about | values
+
+
 def in_rows(**values):
     return lambda report: [row.update(values) for row in report["rows"]]
 
@@ -109,6 +116,9 @@ STRANGE = {
     "few images alone": in_rows(shots=1),
     "no rows": lambda r: r.update(rows=[]),
     "rows that are none": lambda r: r.update(rows={"a": 1}),
+    "runs that are none": lambda r: r.update(runs=[3]),
+    "no run of its rows": lambda r: r.update(runs=[]),
+    "a run at a commit of two lines": lambda r: r.update(runs=[run_of(r, commit="a\n~~~")]),
 }
 
 
@@ -157,8 +167,7 @@ def told(**values):
 
 
 def runs(*of):
-    """As `bench transfer` tells them."""
-    return lambda r: r.update(runs=[{"bundle": b, "weights_sha256": w or r["weights_sha256"]} for b, w in of])
+    return lambda r: r.update(runs=[run_of(r, bundle=b, weights_sha256=w or r["weights_sha256"]) for b, w in of])
 
 
 OTHERS = "0" * 64
@@ -166,7 +175,7 @@ OF_OTHERS = {
     "a bundle of the same name": (told(weights_sha256=OTHERS), "are of the weights '0000"),
     "an earlier version": (lambda r: [r.pop(k) for k in ("weights_sha256", "trained_with")], "do not tell of which"),
     "one run of many": (runs(("tiny-random", None), ("tiny-random", OTHERS)), "are of the weights '0000"),
-    "no run of it": (runs(("another", None)), "do not tell of which"),
+    "no run of it": (runs(("another", None)), "no run that its rows are of"),
 }
 
 
@@ -185,6 +194,33 @@ def test_runs_of_other_bundles_are_no_matter(path, tmp_path):
     change(file, runs(("another", OTHERS), ("tiny-random", None)))
     keep_results(file, load_config(path), path)
     assert json.loads((path / "results.json").read_text())["weights_sha256"] == load_config(path).weights_sha256
+
+
+def test_a_card_names_the_commits_of_its_own_rows_among_those_of_many_runs(path, tmp_path):
+    def many(report):
+        few = next(r for r in report["rows"] if r["method"] == "initialize") | {"shots": 1}
+        report["rows"] += [few, {**few, "shots": None, "dataset": "stripes"}]  # which the bundle was trained on
+        report["runs"] = [
+            run_of(report, commit="1" * 40, date="2026-01-01", methods=["solved", "generated_mean"]),
+            run_of(report, commit="2" * 40, date="2026-01-03", methods=["initialize"], commits=["2" * 40, "3" * 40]),
+            run_of(report, commit="4" * 40, date="2026-01-02", methods=["initialize"], shots=[1]),
+            run_of(report, commit="5" * 40, date="2026-01-04", data=[{"name": "stripes"}]),
+            run_of(report, commit="6" * 40, date="2026-01-05", bundle="another"),
+        ]
+        report |= {"commit": "6" * 40, "date": "2026-01-05", "command": "of another bundle"}
+
+    file = results_file(tmp_path / "transfer.json", load_config(path))
+    change(file, many)
+    keep_results(file, load_config(path), path)
+    write_card(load_config(path), path)
+    kept = json.loads((path / "results.json").read_text())
+    assert [run["commit"][0] for run in kept["runs"]] == ["1", "2", "4"]
+    assert (kept["commit"], kept["date"]) == ("2" * 40, "2026-01-03")
+    assert kept["command"] != "of another bundle"
+    assert "; commits `1111111111`, `2222222222`, `3333333333`." in (path / "README.md").read_text()
+    change(path / "results.json", lambda r: r.pop("runs"))  # as earlier versions kept it
+    write_card(load_config(path), path)
+    assert "; commit `2222222222`." in (path / "README.md").read_text()
 
 
 def test_a_bundle_without_its_base_takes_the_results_of_its_training_alone(tmp_path):
