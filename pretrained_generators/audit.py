@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+SCHEMA = 3  # of audit.json; earlier ones are of a test that a copy of another length passes
 LEVEL = 0.005  # one-sided: of models no nearer than others one audit in two hundred says that they are copies
 FOUND = {
     True: "Copying or interpolating: generated models lie nearer",

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 from jinja2 import Environment
 
+from pretrained_generators.audit import SCHEMA
 from pretrained_generators.bundle import BundleConfig, record_files
 from pretrained_generators.bundle_config import check_plain
 from pretrained_generators.bundle_files import CARD
@@ -18,6 +19,7 @@ NO_CARD = (
     "a model card (README.md) tells results, and this bundle has none. Measure it: d2nwg-init demo --bundle FOLDER "
     "--out results.json; then write the card: d2nwg-init bundle card FOLDER --results results.json"
 )
+EARLIER_AUDIT = "Audited by an earlier test, which a copy of another length would have passed: nothing is claimed."
 MARKUP = re.compile(
     r"""[<>&|`~#*\[\]\\]
     | (?<![^\W_])_ | _(?![^\W_])  # one between letters is no emphasis, and names of datasets have many
@@ -67,7 +69,8 @@ Never trained on: {{ config.held_out | join(", ") }}.
 
 Gains are points of accuracy over the base's, on support images, each under a head that is solved without it; the zoo's
 own bodies were trained on these images. `reconstruction` is what the VAE keeps on zoo entries that it was not trained
-on; `sampling` is what samples have, without selection, on zoo datasets.
+on; `sampling` is what samples have, without selection, for entries that the generator learnt from, and
+`sampling_gain_kept_back` for those that it did not.
 
 ## How it does on data that it never saw
 
@@ -75,6 +78,11 @@ Test accuracy (%) after fine-tuning steps, mean over {{ results.seeds }} seeds, 
 {%- if results.commits | length > 1 %}s{% endif %}
 {%- for commit in results.commits %} `{{ commit[:10] }}`{{ "." if loop.last else "," }}{% endfor %}
 
+{% if results.development %}
+
+Choices of method were made on {{ results.development | join(", ") }}: on the other datasets they may be worth less.
+
+{% endif %}
 In [results.json](results.json): how it was measured, every test accuracy and number of steps to a target, and all that
 was measured of `initialize`.
 
@@ -129,7 +137,7 @@ def write_card(config: BundleConfig, folder: Path) -> BundleConfig:
         results=results,
         methods={m: w for m, w in METHODS.items() if any(m in d.accuracy for d in results.datasets)},
         verdict=verdict,
-        drawn=(folder / "audit.svg").exists(),
+        drawn=verdict not in (None, EARLIER_AUDIT) and (folder / "audit.svg").exists(),
     )
     card = f"---\n{_front_matter(config, results)}\n---\n\n{text}"
     return record_files(config, folder, {CARD: card.encode()})
@@ -139,7 +147,10 @@ def _verdict(audit: Path) -> str | None:
     if not audit.exists():
         return None
     try:
-        verdict = str(read_json(audit)["verdict"]["text"])
+        report = read_json(audit)
+        verdict = str(report["verdict"]["text"])
+        if report.get("schema") != SCHEMA:
+            verdict = EARLIER_AUDIT
         check_plain([verdict])
     except UNREADABLE as e:
         raise BundleError(f"{audit} cannot be read ({e!r}). Remove it, or audit again.") from e

@@ -56,6 +56,7 @@ class BundleResults:
     machine: str
     seeds: int
     datasets: tuple[DatasetResult, ...]
+    development: tuple[str, ...] = ()  # those of the datasets that the method was developed on
 
     @property
     def measured(self) -> bool:
@@ -193,6 +194,7 @@ def _parse(report: Any) -> BundleResults:
         " and ".join(dict.fromkeys(_machine(run["machine"]) for run in runs)),
         len({r["seed"] for r in rows}),
         datasets,
+        tuple(d.dataset for d in datasets if any(r.get("split") == "development" for r in by_dataset[d.dataset])),
     )
     check_plain(asdict(results))
     return results

@@ -13,6 +13,7 @@ import torch
 
 from pretrained_generators.audit import (
     GENERATED,
+    SCHEMA,
     Sighting,
     distances,
     gaussian,
@@ -172,7 +173,7 @@ def write_audit(found: Sequence[Sighting], bundle: BundleConfig, folder: Path) -
     """Write audit.json (all sightings and the verdict) and audit.svg into a bundle's folder; the former is returned."""
     verdict = judge(found)
     text = f"{verdict} {RETRAINED}" if bundle.zoo_sha256 is None else str(verdict)
-    report = {"schema": 3, "verdict": asdict(verdict) | {"text": text}, "models": [asdict(s) for s in found]}
+    report = {"schema": SCHEMA, "verdict": asdict(verdict) | {"text": text}, "models": [asdict(s) for s in found]}
     write_text_atomically(folder / "audit.json", json.dumps(report, indent=1) + "\n")
     write_text_atomically(folder / "audit.svg", draw_audit(found))
     return report

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from pretrained_generators import card_results
+from pretrained_generators.audit import SCHEMA
 from pretrained_generators.bundle import TrainedOn, bundle_folder, embedded_bundles, load_bundle, load_config
 from pretrained_generators.card import write_card
 from pretrained_generators.card_results import MAX_BYTES, keep_results
@@ -48,7 +49,7 @@ def change(file, how):
 @pytest.mark.parametrize("words", HOSTILE)
 def test_words_of_a_stranger_are_text_and_nothing_else(path, tmp_path, words):
     def audited(folder, verdict):
-        (folder / "audit.json").write_text(json.dumps({"verdict": {"text": verdict}}))
+        (folder / "audit.json").write_text(json.dumps({"schema": SCHEMA, "verdict": {"text": verdict}}))
 
     plain, hostile = path, tmp_path / "hostile"
     about = {"trained_on": (TrainedOn(words, 4, words),), "held_out": (words,), "base_pretrained_on": words}
@@ -143,9 +144,30 @@ def test_what_no_json_reader_should_be_given_is_refused(path, name, text):
 
 def test_verdict_of_two_lines_is_refused(path):
     write_measured_card(path)
-    (path / "audit.json").write_text(json.dumps({"verdict": {"text": "a\n~~~"}}))
+    (path / "audit.json").write_text(json.dumps({"schema": SCHEMA, "verdict": {"text": "a\n~~~"}}))
     with pytest.raises(BundleError, match=r"audit\.json cannot be read"):
         write_card(load_config(path), path)
+
+
+def test_the_verdict_of_an_earlier_audit_is_not_told(path):
+    write_measured_card(path)
+    (path / "audit.svg").write_text("<svg/>")
+    for schema in (None, 2, SCHEMA):
+        (path / "audit.json").write_text(json.dumps({"schema": schema, "verdict": {"text": "No copying found."}}))
+        write_card(load_config(path), path)
+        card = (path / "README.md").read_text()
+        assert ("No copying found" in card, "audit.svg" in card) == (schema == SCHEMA, schema == SCHEMA)
+
+
+def test_a_card_tells_on_which_datasets_choices_were_made(path, tmp_path):
+    file = results_file(tmp_path / "transfer.json", load_config(path))
+    for split in ("development", "held_out"):
+        change(file, in_rows(split=split))
+        keep_results(file, load_config(path), path)
+        write_card(load_config(path), path)
+        assert ("Choices of method were made on insects" in (path / "README.md").read_text()) == (
+            split == "development"
+        )
 
 
 def test_nothing_is_kept_of_a_results_file_that_makes_no_card(path, tmp_path):
