@@ -316,6 +316,57 @@ def test_under_autocast_a_plain_head_is_taken(dtype, loader):
         assert initialize(new_model(), loader, generator=None, head="solve").chosen != "as_passed"
 
 
+class Autocasting(nn.Module):
+    """Computes in bfloat16 by itself, and gives logits of `dtype`."""
+
+    def __init__(self, model, dtype=torch.bfloat16):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(x).to(self.dtype)
+
+
+class AutocastingConvolutions(Autocasting):
+    """Its map of classes is pooled in float32."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(3, 24, 5, stride=2), nn.ReLU(), nn.Conv2d(24, 3, 1), nn.ReLU())
+        super().__init__(nn.Sequential(*layers), torch.float32)
+
+    def forward(self, x):
+        return super().forward(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Autocasting(new_model()),
+        lambda: Autocasting(new_model("test_vit", img_size=32), torch.float32),  # float32 goes into its head
+        AutocastingConvolutions,
+    ],
+    ids=["resnet", "vit", "convolution"],
+)
+def test_a_model_that_opens_autocast_itself_is_taken(make, loader):
+    model = make()
+    report = initialize(model, loader, generator=None, head="solve", refining_steps=2)
+    assert report.refinement is not None
+    images, labels = loader.dataset.tensors
+    with torch.no_grad():
+        assert (model.eval()(images).argmax(1) == labels).float().mean() > 0.9
+
+
+def test_what_an_autocast_model_does_to_its_logits_is_seen(loader):
+    class Scaled(Autocasting):
+        def forward(self, x):
+            return 1.1 * super().forward(x)
+
+    with pytest.raises(ModelError, match="something is done to them"):
+        initialize(Scaled(new_model()), loader)
+
+
 @pytest.mark.parametrize(("in_chans", "size"), [(1, 32), (4, 32), (6, 48)])
 def test_a_loader_of_the_models_channels_is_taken_and_no_other(in_chans, size):
     model = timm.create_model("test_resnet", num_classes=3, in_chans=in_chans)
