@@ -69,6 +69,12 @@ def check_model(model: nn.Module) -> int:
         )
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("Parameters of the model are on the meta device, where they have no values. Create it on cpu.")
+    state = model.state_dict()
+    if missing := next((name for name, _ in model.named_parameters() if name not in state), None):
+        raise ModelError(
+            f"{missing} is a parameter of {type(model).__name__}, and its state_dict() has none of this name: weights "
+            "could not be put back. Wrap layers (checkpoint_wrapper) and add state dict hooks after initialize()."
+        )
     head = find_classifier(model)
     if head.num_classes < 2:
         raise ModelError(f"The model has {head.num_classes} output; create it with num_classes >= 2.")

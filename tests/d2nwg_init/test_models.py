@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
@@ -147,6 +148,11 @@ REFUSED = {
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "no shape yet"),
     "no values": (lambda: new_model().to("meta"), "meta device"),
     "tied head": (lambda: TiedHead(), "classifier of TiedHead, fc, shares its weights with mix"),
+    "wrapped layer": (
+        lambda: wrapped_for_checkpointing(),
+        r"layer1\.0\.conv2\._checkpoint_wrapped_module\.weight is a parameter of ResNet.*after initialize",
+    ),
+    "incomplete state": (lambda: incomplete_state(), r"1\.0\.conv1\.weight is a parameter .* hooks"),
     "feature pyramid": (lambda: timm.create_model("test_resnet", features_only=True), "no linear classifier"),
 }
 
@@ -261,6 +267,19 @@ def test_timms_batchnorm_over_all_processes_computes_what_it_did_in_the_copy():
     synchronised = working_copy(timm.layers.convert_sync_batchnorm(copy.deepcopy(plain)))
     images = labelled_images(8, 3)[0]
     assert torch.equal(working_copy(plain).eval()(images), synchronised.eval()(images))
+
+
+def wrapped_for_checkpointing():
+    model = new_model()
+    model.layer1[0].conv2 = checkpoint_wrapper(model.layer1[0].conv2)
+    return model
+
+
+def incomplete_state():
+    """Of a user who keeps frozen weights out of checkpoints."""
+    model = new_model()
+    model.register_state_dict_post_hook(lambda module, state, *_: state.__delitem__("layer1.0.conv1.weight"))
+    return model
 
 
 class TiedHead(nn.Module):
