@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from zoo_builder.attention_cache import forget_biases
 from zoo_builder.classifier import find_classifier
@@ -67,6 +69,12 @@ def check_model(model: nn.Module) -> int:
         )
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("Parameters of the model are on the meta device, where they have no values. Create it on cpu.")
+    state = model.state_dict()
+    if missing := next((name for name, _ in model.named_parameters() if name not in state), None):
+        raise ModelError(
+            f"{missing} is a parameter of {type(model).__name__}, and its state_dict() has none of this name: weights "
+            "could not be put back. Wrap layers (checkpoint_wrapper) and add state dict hooks after initialize()."
+        )
     head = find_classifier(model)
     if head.num_classes < 2:
         raise ModelError(f"The model has {head.num_classes} output; create it with num_classes >= 2.")
@@ -80,11 +88,15 @@ def check_model(model: nn.Module) -> int:
     return head.num_classes
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or hasattr(getattr(module, "forward", None), "_torchdynamo_orig_callable")
+
+
 @contextmanager
 def not_compiled(model: nn.Module) -> Iterator[None]:
     """Inside, compiled parts of `model` and of its copies run as they are written: hooks in what is compiled may not be
     called."""
-    if not any(hasattr(m, "_orig_mod") for m in model.modules()):
+    if not any(_is_compiled(m) for m in model.modules()):
         yield  # the compiler is not even imported
         return
     with torch.compiler.set_stance("force_eager"):
@@ -113,6 +125,34 @@ def working_copy(model: nn.Module, device: torch.device | str | None = None) -> 
             module.__class__ = LOCAL_BATCHNORM.get(type(module), _LocalBatchNorm)
     dtype = next(work.parameters()).dtype
     return work.to(device, torch.float32 if dtype.itemsize < 4 else dtype).to(memory_format=torch.channels_last)
+
+
+class ApartFrom(TorchFunctionMode):
+    """Inside, a copy of `model` that computes with tensors of `model` itself is refused: a function is not copied, and
+    one that runs the model's parts, as a forward that was replaced, runs them in the copy too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if id(part) in self._names:
+                    self._refuse(self._names[id(part)])
+        return func(*args, **kwargs)
+
+    def _refuse(self, tensor: str) -> NoReturn:
+        name = type(self._model).__name__
+        replaced = [part or name for part, m in self._model.named_modules() if "forward" in vars(m)]
+        function = f"What the forward of {', '.join(replaced)} was replaced by"
+        raise ModelError(
+            f"{function if replaced else f'A function that {name} or a hook on it holds'} runs the model itself, and "
+            f"not the copy in which everything is tried: it computes with the model's {tensor}. Put it there after "
+            "initialize(); part.compile(), in place of torch.compile(part.forward), may come before."
+        )
 
 
 def check_precision(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

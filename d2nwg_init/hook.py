@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2nwg_init.accepted_model import check_model, check_precision, not_compiled, unwrapped, working_copy
+from d2nwg_init.accepted_model import ApartFrom, check_model, check_precision, not_compiled, unwrapped, working_copy
 from d2nwg_init.across_ranks import decided_by_the_first_rank
 from d2nwg_init.arguments import SEEDS, Head, check_budget, check_device, check_head, check_is_model, whole_number
 from d2nwg_init.bundles import find_bundle
@@ -121,7 +121,8 @@ def initialize(
             after_reading.enter_context(torch_defaults())  # the loader is the user's, and so are its defaults
             after_reading.enter_context(not_compiled(network))
             work = working_copy(network, device)  # all is tried in it
-            check_images_fit(work, support, solve=head != "keep")
+            with ApartFrom(network):
+                check_images_fit(work, support, solve=head != "keep")
         with stages("bundle"):
             bundle, reason = find_bundle(network, generator)
             untrained = is_untrained(network)

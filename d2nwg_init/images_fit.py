@@ -22,7 +22,7 @@ def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None
     layer, is named before any work."""
     parameter, head = next(model.parameters()), find_classifier(model)
     try:
-        with _caught_inputs(head.layer) as inputs, evaluating(model):
+        with _caught_outputs(head.layer) as outputs, evaluating(model):
             logits = model(support.images[:2].to(parameter.device, parameter.dtype))
     except torch.OutOfMemoryError:
         raise
@@ -37,7 +37,7 @@ def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None
             f"{type(model).__name__} gives {came} for two images, expected logits [2, {support.num_classes}] of its "
             f"last layer, {head.name}. {_unpooled(model) or advice}"
         )
-    if solve and torch.isfinite(logits).all() and not any(_alike(logits, v) for v in _logits_of(head.layer, inputs)):
+    if solve and torch.isfinite(logits).all() and not any(_alike(logits, v) for v in _logits_of(head.layer, outputs)):
         raise ModelError(
             f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done to "
             "them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
@@ -45,30 +45,34 @@ def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None
 
 
 @contextmanager
-def _caught_inputs(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What goes into `layer`, at each call inside."""
-    inputs: list[torch.Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+def _caught_outputs(layer: nn.Linear | nn.Conv2d) -> Iterator[list[torch.Tensor]]:
+    """What a plain `layer` gives at each call inside: computed there and then, as autocast may be open there."""
+    outputs: list[torch.Tensor] = []
+    plain = F.linear if isinstance(layer, nn.Linear) else F.conv2d
+    weight, bias = layer.weight, layer.bias
+    hook = layer.register_forward_pre_hook(
+        lambda _, args: outputs.append(plain(args[0].to(weight.dtype), weight, bias))
+    )
     try:
-        yield inputs
+        yield outputs
     finally:
         hook.remove()
 
 
-def _logits_of(layer: nn.Linear | nn.Conv2d, inputs: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _logits_of(layer: nn.Linear | nn.Conv2d, outputs: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Logits that a model may have of its classifier's only call: a convolution's are pooled, rectified or not."""
-    if len(inputs) != 1:
+    if len(outputs) != 1:
         return
     if isinstance(layer, nn.Linear):
-        yield F.linear(inputs[0], layer.weight, layer.bias)
+        yield outputs[0]
     else:
-        value = F.conv2d(inputs[0], layer.weight, layer.bias)
-        yield from (value.mean((2, 3)), value.relu().mean((2, 3)))
+        yield from (outputs[0].mean((2, 3)), outputs[0].relu().mean((2, 3)))
 
 
 def _alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
-    tolerance = 1e-3 * float(expected.abs().max())
-    return logits.shape == expected.shape and torch.allclose(logits, expected.to(logits), rtol=1e-3, atol=tolerance)
+    rounding = max(1e-3, torch.finfo(expected.dtype).eps)  # bfloat16 has two digits
+    tolerance = rounding * float(expected.abs().max())
+    return logits.shape == expected.shape and torch.allclose(logits, expected.to(logits), rtol=rounding, atol=tolerance)
 
 
 def _explain(model: nn.Module, images: torch.Tensor, error: Exception) -> NoReturn:

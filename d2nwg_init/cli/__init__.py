@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import warnings
 from typing import Any
 
@@ -15,9 +17,11 @@ from zoo_builder.errors import D2NWGError, DataWarning
 
 class _Commands(TyperGroup):
     """The project's own errors and the system's are a message and exit code 1, Ctrl-C is exit code 130; none is a
-    traceback. Its own warnings are a message."""
+    traceback. Its own warnings are a message. What the terminal's encoding cannot hold is printed as "?"."""
 
     def invoke(self, ctx: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="replace")
         try:
             with warnings.catch_warnings():
                 others = warnings.showwarning

@@ -37,6 +37,7 @@ def init(
     import torch
     from rich.console import Console
 
+    from d2nwg_init.arguments import SEEDS, whole_number
     from d2nwg_init.benchmarks.fine_tuning import train_loader
     from d2nwg_init.hook import initialize
     from zoo_builder.backbones import create_backbone
@@ -45,6 +46,7 @@ def init(
     from zoo_builder.datasets.read_images import stored_size
     from zoo_builder.errors import ModelError
 
+    whole_number("seed", seed, *SEEDS)
     dataset = load_dataset(data, size=stored_size(size))
     torch.manual_seed(seed)
     network = create_backbone(model, weights, dataset.num_classes)

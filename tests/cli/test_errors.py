@@ -28,6 +28,10 @@ def test_unknown_model_names_the_nearest(images, out):
     assert "'test_resnet'" in message
 
 
+def test_seed_that_torch_does_not_take(images, out):
+    assert "(RecipeError): seed must be a whole number" in init(images, out, "--seed", 10**20)
+
+
 def test_bundle_that_does_not_fit_the_model(images, out, bundle_path):
     message = init(images, out, "--bundle", bundle_path, model="mobilenetv3_small_050")
     assert "BundleError" in message

@@ -5,8 +5,10 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from d2nwg_init.benchmarks.fine_tuning import accuracy, as_tensors
+from d2nwg_init.cli import app
 from tests.cli.conftest import fail, run, succeed, write_image_folder
 from tests.pretrained_generators.small import random_generator, same, save_random_bundle
 from zoo_builder.datasets import load_dataset
@@ -108,6 +110,15 @@ def test_markup_in_class_names_is_printed_as_it_is(bundle_path, tmp_path):
     folder = write_image_folder(tmp_path / "[bold]data", classes=("[red]x", "[dim]y"), count=12)
     text = init(folder, tmp_path / "w.safetensors", "--bundle", bundle_path, "--candidates", 1)
     assert "[dim]y, [red]x" in text
+
+
+def test_class_names_that_the_terminals_encoding_lacks_are_printed_as_far_as_it_goes(bundle_path, tmp_path):
+    folder, out = write_image_folder(tmp_path / "data", classes=("ant", "日本"), count=12), tmp_path / "w.safetensors"
+    arguments = ["init", "test_resnet", "--data", folder, "--out", out, "--size", 32, "--bundle", bundle_path]
+    result = CliRunner(charset="cp1252").invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, repr(result.exception)
+    assert "The 2 classes: ant, ??" in result.stdout
+    assert out.is_file()
 
 
 def test_interrupted_writing_leaves_the_old_file(images, bundle_path, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
@@ -147,6 +148,11 @@ REFUSED = {
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "no shape yet"),
     "no values": (lambda: new_model().to("meta"), "meta device"),
     "tied head": (lambda: TiedHead(), "classifier of TiedHead, fc, shares its weights with mix"),
+    "wrapped layer": (
+        lambda: wrapped_for_checkpointing(),
+        r"layer1\.0\.conv2\._checkpoint_wrapped_module\.weight is a parameter of ResNet.*after initialize",
+    ),
+    "incomplete state": (lambda: incomplete_state(), r"1\.0\.conv1\.weight is a parameter .* hooks"),
     "feature pyramid": (lambda: timm.create_model("test_resnet", features_only=True), "no linear classifier"),
 }
 
@@ -263,6 +269,19 @@ def test_timms_batchnorm_over_all_processes_computes_what_it_did_in_the_copy():
     assert torch.equal(working_copy(plain).eval()(images), synchronised.eval()(images))
 
 
+def wrapped_for_checkpointing():
+    model = new_model()
+    model.layer1[0].conv2 = checkpoint_wrapper(model.layer1[0].conv2)
+    return model
+
+
+def incomplete_state():
+    """Of a user who keeps frozen weights out of checkpoints."""
+    model = new_model()
+    model.register_state_dict_post_hook(lambda module, state, *_: state.__delitem__("layer1.0.conv1.weight"))
+    return model
+
+
 class TiedHead(nn.Module):
     def __init__(self):
         super().__init__()
@@ -314,6 +333,57 @@ def test_a_head_for_training_alone_stays_as_it_is(monkeypatch):
 def test_under_autocast_a_plain_head_is_taken(dtype, loader):
     with torch.autocast("cpu", dtype):
         assert initialize(new_model(), loader, generator=None, head="solve").chosen != "as_passed"
+
+
+class Autocasting(nn.Module):
+    """Computes in bfloat16 by itself, and gives logits of `dtype`."""
+
+    def __init__(self, model, dtype=torch.bfloat16):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(x).to(self.dtype)
+
+
+class AutocastingConvolutions(Autocasting):
+    """Its map of classes is pooled in float32."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(3, 24, 5, stride=2), nn.ReLU(), nn.Conv2d(24, 3, 1), nn.ReLU())
+        super().__init__(nn.Sequential(*layers), torch.float32)
+
+    def forward(self, x):
+        return super().forward(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Autocasting(new_model()),
+        lambda: Autocasting(new_model("test_vit", img_size=32), torch.float32),  # float32 goes into its head
+        AutocastingConvolutions,
+    ],
+    ids=["resnet", "vit", "convolution"],
+)
+def test_a_model_that_opens_autocast_itself_is_taken(make, loader):
+    model = make()
+    report = initialize(model, loader, generator=None, head="solve", refining_steps=2)
+    assert report.refinement is not None
+    images, labels = loader.dataset.tensors
+    with torch.no_grad():
+        assert (model.eval()(images).argmax(1) == labels).float().mean() > 0.9
+
+
+def test_what_an_autocast_model_does_to_its_logits_is_seen(loader):
+    class Scaled(Autocasting):
+        def forward(self, x):
+            return 1.1 * super().forward(x)
+
+    with pytest.raises(ModelError, match="something is done to them"):
+        initialize(Scaled(new_model()), loader)
 
 
 @pytest.mark.parametrize(("in_chans", "size"), [(1, 32), (4, 32), (6, 48)])
