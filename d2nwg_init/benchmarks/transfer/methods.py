@@ -197,7 +197,7 @@ def _zoo_selected(arena: Arena, _: Cell) -> Built:
             "similarity_mean": library.combine(library.by_similarity(embedding)),
         }
         for name, delta in deltas.items():
-            for strength in GENERATED_STRENGTHS:
+            for strength in sorted(GENERATED_STRENGTHS):  # where nothing can be judged, the weakest is taken
                 yield Body("generated", f"{name}_{strength:g}", shifted(base, delta, strength))
 
     model = arena.pretrained()
