@@ -69,7 +69,9 @@ def _save_for_timm(model: nn.Module, folder: Path, image_shape: tuple[int, ...])
             raise ModelError(
                 f"timm cannot describe this {type(model).__name__} ({e}). Save model.state_dict() instead."
             ) from e
+        described = Path(temporary) / "config.json"
         for file in sorted(Path(temporary).iterdir(), reverse=True):  # the weights, then what describes them
+            file.chmod(described.stat().st_mode)  # safetensors' own files are for the owner alone
             os.replace(file, folder / file.name)
 
 

@@ -19,7 +19,10 @@ def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dic
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # of any file that the user makes; safetensors' own are for the owner alone
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,10 +51,16 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         D2NWGError: missing or damaged.
     """
     try:
+        path.open("rb").close()  # what the system says of it is truer than what safetensors makes of that
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as e:
-        raise D2NWGError(f"{path} is not a readable safetensors file ({e}). Make it again or remove it.") from e
+    except OSError as e:
+        raise D2NWGError(f"{path} is not a readable file ({e.strerror or e}). Expected a .safetensors one.") from e
+    except SafetensorError as e:
+        raise D2NWGError(
+            f"{path} is not a readable safetensors file ({e}). Get or make it again; a state dict in a file of another "
+            "kind is saved as one by safetensors.torch.save_file."
+        ) from e
 
 
 def save_checkpoint(

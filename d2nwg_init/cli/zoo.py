@@ -174,7 +174,7 @@ def list_entries(zoo: Annotated[str, typer.Argument(help="Folder or fsspec URL o
     from zoo_builder.store import Zoo
 
     table = Table()
-    table.add_column("entry", overflow="fold")  # an id that is cut short cannot be copied
+    table.add_column("entry", no_wrap=True, overflow="ignore")  # an id that is cut or folded cannot be copied
     for heading in ("solved %", "entry %", "best %", "at strength", "seconds"):
         table.add_column(heading, justify="right")
     for e in Zoo.open(zoo).entries():

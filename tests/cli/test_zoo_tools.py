@@ -95,3 +95,9 @@ def test_stats_print_tables_or_json(whole, tmp_path):
 @pytest.mark.parametrize("command", ["verify", "stats"])
 def test_what_is_no_zoo_is_refused(tmp_path, command):
     assert "is not a zoo" in fail("zoo", command, tmp_path)
+
+
+def test_an_id_is_listed_in_one_piece(whole):
+    """Of 80 columns, as there are where there is no terminal."""
+    text = succeed("zoo", "list", whole.path)
+    assert all(e.id in text for e in whole.entries())

@@ -161,3 +161,18 @@ def test_file_that_is_no_checkpoint_of_these_modules_is_named(tmp_path, name):
     write_atomically(tmp_path / "state", {f"{name}/{k}": v for k, v in model.state_dict().items()})
     with pytest.raises(D2NWGError, match="state"):
         load_checkpoint(tmp_path / "state", {"model": model}, optimizer)
+
+
+def test_a_file_has_the_mode_of_any_other(tmp_path):
+    write_atomically(tmp_path / "a.safetensors", {"x": torch.zeros(1)})
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_what_is_no_safetensors_file_is_told_as_what_it_is(tmp_path):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
+    cases = {"w.pth": "saved as one by safetensors", ".": "Is a directory", "nowhere": "No such file or directory"}
+    for name, words in cases.items():
+        with pytest.raises(D2NWGError, match=words) as error:
+            read_tensors(tmp_path / name)
+        assert "remove it" not in str(error.value)

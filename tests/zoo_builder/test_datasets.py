@@ -191,6 +191,21 @@ def test_image_folder_keeps_pixels_labels_and_class_names(tmp_path):
         assert (len(train), len(test)) == (8, 2)
 
 
+def test_what_is_hidden_in_an_image_folder_is_no_class_and_a_folder_has_a_name_from_inside_too(tmp_path, monkeypatch):
+    write_image_folder(tmp_path / "pets", classes=("ant", "bee"), count=10)
+    before = load_dataset("pets", tmp_path)
+    (tmp_path / "pets" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "pets" / ".thumbnails").mkdir()
+    (tmp_path / "pets" / ".thumbnails" / "0.png").write_bytes((tmp_path / "pets" / "ant" / "0.png").read_bytes())
+    monkeypatch.chdir(tmp_path / "pets")
+    read = load_dataset(".")
+    assert (read.name, read.class_names, read.sha256) == ("pets", ("ant", "bee"), before.sha256)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hidden" / ".thumbnails").mkdir(parents=True)
+    with pytest.raises(DataError, match="hidden"):
+        load_dataset("hidden", tmp_path)
+
+
 def _parts(dataset: ImageDataset):
     return (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
 

@@ -22,11 +22,12 @@ from zoo_builder.errors import DataError
 
 
 def load_image_folder(path: Path, size: int = STORED_SIZE, max_images: int | None = None) -> ImageDataset:
-    """Read `path`/class/*, or `path`/train/class and `path`/{test,val,valid,validation}/class.
+    """Read `path`/class/*, or `path`/train/class and `path`/{test,val,valid,validation}/class, of which none is hidden.
 
     Raises:
         DataError: no class folders, no image that can be read, or class folders in train/ and no test part.
     """
+    name = os.path.basename(os.path.abspath(path))  # of "." too
     train_dir, test_dir = path / "train", next((path / d for d in TEST_PARTS if (path / d).is_dir()), None)
     if test_dir is None and any(d.is_dir() for d in train_dir.glob("*")):
         beside = ", ".join(sorted(d.name for d in path.iterdir() if d != train_dir)) or "nothing"
@@ -36,7 +37,7 @@ def load_image_folder(path: Path, size: int = STORED_SIZE, max_images: int | Non
         )
     if not train_dir.is_dir() or test_dir is None:
         part, classes = _read(path, size, max_images)
-        return assemble(path.name, part, None, classes, path.name)
+        return assemble(name, part, None, classes, name)
     train, classes = _read(train_dir, size, max_images)
     test, test_classes = _read(test_dir, size, max_images)
     if test_classes != classes:
@@ -44,13 +45,14 @@ def load_image_folder(path: Path, size: int = STORED_SIZE, max_images: int | Non
             f"{path}: train/ and {test_dir.name}/ must hold the same class folders; "
             f"only in one: {sorted(set(classes) ^ set(test_classes))[:5]}."
         )
-    return assemble(path.name, train, test, classes, path.name)
+    return assemble(name, train, test, classes, name)
 
 
 def is_image_folder(path: Path) -> bool:
     """Whether a folder of `path`, or a folder in that, holds an image by its file name."""
     depths = ("*/*", "*/*/*")
-    return any(file.suffix.lower() in image_endings() for depth in depths for file in path.glob(depth))
+    files = (file for depth in depths for file in path.glob(depth) if not file.parent.name.startswith("."))
+    return any(file.suffix.lower() in image_endings() for file in files)
 
 
 @functools.cache
@@ -65,8 +67,15 @@ def image_endings() -> tuple[str, ...]:
 def _read(path: Path, size: int, max_images: int | None) -> tuple[Part, list[str]]:
     from torchvision.datasets import DatasetFolder
 
+    class ShownFolders(DatasetFolder):
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            shown = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+            if not shown:
+                raise FileNotFoundError("all that there are are hidden")
+            return shown, {name: i for i, name in enumerate(shown)}
+
     try:
-        folder = DatasetFolder(str(path), loader=Path, extensions=image_endings())
+        folder = ShownFolders(str(path), loader=Path, extensions=image_endings())
     except FileNotFoundError as e:
         raise DataError(f"{path}: expected one folder of images for each class ({e}).") from e
 
