@@ -102,7 +102,12 @@ def choose_datasets(recipe: ZooRecipe, available: Sequence[str]) -> tuple[str, .
         raise RecipeError(f"The recipe uses the dataset {name!r}, which is not there; {nearest_names(name, available)}")
     chosen = recipe.datasets or tuple(sorted(n for n in available if not is_among(n, recipe.held_out)))
     if not chosen:
-        raise RecipeError("No dataset is left for the zoo: all that there are are held out.")
+        raise RecipeError(
+            "No dataset is left for the zoo: all that there are are held out."
+            if available
+            else "There is no dataset in the data folder. Expected .npz files, or folders that each hold one of images "
+            "for every class; one such folder is a dataset: give the folder that it lies in."
+        )
     for plan in recipe.plans:
         if absent := sorted(set(plan.datasets) - set(chosen)):
             raise RecipeError(f"plan {plan.name!r} is over {absent}, which the recipe's datasets lack. Add them there.")

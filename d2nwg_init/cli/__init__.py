@@ -12,18 +12,19 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from d2nwg_init.cli import bench, bundle, demo, generator, init, zoo
+from d2nwg_init.cli.interrupts import ended_alike
 from zoo_builder.errors import D2NWGError, DataWarning
 
 
 class _Commands(TyperGroup):
-    """The project's own errors and the system's are a message and exit code 1, Ctrl-C is exit code 130; none is a
-    traceback. Its own warnings are a message. What the terminal's encoding cannot hold is printed as "?"."""
+    """The project's own errors and the system's are a message and exit code 1, Ctrl-C and SIGTERM are exit code 130;
+    none is a traceback. Its own warnings are a message. What the terminal's encoding cannot hold is printed as "?"."""
 
     def invoke(self, ctx: Any) -> Any:
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="replace")
         try:
-            with warnings.catch_warnings():
+            with ended_alike(), warnings.catch_warnings():
                 others = warnings.showwarning
 
                 def show(message: Any, category: type[Warning], *where: Any) -> None:

@@ -1,9 +1,12 @@
-"""Ctrl-C in a command that keeps what it has finished."""
+"""Ctrl-C in a command that keeps what it has finished, and SIGTERM in any."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec
 
 Options = ParamSpec("Options")
@@ -20,3 +23,21 @@ def resumable(command: Callable[Options, None]) -> Callable[Options, None]:
             raise KeyboardInterrupt("What was finished is kept: the same command goes on from there.") from e
 
     return run
+
+
+@contextmanager
+def ended_alike() -> Iterator[None]:
+    """Inside, SIGTERM, which schedulers and `timeout` send, ends a command as Ctrl-C does: by itself it would leave
+    what lies in temporary folders."""
+    if threading.current_thread() is not threading.main_thread():  # where no signal comes
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

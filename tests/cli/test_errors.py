@@ -1,5 +1,9 @@
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 
 import pytest
 
@@ -155,6 +159,23 @@ def test_interrupt_is_exit_code_130_without_a_traceback(command, goes_on, monkey
     assert "Interrupted." in result.stderr
     assert ("goes on from there" in result.stderr) == goes_on
     assert "Traceback" not in result.output
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does_and_its_temporary_folders(monkeypatch, images, out, tmp_path):
+    places, before = [], signal.getsignal(signal.SIGTERM)
+
+    def stop(*_, **__):
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            places.append(folder)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr("zoo_builder.datasets.load_dataset", stop)
+    result = run("zoo", "base", "--data", images, "--out", out)
+    assert (result.exit_code, len(places)) == (130, 1)
+    assert "Interrupted. What was finished is kept" in result.stderr
+    assert not os.path.exists(places[0])
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_error_of_the_installed_command_goes_to_stderr(tmp_path):

@@ -182,6 +182,11 @@ def test_datasets_that_cannot_be_used_are_refused(changes, words):
         choose_datasets(recipe(**changes), ["a", "letters"])
 
 
+def test_a_folder_without_datasets_is_told_as_such():
+    with pytest.raises(RecipeError, match=r"no dataset in the data folder.*give the folder that it lies in"):
+        choose_datasets(recipe(), [])
+
+
 def test_held_out_dataset_is_known_by_any_of_its_names():
     held_out = ("cifar10", "torchvision:Flowers102", "solar_cells")
     for name in (
