@@ -26,6 +26,7 @@ from pretrained_generators.bundle import (
     save_bundle,
 )
 from pretrained_generators.bundle_config import check_can_be_told
+from pretrained_generators.bundle_files import BESIDE, CONFIG, SAID_OF_WEIGHTS, STATISTICS, WEIGHTS
 from pretrained_generators.generator import MAX_PROBES, Generator, GeneratorConfig
 from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.training.dataset_statistics import statistics_of_zoo
@@ -43,12 +44,13 @@ from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import load_body
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import dataset_names
-from zoo_builder.errors import DataError, RecipeError, ZooError
+from zoo_builder.errors import BundleError, DataError, RecipeError, ZooError
 from zoo_builder.sources import read_sources
 from zoo_builder.store import Zoo, ZooEntry, files_sha256
 
 STAGES = ("vae", "encoder", "diffusion", "functional")
 PLOT = "training.svg"
+TRAINING = "training"  # a folder in that of the bundle, with what the stages resume from
 MEASURED_ENTRIES = 16  # zoo entries that the samples are measured on
 MEASURED_SAMPLES = 2  # samples for each
 
@@ -68,13 +70,13 @@ def train_generator(
             in scope, or a group of processes cannot share a batch alike, or a stage diverges.
         DataError: a dataset of the zoo is not in `data_dir`, or has changed since. ZooError: an entry is not there that
             another went on from, or the base is beyond half precision. BundleError: a name or licence that no bundle
-            can tell, or more entries and parameters; or `out` holds files that are no bundle's and would be replaced.
+            can tell, or more entries and parameters; or `out` holds anything that is no bundle's.
     """
     check_recipe(recipe)
-    replaced_bundle(out)
+    _check_folder(out)
     if recipe.functional_training.steps and data_dir is None:
         raise RecipeError(f"{recipe.name} trains end to end, on the images of the zoo's datasets. Give their --data.")
-    folder = out / "training"
+    folder = out / TRAINING
     entries = select_entries(zoo, recipe.plans)
     if recipe.functional_training.steps and data_dir is not None:
         _check_datasets(entries, data_dir)
@@ -188,6 +190,26 @@ def train_generator(
     bundle = finish(folder, out, bundle)
     wait_for_all()
     return bundle
+
+
+def _check_folder(out: Path) -> None:
+    """A bundle could be written there, and read."""
+    before = replaced_bundle(out)
+    known = {
+        TRAINING,
+        CONFIG,
+        WEIGHTS,
+        STATISTICS,
+        *SAID_OF_WEIGHTS,
+        *BESIDE,
+        *(f.name for f in (before.files if before else ())),
+    }
+    there = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
+    if strange := sorted(set(there) - known):
+        raise BundleError(
+            f"{out} holds {strange[0]!r}, which is no part of a bundle: beside it none could be read. Name a folder of "
+            "the bundle's own."
+        )
 
 
 def finish(folder: Path, out: Path, bundle: BundleConfig) -> BundleConfig:

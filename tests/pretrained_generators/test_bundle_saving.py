@@ -52,6 +52,13 @@ def test_a_folder_of_something_else_is_left_alone_and_training_learns_it_first(n
     assert files(project) == before
 
 
+def test_a_folder_in_which_no_bundle_could_be_read_is_learnt_before_training(zoo, tmp_path):
+    (tmp_path / "runs" / "zoo").mkdir(parents=True)
+    with pytest.raises(BundleError, match="holds 'zoo', which is no part of a bundle"):
+        train_generator(zoo, RECIPE, tmp_path / "runs")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["zoo"]
+
+
 def test_what_a_killed_saving_left_is_gone_after_the_next(path):
     generator = loaded(path, False)
     for name in (".generator.safetensors.0a1b", ".config.json.7"):
