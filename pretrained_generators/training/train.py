@@ -110,14 +110,14 @@ def train_generator(
     if stage.steps:
         probabilities(names, stage.domains, stage.shares)  # raises where episodes could not be drawn
     licences = {n: s["licence"] for e in entries for a in e.ancestry() for n, s in a.about.get("sources", {}).items()}
-    trained_on = _trained_on(learnt, licences)
+    trained_on, base_saw = _trained_on(learnt, licences), zoo.base_pretrained_on().split(", ")
     about: dict[str, Any] = {
         "name": recipe.name,
         "trained_on": trained_on,
         "held_out": zoo.held_out,
         "base_sha256": zoo.base_sha256,
-        "base_pretrained_on": zoo.base_pretrained_on(),
-        "base_licence": ", ".join({licences.get(n, "unknown"): n for n in zoo.base_pretrained_on().split(", ")}),
+        "base_pretrained_on": ", ".join(base_saw),
+        "base_licence": ", ".join(dict.fromkeys(licences.get(n, "unknown") for n in base_saw)),
         "learnt": tuple(e.id for e in learnt),
         "kept_back": tuple(e.id for e in held_back),
         "zoo_sha256": files_sha256(learnt),
@@ -195,15 +195,8 @@ def train_generator(
 def _check_folder(out: Path) -> None:
     """A bundle could be written there, and read."""
     before = replaced_bundle(out)
-    known = {
-        TRAINING,
-        CONFIG,
-        WEIGHTS,
-        STATISTICS,
-        *SAID_OF_WEIGHTS,
-        *BESIDE,
-        *(f.name for f in (before.files if before else ())),
-    }
+    files = {f.name for f in before.files} if before else set()
+    known = files | {TRAINING, CONFIG, WEIGHTS, STATISTICS, *SAID_OF_WEIGHTS, *BESIDE}
     there = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
     if strange := sorted(set(there) - known):
         raise BundleError(

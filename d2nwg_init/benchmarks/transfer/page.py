@@ -129,8 +129,8 @@ def targets(part: Part) -> dict:
         "title": "Steps to a target, median over datasets and seeds",
         "head": ["", *(t.replace("_", " ") for t in TARGETS)],
         "rows": [[name, *(_reached(found[t].get(name)) for t in TARGETS)] for name in names],
-        "note": f"The target is the accuracy of pretrained, or of solved, after one epoch. Looked at every 5 steps."
-        f"{_epoch_1(part)}",
+        "note": "The target is the accuracy of pretrained, or of solved, after one epoch. Looked at every 5 steps."
+        + _epoch_1(part),
     }
 
 
