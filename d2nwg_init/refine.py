@@ -23,6 +23,7 @@ from pretrained_generators.weight_layout import parameters_in_scope
 from zoo_builder.backbones import caught_features, extract_features, set_head
 from zoo_builder.batchnorm import batchnorm_layers, batchnorm_training, recalibrate_batchnorm
 from zoo_builder.classifier import find_classifier
+from zoo_builder.small_maps import SmallMaps
 from zoo_builder.solved_head import RIDGES, SolvedHead, left_out_loss, solve_head
 from zoo_builder.support_set import SupportSet
 
@@ -236,7 +237,7 @@ def _backward(model: nn.Module, parts: Sequence[torch.Tensor], labels: torch.Ten
     solving = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no double precision
     classes, y = labels.unique(return_inverse=True)
     y = y.to(solving)
-    with caught_features(model) as caught:
+    with caught_features(model) as caught, SmallMaps():
         with torch.set_grad_enabled(len(parts) == 1):
             for part in parts:
                 model(part)

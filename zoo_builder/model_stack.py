@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from zoo_builder.batchnorm import batchnorm_training
+from zoo_builder.small_maps import SmallMaps
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -50,7 +51,8 @@ class ModelStack:
         shifts = added or {}
         tensors = self.parameters | self.statistics | {k: self.parameters[k] + v for k, v in shifts.items()}
         if len(self) == 1:
-            return functional_call(self.body, {k: v[0] for k, v in tensors.items()}, (images[0],))[None]
+            with SmallMaps():
+                return functional_call(self.body, {k: v[0] for k, v in tensors.items()}, (images[0],))[None]
         return torch.vmap(self._one, randomness="different")(tensors, images)
 
     def _one(self, tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from zoo_builder.datasets.image_dataset import normalize_images, resize_images
 from zoo_builder.domain_images import stable_seed
 from zoo_builder.errors import DataError, RecipeError
 from zoo_builder.progress import progress_bar
+from zoo_builder.small_maps import SmallMaps
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
                 images = normalize_images(x_train[index], mean, std)
                 images = random_resized_crop(images, config.crop_scale, generator)
                 images = images.contiguous(memory_format=torch.channels_last)
-                loss = F.cross_entropy(model(images), y_train[index], label_smoothing=config.label_smoothing)
+                with SmallMaps():
+                    logits = model(images)
+                loss = F.cross_entropy(logits, y_train[index], label_smoothing=config.label_smoothing)
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)

@@ -27,6 +27,7 @@ from zoo_builder.backbones import prepare_images
 from zoo_builder.batchnorm import batchnorm_training
 from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.model_stack import shifted
+from zoo_builder.small_maps import SmallMaps
 from zoo_builder.solved_head import left_out_loss
 
 
@@ -97,6 +98,6 @@ def episode_loss(
     differentiable in `delta`. `body` holds the base."""
     images = prepare_images(body, episode.images)
     state = shifted({k: v.clone() for k, v in base.items()}, fit_batchnorm(body, images, batchnorm))
-    with batchnorm_training(body):  # and without dropout, which would draw from the global random state
+    with batchnorm_training(body), SmallMaps():  # and without dropout, which would draw from the global random state
         features = functional_call(body, shifted(state, delta), (images,))
     return left_out_loss(features.float(), episode.labels, episode.num_classes)

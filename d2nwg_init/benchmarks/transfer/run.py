@@ -24,6 +24,7 @@ from zoo_builder.backbones import predict
 from zoo_builder.datasets import load_dataset
 from zoo_builder.errors import D2NWGError
 from zoo_builder.executors.processes import telling_of_dead_workers
+from zoo_builder.small_maps import SmallMaps
 
 STEPS = (10, 30, 100)
 EVERY = 5  # steps between two points of a curve
@@ -95,7 +96,8 @@ class Group:
 
         arena = arena_of(first.dataset, arena_of(other) if other else None)
         for cell in self.cells:
-            measured = run_cell(arena, cell)
+            with SmallMaps():  # every row's training, that of equal time too
+                measured = run_cell(arena, cell)
             if any(not np.isfinite(v) for _, _, v in measured.curve):
                 raise D2NWGError(f"{cell.id}: an accuracy is not finite.")
             write_cell(self.folder / "cells", cell, measured)
