@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -28,12 +29,16 @@ def resumable(command: Callable[Options, None]) -> Callable[Options, None]:
 @contextmanager
 def ended_alike() -> Iterator[None]:
     """Inside, SIGTERM, which schedulers and `timeout` send, ends a command as Ctrl-C does: by itself it would leave
-    what lies in temporary folders."""
+    what lies in temporary folders. A terminal sends Ctrl-C to worker processes too, and so does this: the command would
+    wait for what they are at, which may be many minutes."""
     if threading.current_thread() is not threading.main_thread():  # where no signal comes
         yield
         return
 
     def end(*_: object) -> None:
+        for worker in multiprocessing.active_children():
+            if not worker.daemon:  # those of a DataLoader, which end with it
+                worker.terminate()
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)

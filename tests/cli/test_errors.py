@@ -4,11 +4,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import BrokenExecutor
 
 import pytest
 
+from d2nwg_init.cli.interrupts import ended_alike
 from tests.cli.conftest import fail, run, write_image_folder
 from tests.pretrained_generators.small import save_random_bundle
+from zoo_builder.executors.processes import process_executor
 
 
 @pytest.fixture
@@ -176,6 +179,18 @@ def test_sigterm_ends_a_command_as_ctrl_c_does_and_its_temporary_folders(monkeyp
     assert "Interrupted. What was finished is kept" in result.stderr
     assert not os.path.exists(places[0])
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_ends_what_worker_processes_are_at():
+    with process_executor(1) as executor:
+        worker = executor.submit(os.getpid).result()
+        pending = executor.submit(time.sleep, 600)
+        with pytest.raises(KeyboardInterrupt), ended_alike():
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(BrokenExecutor):
+            pending.result(timeout=60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 def test_error_of_the_installed_command_goes_to_stderr(tmp_path):
