@@ -91,12 +91,16 @@ def _judged(part: Part) -> str:
 
 def _epoch_1(part: Part) -> str:
     """What an earlier protocol measured there."""
-    if all(run.get("protocol", 0) >= 4 for run in part.runs if None in run["shots"]):
+    earlier = {
+        name for run in part.runs if None in run["shots"] and run.get("protocol", 0) < 4 for name in run["methods"]
+    }
+    names = in_order({r["method"] for r in part.rows if r["epoch"] == 1} & earlier)
+    if not names:
         return ""
     return (
-        " Epoch 1: of an earlier protocol, which read it one epoch into a cycle of 100 steps where an epoch has fewer, "
-        "at a rate that had yet to come down. A fresh head suffers most by that: step 100, the end of the cycle, is "
-        "fairer."
+        f" Epoch 1 of {', '.join(names)}: of an earlier protocol, which read it one epoch into a cycle of 100 steps "
+        "where an epoch has fewer, at a rate that had yet to come down. A fresh head suffers most by that: step 100, "
+        "the end of the cycle, is fairer."
     )
 
 

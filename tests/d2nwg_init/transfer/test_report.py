@@ -10,7 +10,7 @@ import pytest
 from d2nwg_init.benchmarks.transfer import tables
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, curve_images
 from d2nwg_init.benchmarks.transfer.document import draw, failures
-from d2nwg_init.benchmarks.transfer.page import losses, write_page
+from d2nwg_init.benchmarks.transfer.page import losses, points, write_page
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.report import check_seeds, compare, merge_report, rows_of, write_report
 from zoo_builder.errors import D2NWGError, RecipeError
@@ -332,6 +332,18 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(report, tmp_path):
     cells = [t for t in page.text if t]
     at = cells.index("solved")
     assert cells[at + 1] == f"{100 * np.mean([correct(60, s).mean() for s in (0, 1)]):.1f}"
+
+
+def test_a_table_names_the_rows_whose_epoch_is_of_an_earlier_protocol(report):
+    def note(*runs):
+        (part,) = tables.parts(report | {"runs": runs})
+        return points(part)["note"]
+
+    (run,) = report["runs"]
+    assert "Epoch 1 of scratch, pretrained, solved, universal, oracle: of an earlier protocol" in note(run)
+    later = run | {"protocol": 4, "methods": ["scratch", "solved"]}
+    assert "Epoch 1 of pretrained, oracle: of an" in note(later, run | {"methods": ["pretrained", "oracle"]})
+    assert "Epoch 1" not in note(later)
 
 
 def test_the_page_is_the_same_for_the_same_results(report, tmp_path):
