@@ -210,6 +210,7 @@ def initialize(
             seconds=stages.seconds,
             peak_bytes=stages.peak_bytes,
             seed=seed,
+            threads=torch.get_num_threads(),
             versions={name: version(name) for name in ("d2nwg-init", "torch", "timm")},
             undo=undo,
         )

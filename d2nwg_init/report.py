@@ -24,7 +24,7 @@ from pretrained_generators.nearest_datasets import FAR, Neighbour
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import D2NWGError, ModelError
 
-SCHEMA = 3  # of the JSON
+SCHEMA = 4  # of the JSON
 SHOWN_NEIGHBOURS = 3
 
 
@@ -62,6 +62,7 @@ class InitReport:
     seconds: dict[str, float]  # by stage
     peak_bytes: dict[str, int]  # by how much each stage raised the most memory that the process ever held
     seed: int
+    threads: int  # of the CPU that torch used; with another number sums are rounded otherwise
     versions: dict[str, str]
     undo: Undo | None = field(default=None, repr=False, compare=False)  # holds the model; no part of the JSON
 

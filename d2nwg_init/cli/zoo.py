@@ -32,7 +32,7 @@ def base(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train images.")] = 60,
     size: Annotated[int, typer.Option(min=32, help="Side of the square images, in pixels.")] = 64,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes torch's default.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights, order and crops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial weights, order and crops.")] = 0,
 ) -> None:
     """Pretrain a base checkpoint from scratch. Resumes after every epoch, and leaves a finished one as it is; of other
     settings, or another dataset, than it was begun with it makes nothing."""

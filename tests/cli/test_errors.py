@@ -39,6 +39,14 @@ def test_seed_that_torch_does_not_take(images, out):
     assert "(RecipeError): seed must be a whole number" in init(images, out, "--seed", 10**20)
 
 
+def test_seed_that_a_base_cannot_have(images, out):
+    result = run(
+        "zoo", "base", "--data", images, "--out", out, "--seed", 2**50
+    )  # times an epoch torch takes it no more
+    assert result.exit_code == 2
+    assert "--seed" in result.output
+
+
 def test_bundle_that_does_not_fit_the_model(images, out, bundle_path):
     message = init(images, out, "--bundle", bundle_path, model="mobilenetv3_small_050")
     assert "BundleError" in message

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from rich.console import Console
 
 from d2nwg_init import CandidateScore, InitReport, initialize
@@ -37,6 +38,7 @@ def report(**changes):
         seconds={"reading": 1.25, "bundle": 0.5},
         peak_bytes={"reading": 3 << 20, "bundle": 0},
         seed=3,
+        threads=2,
         versions={"torch": "2"},
     )
     return dataclasses.replace(made, **changes)
@@ -53,7 +55,7 @@ def strict(text):
 
 def test_json_has_every_field_and_the_schema():
     values = strict(report().to_json())
-    assert values.pop("schema") == 3
+    assert values.pop("schema") == 4
     expected = json.loads(json.dumps(dataclasses.asdict(report())))
     del expected["undo"]  # it holds the model
     assert values == expected
@@ -62,6 +64,7 @@ def test_json_has_every_field_and_the_schema():
 def test_json_of_a_real_run_has_the_documented_keys(model, loader, bundle):
     values = strict(initialize(model, loader, generator=bundle, num_candidates=1).to_json())
     assert values.keys() == {"schema"} | {f.name for f in dataclasses.fields(InitReport)} - {"undo"}
+    assert values["threads"] == torch.get_num_threads()
     names = [c["name"] for c in values["candidates"]]
     assert names == ["as_passed", "own_body_as_is", "own_body", "base", "generated_0"]
     for candidate in values["candidates"]:
