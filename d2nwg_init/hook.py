@@ -64,7 +64,8 @@ def initialize(
     """Give `model` the best of: weights generated for the data, a solved head on its own body, itself. In place.
 
     Args:
-        model: an image classifier of timm or torchvision that ends in a linear layer; wrapped ones are looked into.
+        model: an image classifier of timm or torchvision that ends in a linear layer, or a 1x1 convolution that is
+            pooled; wrapped ones are looked into.
         train_loader: batches of (images float [N, C, H, W], labels int [N]), transformed as for training; or dicts, or
             soft targets [N, K], of which the largest counts.
         generator: "auto" takes an embedded bundle that fits, None generates nothing; or a generator, a
@@ -82,7 +83,8 @@ def initialize(
             to 40, in each of three trainings, whose weights are averaged; for the user's own pretrained body, and for
             those of a bundle whose base absorbs statistics, no more than see each image six times. Without a bundle it
             takes none for a body that was never trained.
-        seed: of the generated weights; the same seed and images give the same weights.
+        seed: of the generated weights, of the images that refining sees and of a fresh head. With the same images and
+            number of CPU threads it gives the same bits on one machine.
         device: where to compute; by default where the model is. The model stays where it is.
         progress: a progress bar on stderr, if that is a terminal.
 
@@ -93,7 +95,8 @@ def initialize(
 
     Raises:
         DataError: the loader's batches cannot be used. ModelError: the model cannot. BundleError: the bundle cannot.
-        RecipeError: an unknown `head`, `scope` or `device`, or a number of something that is none.
+        RecipeError: an unknown `head`, `scope` or `device`, or a number of something that is none. D2NWGError: under
+            torch.distributed, where the first rank failed, on the others.
     """
     began = time.perf_counter()
     check_is_model(model, train_loader)

@@ -171,7 +171,7 @@ class InitReport:
         caption = (
             f"{self.images_read} images read, {self.classes_seen} of {self.num_classes} classes seen. "
             f"{self.refined()}{'. '.join((self.reason, *self.notes))}. {self.nearness()}{self.advice()}"
-            f"{stages}; seed {self.seed}"
+            f"{stages}; seed {self.seed}, CPU threads {self.threads}"
         )
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         table.add_column("candidate", overflow="fold")

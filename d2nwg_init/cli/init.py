@@ -20,7 +20,12 @@ def init(
             help="Folder to write for timm's local-dir:, with the report; or one file, NAME.safetensors.",
         ),
     ],
-    bundle: Annotated[str, typer.Option(help="Embedded bundle name or folder; auto takes one that fits.")] = "auto",
+    bundle: Annotated[
+        str,
+        typer.Option(
+            help="Embedded bundle name, a folder, or ORG/NAME of the Hub, pulled before; auto takes one that fits."
+        ),
+    ] = "auto",
     weights: Annotated[
         Path | None, typer.Option(help="Pretrained weights of the model (safetensors); its classifier is left out.")
     ] = None,
@@ -32,7 +37,8 @@ def init(
     """Generate weights for a dataset.
 
     Load them with timm.create_model("local-dir:OUT", pretrained=True); or timm.create_model(MODEL, num_classes=K,
-    checkpoint_path=...) with OUT/model.safetensors, or with the one file.
+    checkpoint_path=...) with OUT/model.safetensors, or with the one file. A model of torchvision takes either by
+    load_state_dict(safetensors.torch.load_file(...)).
     """
     import torch
     from rich.console import Console

@@ -94,7 +94,7 @@ def test_print_shows_what_was_tried_and_marks_the_chosen():
         "512 images",
         "9 of 10 classes",
         "its parameters match",
-        "seed 3",
+        "seed 3, CPU threads 2",
         "some-bundle",
         "at a learning rate of 0.001",
         "birds 0.50, bees 1.50, cats 2.00 (1:",
