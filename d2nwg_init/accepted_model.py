@@ -123,8 +123,15 @@ def working_copy(model: nn.Module, device: torch.device | str | None = None) -> 
     for module in work.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = LOCAL_BATCHNORM.get(type(module), _LocalBatchNorm)
-    dtype = next(work.parameters()).dtype
-    return work.to(device, torch.float32 if dtype.itemsize < 4 else dtype).to(memory_format=torch.channels_last)
+    for tensor in (*work.parameters(), *work.buffers()):
+        if tensor.is_floating_point() and tensor.itemsize < 4:
+            tensor.data = tensor.data.float()  # no other: Module.to(dtype) takes their imaginary part from complex ones
+    return work.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def first_weight(model: nn.Module) -> nn.Parameter:
+    """Of a layer: images have its type, whatever scales, tables and spectra the model holds beside its layers."""
+    return next(p for p in model.parameters() if p.is_floating_point() and p.ndim > 1)
 
 
 class ApartFrom(TorchFunctionMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from d2nwg_init.matching import first_misfit, has_shapes, match_body, may_match
@@ -55,6 +56,13 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | N
 
 def _check_fit(model: nn.Module, bundle: Bundle) -> None:
     config, base = bundle.config, bundle.generator.base
+    kinds = {(str(t.device), t.dtype) for t in bundle.generator.state_dict().values() if t.is_floating_point()}
+    if kinds != {("cpu", torch.float32)}:
+        came = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
+        raise BundleError(
+            f"The generator of {config.name!r} is in {came}, expected torch.float32 on cpu: pass it as it was read. "
+            "Where initialize() computes is told by its `device`."
+        )
     if match_body(model, base, bundle.generator.config.size) is None:
         raise BundleError(
             f"The bundle {config.name!r} generates weights of {config.generator.backbone.model}, which do not fit this "

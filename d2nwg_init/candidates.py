@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d2nwg_init.accepted_model import first_weight
 from pretrained_generators.generator import Generator
 from zoo_builder.absorbed_statistics import absorb_statistics, can_absorb
 from zoo_builder.backbones import caught_features, evaluating, extract_features, set_head
@@ -181,8 +182,8 @@ def judging_images(support: SupportSet) -> torch.Tensor:
 
 def placed(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
     """Where and as the model computes, channels last; the same tensor where it is so."""
-    parameter = next(model.parameters())
-    return images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+    weight = first_weight(model)
+    return images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
 
 
 def _features_and_logits(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d2nwg_init.accepted_model import first_weight
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import DataError, ModelError
@@ -20,10 +21,10 @@ from zoo_builder.support_set import SupportSet
 def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None:
     """Run two images through the model, so that a wrong size or channel count, or a head to solve that is more than a
     layer, is named before any work."""
-    parameter, head = next(model.parameters()), find_classifier(model)
+    weight, head = first_weight(model), find_classifier(model)
     try:
         with _caught_outputs(head.layer) as outputs, evaluating(model):
-            logits = model(support.images[:2].to(parameter.device, parameter.dtype))
+            logits = model(support.images[:2].to(weight.device, weight.dtype))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as e:

@@ -139,7 +139,7 @@ def can_be_refined(support: SupportSet) -> bool:
 
 def _trained(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parameter]:
     """Of the parameters `names`, without the first, in the order of the model, that hold `FIRST` of the weights."""
-    parameters = {name: p for name, p in model.named_parameters() if name in names}
+    parameters = {name: p for name, p in model.named_parameters() if name in names and p.is_floating_point()}
     upto = list(itertools.accumulate(p.numel() for p in parameters.values()))
     return {name: p for (name, p), n in zip(parameters.items(), upto, strict=True) if n > FIRST * upto[-1]}
 

@@ -20,7 +20,7 @@ from pretrained_generators.low_rank import SharedSubspaces
 from pretrained_generators.probes import IMAGES, Probes, worth_of
 from pretrained_generators.weight_layout import WeightLayout
 from pretrained_generators.weight_vae import VAEConfig, WeightVAE
-from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body
+from zoo_builder.backbones import EVAL_BATCH, BackboneSpec, check_body, evaluating
 from zoo_builder.batchnorm_fit import BatchNormFit, fit_batchnorm
 from zoo_builder.datasets.image_dataset import channel_statistics, spread_evenly
 from zoo_builder.model_stack import shifted
@@ -74,7 +74,8 @@ class Generator(nn.Module, ModelHubMixin):
         Each channel is standardised over the whole set, so that whatever normalisation a loader applied drops out.
         """
         mean, std = channel_statistics(images)
-        return torch.cat([self.base((batch - mean) / std) for batch in images.split(EVAL_BATCH)])
+        with evaluating(self.base):
+            return torch.cat([self.base((batch - mean) / std) for batch in images.split(EVAL_BATCH)])
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:

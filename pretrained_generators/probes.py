@@ -21,6 +21,7 @@ from zoo_builder.solved_head import solve_head
 
 IMAGES = 128  # that probes are tried on, at most
 SHARPNESS = 100.0  # of the choice among probes: a loss that is lower by a hundredth of a guess's weighs e times as much
+EXPLODED = 10.0  # in a guess's losses, of features that are not finite: an infinite one would spoil every mean
 
 
 class Probes(nn.Module):
@@ -74,7 +75,7 @@ def worth_of(
         body = {k: v.clone() for k, v in shifted(state, delta).items()}
         features = functional_call(base, body, (images,))
         if not torch.isfinite(features).all():
-            return features.new_tensor([torch.inf, 0.0])
+            return features.new_tensor([EXPLODED, 0.0])
         logits = solve_head(features, labels, num_classes).left_out_logits
         loss = F.cross_entropy(logits, labels) / math.log(max(num_classes, 2))  # of one class the loss is 0
         return torch.stack([loss, (logits.argmax(1) == labels).float().mean()])

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
+
+LARGEST = 121  # weights of a kernel, and so places of its input: all pairs of more places take too much memory and time
 
 
 class SmallMaps(TorchFunctionMode):
@@ -34,7 +35,7 @@ def _applies(
         and x.ndim == 4
         and x.shape[1] == groups == len(weight)
         and (x.shape[2] < weight.shape[2] or x.shape[3] < weight.shape[3])
-        and x.shape[2:].numel() <= weight.shape[2:].numel()  # a long narrow map has more pairs than a product is worth
+        and x.shape[2:].numel() <= weight.shape[2:].numel() <= LARGEST
         and dilation == (1, 1)
         and isinstance(stride, tuple)
         and isinstance(padding, tuple)
@@ -47,21 +48,25 @@ def _applies(
 
 
 class _Depthwise(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         stride: tuple[int, int],
         padding: tuple[int, int],
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         x, weight = ctx.saved_tensors
         to_input = None
@@ -70,6 +75,14 @@ class _Depthwise(torch.autograd.Function):
         to_kernel = _kernel_gradient(x, gradient, weight.shape, ctx.stride, ctx.padding)
         to_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return to_input, to_kernel, to_bias, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_: torch.Tensor, weight_: torch.Tensor, bias_: torch.Tensor | None, *_: None) -> torch.Tensor:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = (
+            F.conv2d(i, k, None, ctx.stride, ctx.padding, 1, len(k)) for i, k in ((x_, weight), (x, weight_))
+        )
+        return of_x + of_weight + (0 if bias_ is None else bias_[:, None, None])
 
 
 def _kernel_gradient(

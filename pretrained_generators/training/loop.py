@@ -94,9 +94,9 @@ def train_stage(
                 mean = mean_of_all(torch.stack(recent).mean())
                 bar.note(f"loss {mean:.4f}")
                 if is_first():
-                    save_checkpoint(state, {"module": module, "average": average.module}, optimizer, {"step": step + 1})
-                    with log.open("a") as file:
+                    with log.open("a") as file:  # before the checkpoint: cut off between, it comes twice and not never
                         file.write(json.dumps({"stage": name, "step": step + 1, "loss": mean}) + "\n")
+                    save_checkpoint(state, {"module": module, "average": average.module}, optimizer, {"step": step + 1})
                 recent = []
     module.load_state_dict(average.module.state_dict())
     module.eval()

@@ -220,9 +220,11 @@ def write_log(folder: Path, out: Path, measured: Mapping[str, float]) -> None:
     """metrics.jsonl, the stages' losses and what was measured in the end, and training.svg, drawn from it."""
     logs = [(folder / f"{stage}.jsonl") for stage in STAGES]
     lines = [line for log in logs if log.exists() for line in log.read_text().splitlines() if _is_json(line)]
-    text = "".join(f"{line}\n" for line in (*lines, json.dumps({"stage": "measured", **measured})))
+    # What was cut off after a line and before its checkpoint wrote the line again.
+    steps = {(step["stage"], step["step"]): step for step in map(json.loads, lines)}.values()
+    text = "".join(f"{json.dumps(line)}\n" for line in (*steps, {"stage": "measured", **measured}))
     write_text_atomically(out / "metrics.jsonl", text)
-    write_text_atomically(out / PLOT, draw_training([json.loads(line) for line in lines], measured, GATES))
+    write_text_atomically(out / PLOT, draw_training(list(steps), measured, GATES))
 
 
 def _is_json(line: str) -> bool:

@@ -40,6 +40,16 @@ def test_of_one_class_nothing_can_be_worth_more():
     assert worth.tolist() == [[0, 1], [0, 0], [0, 0]]
 
 
+def test_a_delta_that_explodes_is_worth_the_least_and_spoils_no_mean():
+    generator = random_generator()
+    images, labels = labelled_images(40, 2)
+    exploding = {k: torch.full_like(v, torch.inf) for k, v in generator.base_parameters().items()}
+    worth = worth_of(generator.base, [exploding, *deltas(generator)], images, labels, 2, "rescaled")
+    assert torch.isfinite(worth).all()
+    assert worth[1:, 0].argmax() == 0
+    assert worth[1, 1] == -worth[0, 1]  # no image is right
+
+
 def test_trying_leaves_the_base_as_it_was():
     generator = random_generator()
     images, labels = labelled_images(40, 2)

@@ -201,9 +201,9 @@ def test_what_was_killed_at_its_very_end_is_finished_to_equal_files(killed_in, p
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in path.iterdir()}
 
 
-def test_lines_of_a_log_that_were_cut_are_left_out(tmp_path):
+def test_lines_of_a_log_that_were_cut_or_come_twice_are_left_out(tmp_path):
     lines = [json.dumps({"stage": "vae", "step": step, "loss": 1.5}) + "\n" for step in (1, 2, 3)]
-    (tmp_path / "vae.jsonl").write_text(lines[0] + lines[1][:20] + lines[1] + lines[2] + lines[2][:-4])
+    (tmp_path / "vae.jsonl").write_text(lines[0] + lines[1][:20] + lines[1] + lines[2] * 2 + lines[2][:-4])
     write_log(tmp_path, tmp_path, {})
     kept = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     assert kept == [lines[0], lines[2], '{"stage": "measured"}\n']

@@ -69,7 +69,8 @@ def test_gradients_are_those_of_the_convolution(taken, size, kernel, stride, pad
         (nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6), (2, 2)),
         (nn.Conv2d(6, 6, 5, padding="same", groups=6), (2, 2)),
         (nn.Conv2d(6, 6, 5, padding=2, groups=6).double(), (2, 2)),
-        (nn.Conv2d(6, 6, (5, 3), padding=(2, 1), groups=6), (2, 40)),
+        (nn.Conv2d(6, 6, (5, 3), padding=(2, 1), groups=6), (2, 40)),  # more places than the kernel has
+        (nn.Conv2d(6, 6, 13, padding=6, groups=6), (8, 8)),  # a kernel of too many weights
     ],
 )
 def test_other_convolutions_are_left_as_they_are(taken, conv, size):
@@ -99,6 +100,31 @@ def test_numbers_in_place_of_pairs_are_left_as_they_are(taken):
     out.sum().backward()
     assert weight.grad is not None
     assert taken == []
+
+
+def test_functional_transforms_and_second_derivatives_are_those_of_the_convolution(taken):
+    torch.manual_seed(0)
+    conv, images = nn.Conv2d(6, 6, 5, padding=2, groups=6), torch.randn(3, 6, 4, 4)
+
+    def loss(weight, image):
+        return torch.func.functional_call(conv, {"weight": weight}, (image[None],)).pow(2).sum()
+
+    def derivatives():
+        yield torch.vmap(lambda image: conv(image[None])[0])(images)
+        yield torch.vmap(torch.func.grad(loss), (None, 0))(conv.weight, images)
+        yield torch.func.jvp(conv, (images,), (torch.ones_like(images),))[1]
+        along = (conv.weight, images[0]), (torch.ones_like(conv.weight), images[1])
+        yield torch.func.jvp(loss, *along)[1]
+        x = images.clone().requires_grad_()
+        (first,) = torch.autograd.grad(conv(x).pow(3).sum(), x, create_graph=True)
+        yield from torch.autograd.grad(first.pow(2).sum(), [x, conv.weight])
+
+    plain = list(derivatives())
+    assert taken == []
+    with SmallMaps():
+        for one, other in zip(derivatives(), plain, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert taken
 
 
 def test_autocast_keeps_its_own(taken):
