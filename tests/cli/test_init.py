@@ -51,7 +51,7 @@ def test_loaded_model_classifies_test_images(weights, images):
 def test_report_is_kept_in_the_file(weights):
     with safe_open(str(weights), framework="pt") as file:
         report = json.loads(file.metadata()["report"])
-    assert report["schema"] == 3
+    assert report["schema"] == 4
     assert report["bundle"] == "tiny-random"
     assert report["chosen"] in [c["name"] for c in report["candidates"]]
     assert report["images_read"] == 36
