@@ -1,5 +1,6 @@
 """Worker processes."""
 
+import signal
 import subprocess
 import sys
 
@@ -23,3 +24,9 @@ def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path):
         assert parent.stdout.readline() == "True\n"
         parent.kill()
         assert parent.communicate(timeout=60)[0] == ""
+
+
+def test_ctrl_c_ends_a_server_that_imports_without_a_traceback():
+    code = "import zoo_builder.executors.ended_by_ctrl_c, signal; signal.raise_signal(signal.SIGINT)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")

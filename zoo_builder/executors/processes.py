@@ -23,7 +23,7 @@ def process_executor(workers: int) -> ProcessPoolExecutor:
     # Torch's threads do not survive a fork. A server that only imports has none, and each worker forked from it begins
     # at once and shares the memory of what was imported. On macOS forks may crash in the system's libraries.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload(["timm", __name__])
+    context.set_forkserver_preload(["zoo_builder.executors.ended_by_ctrl_c", "timm", __name__])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
 
 
