@@ -193,7 +193,7 @@ def initialize(
             learning_rate=measured_learning_rate(
                 chosen.kind,
                 solved_head,
-                whole_body=scope in ("auto", "body"),
+                whole_body=scope in ("auto", "body", "all"),
                 has_batchnorm=bool(batchnorm_layers(network)),
                 absorbing=plan.absorbing,
                 refined=refinement is not None and refinement.kept and not untrained,

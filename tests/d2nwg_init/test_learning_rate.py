@@ -30,7 +30,7 @@ def test_fresh_heads_have_what_the_development_sets_chose():
     assert rows["pretrained"]["learning_rate"] == FRESH_HEAD == 3 * INITIALIZED
 
 
-@pytest.mark.parametrize("options", [{}, {"scope": "body", "head": "solve", "refining_steps": 0}])
+@pytest.mark.parametrize("options", [{}, {"scope": "all"}, {"scope": "body", "head": "solve", "refining_steps": 0}])
 def test_generated_weights_come_with_it(options, model, loader, bundle):
     report = initialize(model, loader, generator=bundle, num_candidates=1, select=False, **options)
     assert report.learning_rate == INITIALIZED
