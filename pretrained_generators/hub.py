@@ -180,7 +180,8 @@ def client_errors(what: str) -> Iterator[None]:
 
 
 def _advice(e: Exception) -> str:
-    if isinstance(e, RepositoryNotFoundError | GatedRepoError) or "401" in str(e):
+    status = getattr(getattr(e, "response", None), "status_code", None)  # 401: what the Hub says of a wrong token
+    if isinstance(e, RepositoryNotFoundError | GatedRepoError) or status == 401:
         return "Check the name; if it is private or gated, log in (hf auth login) or give a token that may read it."
     if isinstance(e, RevisionNotFoundError):
         return "Check the revision: a branch, a tag or a commit."

@@ -242,8 +242,12 @@ def test_what_is_not_there_is_said(hub, client, pushed, cache, name):
 
 
 def test_a_repository_without_a_bundle_is_said(hub, client, pushed, cache):
-    hub.repos["org/tiny"].commits[pushed[1]].pop("config.json")
+    commits = hub.repos["org/tiny"].commits
+    commits[pushed[1]].pop("config.json")
     assert "It holds no bundle" in client(load, "org/tiny", cache_dir=cache)
+    commit = "401" + pushed[1][3:]  # a number that may be in a name or a port is no status
+    commits[commit] = commits[pushed[1]]
+    assert "It holds no bundle" in client(load, f"org/tiny@{commit}", cache_dir=cache)
 
 
 def test_wrong_token_is_said(hub, client, pushed, saved, cache):
