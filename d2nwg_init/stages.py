@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
+
+from d2nwg_init.resident_memory import most_resident_bytes
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,3 @@ def _peak_bytes() -> int | None:
     resident = most_resident_bytes()
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
     return None if resident is None else resident + gpu
-
-
-def most_resident_bytes() -> int | None:
-    """Of the whole process so far, by Linux's proc(5); elsewhere None. (What getrusage tells is the parent's too.)"""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from d2nwg_init.stages import most_resident_bytes
+from d2nwg_init.resident_memory import most_resident_bytes
 
 RESET_PEAK = "5"  # what proc(5) has written to clear_refs to begin the peak anew
 

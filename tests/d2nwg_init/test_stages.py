@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from d2nwg_init.stages import Stages, most_resident_bytes
+from d2nwg_init.resident_memory import most_resident_bytes
+from d2nwg_init.stages import Stages
 
 MIB = 1 << 20
 HUNGRY = f"""
