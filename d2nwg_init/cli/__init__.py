@@ -49,7 +49,8 @@ class _Commands(TyperGroup):
 
     @staticmethod
     def _say(text: str, style: str = "red") -> None:
-        Console(stderr=True).print(text, style=style, markup=False, highlight=False)
+        # Wrapped by the terminal alone: a path that is cut cannot be copied.
+        Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 app = typer.Typer(

@@ -45,7 +45,7 @@ def test_a_folder_with_the_name_of_an_embedded_bundle_is_meant_where_a_folder_is
 
 def test_list_tells_the_embedded_ones_by_architecture_and_licence(tmp_path, monkeypatch, folder):
     monkeypatch.setattr(bundles, "EMBEDDED", folder.parent)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
 
     def listed(*options):
         found = json.loads(succeed("bundle", "list", "--json", *options))
@@ -61,7 +61,7 @@ def test_markup_in_names_is_printed_as_it_is(tmp_path, monkeypatch, folder):
     (tmp_path / "embedded" / "[red]y").mkdir(parents=True)
     (tmp_path / "embedded" / "[red]y" / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(bundles, "EMBEDDED", tmp_path / "embedded")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
     monkeypatch.setenv("COLUMNS", "200")
     listed = succeed("bundle", "list")
     assert "[red]y" in listed

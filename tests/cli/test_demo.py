@@ -95,5 +95,5 @@ def test_a_bundle_without_its_base_is_refused_with_those_that_have_theirs(images
 
 
 def test_a_bundle_of_the_hub_that_was_not_pulled_is_told_how_to_be(images, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert "bundle pull" in fail("demo", "--data", images, "--bundle", "nobody/nothing")

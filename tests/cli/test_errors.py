@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -170,6 +171,13 @@ def test_interrupt_is_exit_code_130_without_a_traceback(command, goes_on, monkey
     assert "Interrupted." in result.stderr
     assert ("goes on from there" in result.stderr) == goes_on
     assert "Traceback" not in result.output
+
+
+@pytest.fixture(autouse=True)
+def workers_of_other_tests(monkeypatch):
+    """SIGTERM ends worker processes, and other tests keep theirs."""
+    active, before = multiprocessing.active_children, set(multiprocessing.active_children())
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [c for c in active() if c not in before])
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does_and_its_temporary_folders(monkeypatch, images, out, tmp_path):

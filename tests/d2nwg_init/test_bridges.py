@@ -231,10 +231,10 @@ def test_blocks_of_threads_each_have_their_own_models(loader, init):
 
     def make(seed, stays):
         with d2nwg_init.pretrained(list(loader), **init, seed=seed) as reports:
-            together.wait()
+            together.wait(120)
             timm.create_model("test_resnet", pretrained=True, num_classes=3)
             if stays:
-                ended.wait()
+                ended.wait(120)
         ended.set()
         return [r.seed for r in reports]
 

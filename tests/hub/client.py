@@ -97,6 +97,6 @@ def interrupted(*words):
 
 
 def command(*words):
-    """Exit code and output of `d2nwg-init ...`."""
+    """Exit code and output of `d2nwg-init ...`; of one that failed what it complained of too."""
     result = CliRunner().invoke(app, [*map(str, words)])
-    return result.exit_code, " ".join(result.output.split())
+    return result.exit_code, " ".join((result.output if result.exit_code else result.stdout).split())

@@ -37,10 +37,10 @@ def test_a_node_that_dies_loses_nothing(cluster, data, whole, tmp_path):  # noqa
             time.sleep(0.05)
         cluster.remove_node(node, allow_graceful=False)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     assert run_build(data, f"file://{out}", executor=RayExecutor()) == {}
-    killer.join()
+    killer.join(60)
     assert not node.any_processes_alive()
     assert len(bits(Zoo.open(out))) == TASKS
     assert bits(Zoo.open(out)) == bits(whole)
