@@ -46,6 +46,11 @@ def test_a_file_in_place_of_a_folder_is_refused_before_the_work(command, tmp_pat
     assert "taken cannot be a folder" in fail(*with_path(command, tmp_path / "taken"))
 
 
+def test_a_long_path_is_whole_in_a_message(tmp_path):
+    path = tmp_path / ("x" * 100)
+    assert str(path) in run("zoo", "list", path).stderr
+
+
 def test_an_error_of_the_system_is_a_message(whole, tmp_path):
     assert "OSError" in fail("zoo", "export", whole.path, "--out", tmp_path / ("x" * 300 + ".csv"))
     succeed("zoo", "export", whole.path, "--out", tmp_path / "new" / "index.csv")
