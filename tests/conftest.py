@@ -2,10 +2,12 @@
 small zoo, for those that read one; and little refining, but for those of refining, and little of what a training of a
 generator repeats."""
 
+import functools
 import shutil
 
 import pytest
 import torch
+import typer.testing
 
 from d2nwg_init import refine
 from d2nwg_init.benchmarks.generator import benchmark
@@ -37,6 +39,8 @@ def little_repeated():
             patch.setattr(module, "MEASURED_SAMPLES", 1)
         # A third of the time of so short a training. That and what is drawn has tests of its own.
         patch.setattr(train, "draw_training", lambda losses, *_: f"<svg>{len(losses)} losses</svg>")
+        # The tree of commands is made once, not for each that is run.
+        patch.setattr(typer.testing, "_get_command", functools.cache(typer.main.get_command), raising=False)
         yield
 
 
