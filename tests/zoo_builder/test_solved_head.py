@@ -146,5 +146,5 @@ def test_a_head_that_diverged_does_not_stop_the_others():
     features, labels = torch.stack([clouds()[0], clouds(seed=3)[0]]), torch.stack([clouds()[1]] * 2)
     features[1, 3] = torch.inf
     losses = left_out_loss(features, labels, 3)
-    assert losses[0].item() == pytest.approx(left_out_loss(features[0], labels[0], 3).item())
+    assert losses[0] == left_out_loss(features[0], labels[0], 3)
     assert not torch.isfinite(losses[1])
