@@ -4,18 +4,25 @@ from __future__ import annotations
 
 # AdamW's at the peak of one cycle, batches of 64, of 3e-4, 1e-3, 3e-3 and 1e-2 the best on the development sets:
 FRESH_HEAD = 3e-3  # for the row `pretrained`
-INITIALIZED, WITHOUT_BATCHNORM = 1e-3, 3e-4  # for the rows `initialize` and `generated_mean`
+INITIALIZED, WITHOUT_BATCHNORM = 1e-3, 3e-4  # for the rows `initialize` and `refined`
 OWN_BODY = 3e-4  # of 3e-4, 1e-3 and 3e-3, for a pretrained model of no bundle; a fresh head on it has 1e-3
 
 
 def measured_learning_rate(
-    kind: str, solved_head: bool, whole_body: bool, has_batchnorm: bool, absorbing: bool, refined: bool
+    kind: str,
+    solved_head: bool,
+    whole_body: bool,
+    has_batchnorm: bool,
+    absorbing: bool,
+    refined: bool,
+    pretrained: bool = True,
 ) -> float | None:
-    """The rate for what was chosen: None but for a generated body, and the user's own, pretrained and `refined`, each
-    whole and with a solved head; and where the base is `absorbing` statistics, on which none was measured. On the base
-    as it is, and refined, a solved head did best at one rate on one base, and at a third of it on another."""
-    if not (solved_head and whole_body):
+    """The rate for what was chosen: None but for a `refined` body, generated, the bundle's base or the user's own,
+    `pretrained`, each whole and with a solved head; and where the base is `absorbing` statistics, on which none was
+    measured. What was not refined, generated or the base, did best at one rate on one base, and at a third of it on
+    another."""
+    if not (solved_head and whole_body and refined and pretrained):
         return None
-    if kind in ("probe", "generated") and not absorbing:
+    if kind in ("probe", "generated", "base") and not absorbing:
         return INITIALIZED if has_batchnorm else WITHOUT_BATCHNORM
-    return OWN_BODY if kind == "own_body" and has_batchnorm and refined else None
+    return OWN_BODY if kind == "own_body" and has_batchnorm else None

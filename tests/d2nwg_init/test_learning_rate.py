@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from d2nwg_init import initialize
 from d2nwg_init.learning_rate import FRESH_HEAD, INITIALIZED, OWN_BODY, WITHOUT_BATCHNORM, measured_learning_rate
+from tests.pretrained_generators.small import labelled_images, seeded
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 CHOICES = RESULTS / "transfer_choices.json"
@@ -22,7 +24,13 @@ CHOICES = RESULTS / "transfer_choices.json"
 )
 def test_it_is_what_the_development_sets_chose(bundle, rate):
     rows = json.loads(CHOICES.read_text())["choices"][bundle]["methods"]
-    assert rows["initialize"]["learning_rate"] == rows["generated_mean"]["learning_rate"] == rate
+    assert rows["initialize"]["learning_rate"] == rows["refined"]["learning_rate"] == rate
+
+
+def test_they_chose_no_one_rate_for_generated_weights_that_are_not_refined():
+    rows = json.loads(CHOICES.read_text())["choices"]
+    rates = {b: rows[b]["methods"]["generated_mean"]["learning_rate"] for b in rows}
+    assert rates["mobilenetv3_small_050-64"] != rates["efficientvit_m0-64"]  # both with BatchNorm
 
 
 def test_fresh_heads_have_what_the_development_sets_chose():
@@ -30,9 +38,12 @@ def test_fresh_heads_have_what_the_development_sets_chose():
     assert rows["pretrained"]["learning_rate"] == FRESH_HEAD == 3 * INITIALIZED
 
 
-@pytest.mark.parametrize("options", [{}, {"scope": "all"}, {"scope": "body", "head": "solve", "refining_steps": 0}])
-def test_generated_weights_come_with_it(options, model, loader, bundle):
-    report = initialize(model, loader, generator=bundle, num_candidates=1, select=False, **options)
+@pytest.mark.parametrize("options", [{}, {"scope": "all"}])
+def test_generated_weights_that_are_refined_come_with_it(options, model, bundle):
+    images, labels = labelled_images(96, 3)
+    images += 3 * torch.randn(images.shape, generator=seeded(0))  # else there is nothing to refine
+    report = initialize(model, [(images, labels)], generator=bundle, num_candidates=1, select=False, **options)
+    assert report.refinement.kept
     assert report.learning_rate == INITIALIZED
 
 
@@ -46,13 +57,20 @@ def test_a_refined_body_of_the_users_own_has_what_was_best_for_a_model_of_no_bun
 
 @pytest.mark.parametrize(
     ("kind", "has_batchnorm", "refined"),
-    [("own_body", True, False), ("own_body", False, True), ("base", True, True), ("as_passed", True, False)],
+    [
+        ("own_body", True, False),
+        ("own_body", False, True),
+        ("base", True, False),
+        ("generated", True, False),
+        ("probe", False, False),
+        ("as_passed", True, False),
+    ],
 )
 def test_other_bodies_come_without(kind, has_batchnorm, refined):
     assert measured_learning_rate(kind, True, True, has_batchnorm, False, refined) is None
 
 
-@pytest.mark.parametrize("kind", ["probe", "generated"])
+@pytest.mark.parametrize("kind", ["probe", "generated", "base"])
 def test_bodies_of_a_base_that_absorbs_come_without(kind):
     known, absorbing = (measured_learning_rate(kind, True, True, True, a, refined=True) for a in (False, True))
     assert known is not None
