@@ -47,6 +47,17 @@ def test_generated_weights_that_are_refined_come_with_it(options, model, bundle)
     assert report.learning_rate == INITIALIZED
 
 
+def test_generated_weights_that_are_not_refined_come_without(model, loader, bundle):
+    given = {"num_candidates": 1, "select": False, "scope": "body", "head": "solve", "refining_steps": 0}
+    assert initialize(model, loader, generator=bundle, **given).learning_rate is None
+
+
+def test_a_body_that_was_never_trained_comes_without():
+    known = {"solved_head": True, "whole_body": True, "has_batchnorm": True, "absorbing": False, "refined": True}
+    assert measured_learning_rate("own_body", **known, pretrained=True) == OWN_BODY
+    assert measured_learning_rate("own_body", **known, pretrained=False) is None
+
+
 def test_a_refined_body_of_the_users_own_has_what_was_best_for_a_model_of_no_bundle():
     rows = json.loads((RESULTS / "uncovered.json").read_text())["rows"]
     measured = {r["method"]: float(r["condition"].split("learning rate ")[1].split(",")[0]) for r in rows}
