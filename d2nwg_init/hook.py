@@ -36,7 +36,7 @@ from zoo_builder.batchnorm import batchnorm_layers
 from zoo_builder.classifier import find_classifier
 from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.random_state import unchanged_random_state
-from zoo_builder.support_set import read_support_set
+from zoo_builder.support_set import SupportSet, read_support_set
 
 UNTRAINED = (
     "the body was never trained, and no bundle made up for it: give it pretrained weights (timm's pretrained=True, "
@@ -142,37 +142,26 @@ def initialize(
         by_default = bundle is not None or not untrained
         asked = by_default if refining_steps is None else refining_steps > 0
         wanted = asked and bool(plan.names) and head != "keep"  # with its own head the model stays what it is
-        refinable = wanted and can_be_refined(support)
-        if wanted and not refinable:
-            plan.notes.append(f"not refined, which takes two images of a class in {BATCH}, in the mean")
-        elif wanted and not gradient_comes(work, support, plan.names):
-            refinable = False
-            plan.notes.append("not refined: no gradient comes from the features to the body")
-        # BatchNorm that must stay as it is suits a head alone: refined bodies do better.
-        competing = [
-            c
-            for c in candidates
-            if (head in ("auto", "keep") or c.kind != "as_passed") and (c.batchnorm != "as passed" or not refinable)
-        ]
-        if head != "keep":
-            competing = compete(competing, support.num_classes, untrained)
+        refinable = wanted and _can_be_refined(work, support, plan)
+        competing = _competing(candidates, head, refinable, support.num_classes, untrained)
         chosen = _choose(competing, by_loss=select)
         if untrained and chosen.kind == "own_body":
             plan.notes.append(UNTRAINED)
         scores, discarded = tuple(_score(c) for c in candidates), tuple(_discarded(candidates))
         del candidates, competing  # and the bodies that lost
         work.load_state_dict(network.state_dict())
-        refinement = None
         refining = refinable and chosen.kind != "as_passed"
         if refining and is_past(deadline):
             plan.notes.append("the budget ended before refining")
-        elif refining:
+            refining = False
+        refinement = None
+        if refining:
             careful = not untrained if chosen.kind == "own_body" else plan.absorbing
             steps = default_steps(len(support), careful) if refining_steps is None else refining_steps
             with stages("refining"), progress_bar("refining", steps * trainings(len(support)), show=progress) as bar:
                 set_body(work, chosen, support)
                 refinement = refine(work, support, steps, seed, plan.names, bar.advance, careful)
-        if refinement is None:
+        else:
             with stages("solving"):
                 become(work, chosen, support, head != "keep")
         solved_head = head in ("auto", "solve")
@@ -229,7 +218,31 @@ def _advancing(candidates: Iterable[Candidate], bar: Bar) -> Iterator[Candidate]
         yield candidate
 
 
+def _can_be_refined(model: nn.Module, support: SupportSet, plan: PlannedBodies) -> bool:
+    """What speaks against it goes into the notes of the plan."""
+    if not can_be_refined(support):
+        plan.notes.append(f"not refined, which takes two images of a class in {BATCH}, in the mean")
+        return False
+    if not gradient_comes(model, support, plan.names):
+        plan.notes.append("not refined: no gradient comes from the features to the body")
+        return False
+    return True
+
+
+def _competing(
+    candidates: Iterable[Candidate], head: Head, refinable: bool, num_classes: int, untrained: bool
+) -> Sequence[Candidate]:
+    """Of which one is chosen. BatchNorm that must stay as it is suits a head alone: refined bodies do better."""
+    competing = [
+        c
+        for c in candidates
+        if (head in ("auto", "keep") or c.kind != "as_passed") and (c.batchnorm != "as passed" or not refinable)
+    ]
+    return competing if head == "keep" else compete(competing, num_classes, untrained)
+
+
 def _choose(candidates: Sequence[Candidate], by_loss: bool) -> Candidate:
+    """The best by loss, or else the first that was generated."""
     generated = [c for c in candidates if c.kind == "generated" and c.usable]
     return generated[0] if generated and not by_loss else select(candidates)
 
