@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 # AdamW's at the peak of one cycle, batches of 64, of 3e-4, 1e-3, 3e-3 and 1e-2 the best on the development sets:
-FRESH_HEAD = 3e-3  # for the row `pretrained`
 INITIALIZED, WITHOUT_BATCHNORM = 1e-3, 3e-4  # for the rows `initialize` and `refined`
 OWN_BODY = 3e-4  # of 3e-4, 1e-3 and 3e-3, for a pretrained model of no bundle; a fresh head on it has 1e-3
 

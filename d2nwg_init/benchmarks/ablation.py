@@ -19,14 +19,14 @@ from d2nwg_init.benchmarks.results import AS_IT_IS, ChoiceRow, source_state
 from d2nwg_init.benchmarks.transfer.arena import Arena
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, missing, read_cell, write_cell
 from d2nwg_init.benchmarks.transfer.subject import SubjectSpec, open_subject
+from d2nwg_init.candidates import solve_in_place
 from d2nwg_init.hook import initialize
 from d2nwg_init.refine import STEPS
 from pretrained_generators.generator import Generator
-from zoo_builder.backbones import extract_features, predict, set_head
+from zoo_builder.backbones import predict
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.model_stack import shifted
 from zoo_builder.progress import progress_bar
-from zoo_builder.solved_head import solve_head
 
 
 def _hook(**options: Any) -> Callable[[Arena], nn.Module]:
@@ -72,8 +72,7 @@ def _base_statistics(arena: Arena) -> nn.Module:
     delta = _generator(arena).sample_deltas(_condition(arena), 1, arena.seed)[0]
     model, support = arena.pretrained().to(memory_format=torch.channels_last), arena.support
     model.load_state_dict(shifted(arena.subject.parameters(), delta), strict=False)
-    solved = solve_head(extract_features(model, support.images), support.labels, support.num_classes)
-    set_head(model, solved.weight, solved.bias, support.images)
+    solve_in_place(model, support.images, support.labels)
     return model
 
 

@@ -27,14 +27,12 @@ from d2nwg_init.benchmarks.kept import kept, measure_missing
 from d2nwg_init.benchmarks.plain_base import plain_base
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.benchmarks.transfer.statistics import LEVEL, paired_bootstrap
-from d2nwg_init.candidates import set_body_and_solve
+from d2nwg_init.candidates import set_body_and_solve, solve_in_place
 from d2nwg_init.hook import initialize
 from pretrained_generators.bundle import Bundle, load_bundle
-from zoo_builder.backbones import extract_features, load_body, predict, prepare_images, set_head
-from zoo_builder.classifier import find_classifier
+from zoo_builder.backbones import load_body, predict, prepare_images
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.datasets.image_dataset import resize_images
-from zoo_builder.solved_head import solve_head
 from zoo_builder.support_set import SupportSet, read_support_set
 
 SHOTS = (1, 2, 5, 16, 64, None)  # train images of each class; None is all
@@ -149,9 +147,7 @@ def _correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> np
 
 def _solved_as_is(model: nn.Module, support: SupportSet) -> nn.Module:
     """With a solved head, BatchNorm as it was passed."""
-    features = extract_features(model, support.images)
-    head = solve_head(features, support.labels, find_classifier(model).num_classes)
-    set_head(model, head.weight, head.bias, support.images)
+    solve_in_place(model, support.images, support.labels)
     return model
 
 

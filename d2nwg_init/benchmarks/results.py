@@ -38,7 +38,7 @@ class Row:
     metric: str
     value: float
     unit: str
-    split: str | None = None  # "development" or "held_out"; None is neither
+    split: str | None = None  # "development", "held_out", "in_distribution", "zoo" (its own datasets); None is none
     step: int | None = None
     epoch: int | None = None
     condition: str | None = None

@@ -61,18 +61,18 @@ def read_choices(
         run = written["runs"].get(subject, {})
         if run.get("of") != of:
             return Choices(), list(methods)
-        rated = set(run["trained"]) | (set(methods) - set(trained))
-        covered = rated.intersection(*(run["methods"].get(_named(s), ()) for s in shots))
-        if not covered.issuperset(set(HEADS) & set(methods)):
-            covered -= set(HEADS)
+        rated, chosen = set(run["trained"]), [set(run["methods"].get(_named(s), ())) for s in shots]
         choices = parse_config(written["choices"][subject], Choices)
-        strong = [m for m in covered.intersection(methods) if METHODS[m].strength]
-        covered -= {m for m in strong if None in [choices.strength(m, s) for s in shots]}
-        return choices, [m for m in methods if m not in covered]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecipeError(
             f"{file} does not hold the choices of a benchmark ({e!r}). Remove it, and they are made again."
         ) from e
+    covered = (rated | (set(methods) - set(trained))).intersection(*chosen)
+    if not covered.issuperset(set(HEADS) & set(methods)):
+        covered -= set(HEADS)
+    strong = [m for m in covered.intersection(methods) if METHODS[m].strength]
+    covered -= {m for m in strong if None in [choices.strength(m, s) for s in shots]}
+    return choices, [m for m in methods if m not in covered]
 
 
 def write_choices(
