@@ -17,6 +17,7 @@ from d2nwg_init.cli.bench_sensitivity import sensitivity
 from d2nwg_init.cli.bench_torch_versions import torch_versions
 from d2nwg_init.cli.bench_transfer import transfer
 from d2nwg_init.cli.bench_uncovered import uncovered
+from d2nwg_init.cli.options import DataFolder, JsonRows, OutJson
 from d2nwg_init.cli.outputs import out_file
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ app = typer.Typer(help="Measure this project against the plain way.", no_args_is
 
 @app.command(epilog="Example: d2nwg-init bench zoo --data DIR --base runs/base.safetensors --out zoo.json")
 def zoo(
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     base: Annotated[
         str, typer.Option(help="Base checkpoint (safetensors), or 'pretrained' for the library's own weights.")
     ],
@@ -42,8 +43,8 @@ def zoo(
     workers: Annotated[int, typer.Option(min=0, help="The builder's processes of one thread; 0 takes one a core.")] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="Models that the builder trains at once on a GPU.")] = 32,
     bf16: Annotated[bool, typer.Option("--bf16", help="The builder's forward pass in bfloat16.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    json_: JsonRows = False,
+    out: OutJson = None,
 ) -> None:
     """Entries per hour of the zoo builder and of a plain loop over the same fine-tuning tasks, one after the other; on
     the CPU, and on a GPU where there is one."""
@@ -78,12 +79,12 @@ def zoo(
 @app.command(epilog="Example: d2nwg-init bench bases --data DIR test_vit mobilevit_xxs --out bases.json")
 def bases(
     models: Annotated[list[str], typer.Argument(help="timm model names, or torchvision:NAME.")],
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     dataset: Annotated[str, typer.Option(help="Dataset in the folder to pretrain on.")] = "tinyimagenet",
     size: Annotated[int, typer.Option(min=32, help="Side of the square images, in pixels.")] = 64,
     seconds: Annotated[float, typer.Option(min=1, help="Time for each model, rounded to whole epochs.")] = 200,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes torch's default.")] = 1,
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
+    json_: JsonRows = False,
     out: Annotated[
         Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well, after each model.")
     ] = None,

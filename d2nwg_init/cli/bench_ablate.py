@@ -9,7 +9,7 @@ import typer
 
 from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
-from d2nwg_init.cli.outputs import out_file
+from d2nwg_init.cli.options import JsonRows, OutJson
 
 
 @resumable
@@ -21,8 +21,8 @@ def ablate(
     datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development sets.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, counted from 0.")] = 1,
     work: Annotated[Path, typer.Option(help="Folder of what is measured already, by commit.")] = Path("runs/ablate"),
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    json_: JsonRows = False,
+    out: OutJson = None,
 ) -> None:
     """Test accuracy at step 0 of initialize(), and of one unselected sample, with one choice made otherwise."""
     from rich.console import Console

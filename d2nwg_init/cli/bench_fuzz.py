@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from d2nwg_init.cli.outputs import out_file
+from d2nwg_init.cli.options import JsonRows, OutJson
 
 
 def fuzz(
     inputs: Annotated[int, typer.Option(min=25, help="Damaged bundles to load, in all.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Of the first input; the others follow.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    json_: JsonRows = False,
+    out: OutJson = None,
 ) -> None:
     """Load bundles whose JSON, header, tensors or files are damaged, most of them with their hashes recomputed.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from d2nwg_init.cli.outputs import out_file
+from d2nwg_init.cli.options import JsonRows, OutJson
 
 
 def hub(
@@ -17,8 +17,8 @@ def hub(
     bundle: Annotated[str, typer.Option(help="Name of an embedded bundle, or a folder.")] = "test_resnet-64",
     data: Annotated[str, typer.Option(help="Dataset to initialize a model for: 'digits', or a folder.")] = "digits",
     private: Annotated[bool, typer.Option("--private/--public", help="Of a repository that is made.")] = True,
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    json_: JsonRows = False,
+    out: OutJson = None,
 ) -> None:
     """Push a bundle, pull that commit into a second cache, and initialize a model with what was pulled."""
     from tempfile import TemporaryDirectory

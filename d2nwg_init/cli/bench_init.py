@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from d2nwg_init.cli.outputs import out_file
+from d2nwg_init.cli.options import JsonRows, OutJson
 
 
 def init(
@@ -18,8 +17,8 @@ def init(
     data: Annotated[str, typer.Option(help="Dataset: 'digits', or a .npz file or folder.")] = "digits",
     images: Annotated[int, typer.Option(min=2, help="Training images to read, at most.")] = 1024,
     candidates: Annotated[int, typer.Option(min=1, help="Bodies to generate.")] = 8,
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    json_: JsonRows = False,
+    out: OutJson = None,
 ) -> None:
     """Seconds of initialize() by stage, beside a forward pass and an epoch of fine-tuning; its memory; its import."""
     from rich.console import Console

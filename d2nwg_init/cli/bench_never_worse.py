@@ -9,19 +9,19 @@ import typer
 
 from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
-from d2nwg_init.cli.outputs import out_file
+from d2nwg_init.cli.options import DataFolder, OutJson
 
 
 @resumable
 def never_worse(
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development split.")] = "",
     bundles: Annotated[str, typer.Option(help="Bundles, by commas; empty takes the embedded ones with a base.")] = "",
     draws: Annotated[int, typer.Option(min=1, help="Of dataset, model, shots and seed.")] = 200,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     work: Annotated[Path, typer.Option(help="Folder of the finished draws.")] = Path("runs/never_worse"),
     json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no summary.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    out: OutJson = None,
 ) -> None:
     """The share of random draws in which what is chosen is more than a point of test accuracy below the best of: the
     model as passed, its own body and the bundle's base with solved heads; before training and after an epoch, on at

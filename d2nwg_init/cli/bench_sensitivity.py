@@ -9,13 +9,13 @@ import typer
 
 from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
-from d2nwg_init.cli.outputs import out_file
+from d2nwg_init.cli.options import DataFolder, JsonRows, OutJson
 
 
 @resumable
 def sensitivity(
     zoo: Annotated[str, typer.Option(help="Folder or fsspec URL of the zoo.")],
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     recipe: Annotated[str, typer.Option(help="Of the generator: name of a shipped recipe, or a TOML file.")],
     zoo_recipe: Annotated[
         str, typer.Option(help="Of smaller zoos: name of a shipped recipe, or a TOML file.")
@@ -30,8 +30,8 @@ def sensitivity(
     work: Annotated[Path, typer.Option(help="Folder of zoos, generators and what is measured.")] = Path(
         "runs/sensitivity"
     ),
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    json_: JsonRows = False,
+    out: OutJson = None,
 ) -> None:
     """Train a generator anew with one number of its recipe otherwise, or on a zoo of fewer datasets, and measure it on
     the development sets before any training. Resumable."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from d2nwg_init.cli.outputs import out_file
+from d2nwg_init.cli.options import JsonRows, OutJson
 
 
 def torch_versions(
     other: Annotated[str, typer.Option(help="Version of torch to compare with the installed one.")] = "2.6.0",
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    json_: JsonRows = False,
+    out: OutJson = None,
 ) -> None:
     """Compare what the embedded bundles with a base generate for a seed: in two processes, and by another torch.
 

@@ -9,12 +9,13 @@ import typer
 
 from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
+from d2nwg_init.cli.options import DataFolder
 from d2nwg_init.cli.outputs import out_file
 
 
 @resumable
 def transfer(
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     split: Annotated[
         Literal["development", "held_out", "in_distribution"],
         typer.Option(help="Datasets to measure on; in_distribution: the zoo's own, half of their classes."),

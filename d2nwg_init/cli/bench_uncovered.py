@@ -9,21 +9,21 @@ import typer
 
 from d2nwg_init.cli.interrupts import resumable
 from d2nwg_init.cli.lists import listed
-from d2nwg_init.cli.outputs import out_file
+from d2nwg_init.cli.options import DataFolder, JsonRows, OutJson
 
 
 @resumable
 def uncovered(
     model: Annotated[str, typer.Argument(help="timm's name, or torchvision:NAME.")],
     weights: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Pretrained weights of it (safetensors).")],
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     size: Annotated[int, typer.Option(min=32, help="Side of the images, in pixels.")] = 64,
     datasets: Annotated[str, typer.Option(help="Datasets, by commas; empty takes the development split.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Of images, initial head and order of training.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     work: Annotated[Path, typer.Option(help="Folder of what is finished.")] = Path("runs/uncovered"),
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    json_: JsonRows = False,
+    out: OutJson = None,
 ) -> None:
     """Test accuracy of a pretrained model at steps 0, 10, 30 and 100 of fine-tuning: with a fresh head, with a solved
     head, and from initialize() without a bundle; each at the best of three learning rates. Resumable."""

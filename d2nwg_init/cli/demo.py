@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from d2nwg_init.cli.options import JsonRows
 from d2nwg_init.cli.outputs import out_file
 
 
@@ -23,7 +24,7 @@ def demo(
     ] = "test_resnet-64",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other heads, images and orders.")] = 3,
     plot: Annotated[Path, typer.Option(callback=out_file, help="PNG of the curves.")] = Path("demo_curves.png"),
-    json_: Annotated[bool, typer.Option("--json", help="Print rows as JSON and no table.")] = False,
+    json_: JsonRows = False,
     out: Annotated[
         Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well, after each dataset.")
     ] = None,

@@ -11,6 +11,7 @@ import typer
 
 from d2nwg_init.cli import zoo_datasets, zoo_tools
 from d2nwg_init.cli.interrupts import resumable
+from d2nwg_init.cli.options import DataFolder
 from d2nwg_init.cli.outputs import out_file, out_zoo
 
 
@@ -25,7 +26,7 @@ app = typer.Typer(help="Build the training set of a generator.", no_args_is_help
 @app.command(epilog="Example: d2nwg-init zoo base --data DIR --dataset tinyimagenet --out runs/base.safetensors")
 @resumable
 def base(
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     out: Annotated[Path, typer.Option(callback=out_file, help="The body to write (safetensors, fp16).")],
     dataset: Annotated[str, typer.Option(help="Dataset in the folder to pretrain on.")] = "tinyimagenet",
     model: Annotated[str, typer.Option(help="timm model name, or torchvision:NAME.")] = "test_resnet",
@@ -54,7 +55,7 @@ def base(
 @resumable
 def build(
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a TOML file.")],
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     out: Annotated[
         str, typer.Option(callback=out_zoo, help="Folder or fsspec URL of the zoo; one that was begun is completed.")
     ],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2nwg_init.cli.options import DataFolder
 from d2nwg_init.cli.zoo_tables import datasets_table
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def datasets(
-    data: Annotated[Path, typer.Option(help="Folder of datasets: .npz files or folders of class folders.")],
+    data: DataFolder,
     names: Annotated[
         list[str] | None,
         typer.Argument(help="Names in the folder, torchvision:NAME, hf:ORG/NAME@REVISION or plugin:NAME; else all."),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from d2nwg_init.cli.interrupts import resumable
+from d2nwg_init.cli.options import OutJson
 from d2nwg_init.cli.outputs import out_file
 from d2nwg_init.cli.zoo_tables import gains_table, pairs_table, scores_table, sources_table, tensors_table
 
@@ -130,7 +131,7 @@ def stats(
         Path | None, typer.Option(callback=out_file, help="PNG to draw: gains, a map of entries, norms of deltas.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and no tables.")] = False,
-    out: Annotated[Path | None, typer.Option(callback=out_file, help="File to write the JSON to as well.")] = None,
+    out: OutJson = None,
 ) -> None:
     """Print what a zoo's entries gain (points over a solved head on the base), how far they went, what they cost."""
     from rich.console import Console
