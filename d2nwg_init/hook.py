@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from zoo_builder.classifier import find_classifier
 from zoo_builder.progress import Bar, progress_bar
 from zoo_builder.random_state import unchanged_random_state
 from zoo_builder.support_set import SupportSet, read_support_set
+from zoo_builder.versions import versions
 
 UNTRAINED = (
     "the body was never trained, and no bundle made up for it: give it pretrained weights (timm's pretrained=True, "
@@ -204,7 +204,7 @@ def initialize(
             peak_bytes=stages.peak_bytes,
             seed=seed,
             threads=torch.get_num_threads(),
-            versions={name: version(name) for name in ("d2nwg-init", "torch", "timm")},
+            versions=versions(),
             undo=undo,
         )
         with stages("writing"):

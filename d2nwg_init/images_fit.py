@@ -20,11 +20,13 @@ from zoo_builder.support_set import SupportSet
 
 def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None:
     """Run two images through the model, so that a wrong size or channel count, or a head to solve that is more than a
-    layer, is named before any work."""
+    layer, is named before any work. One that changes its input in place is given copies from then on."""
     weight, head = first_weight(model), find_classifier(model)
+    images = support.images[:2].to(weight.device, weight.dtype)
+    given = images.clone()
     try:
         with _caught_outputs(head.layer) as outputs, evaluating(model):
-            logits = model(support.images[:2].to(weight.device, weight.dtype))
+            logits = model(given)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as e:
@@ -43,6 +45,8 @@ def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None
             f"The logits of {type(model).__name__} are not those of its last layer, {head.name}: something is done to "
             "them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
         )
+    if not torch.equal(given, images):
+        model.register_forward_pre_hook(lambda _, args: (args[0].clone(), *args[1:]))
 
 
 @contextmanager

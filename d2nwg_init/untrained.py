@@ -20,4 +20,4 @@ def is_untrained(model: nn.Module) -> bool:
     if not norms:
         names = parameters_in_scope(model, "body")
         vectors = [p for name, p in model.named_parameters() if name in names and p.ndim == 1]
-    return bool(vectors) and all(bool(v.max() - v.min() <= NEARLY) for v in vectors)
+    return bool(vectors) and all(bool(v.max() - v.min() <= NEARLY) for v in vectors if v.numel())

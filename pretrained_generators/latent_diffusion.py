@@ -6,6 +6,7 @@ The noise schedule and the solver are diffusers'. Latents are standardised insid
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,9 @@ class LatentDiffusion(nn.Module):
         generator's state.
         """
         scheduler = noise_schedule()
-        scheduler.set_timesteps(steps)
+        with warnings.catch_warnings():  # numpy's, of how the scheduler makes an array
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scheduler.set_timesteps(steps)
         shape = (num_samples, *self.latent_mean.shape)
         x = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.latent_mean)
         null = self.null_condition.expand(num_samples, -1)

@@ -7,7 +7,6 @@ import platform
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 
 import torch
 
@@ -19,6 +18,7 @@ from zoo_builder.finetune_result import FineTuneResult, Start
 from zoo_builder.sources import SourceRecord
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask
+from zoo_builder.versions import versions
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Job:
 
     def _about(self, task: FineTuneTask) -> dict[str, object]:
         return {
-            "versions": {name: version(name) for name in ("d2nwg-init", "torch", "timm")},
+            "versions": versions(),
             "machine": platform.machine(),
             "device": asdict(self.device),
             "backbone": asdict(self.zoo.backbone) | self.zoo.backbone.policies(),

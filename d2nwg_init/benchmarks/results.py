@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pretrained_generators.bundle_config import BundleConfig
 from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.errors import D2NWGError
+from zoo_builder.versions import versions
 
 SOURCE = (":/", ":(exclude,top)docs/results")  # as git names paths
 AS_IT_IS = "as it is"  # no choice is made otherwise
@@ -121,7 +121,7 @@ def header(name: str) -> dict[str, object]:
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "versions": {n: version(n) for n in ("d2nwg-init", "torch", "timm")},
+        "versions": versions(),
     }
 
 
