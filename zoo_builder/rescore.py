@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zoo_builder.backbones import load_body
 from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import DataError
@@ -67,9 +66,7 @@ def rescore(
             raise DataError(f"The dataset {name!r} has changed since the entry was made. Put it back.")
         return dataset
 
-    body = zoo.backbone.create()
-    load_body(body, zoo.base(), str(zoo.path))
-    body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    body = zoo.body().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rescored, problems = [], []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -22,8 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
+from torch import nn
 
-from zoo_builder.backbones import BackboneSpec
+from zoo_builder.backbones import BackboneSpec, load_body
 from zoo_builder.batchnorm_fit import BatchNormFit
 from zoo_builder.checkpoint import halved_if_exact
 from zoo_builder.errors import RecipeError, ZooError
@@ -185,6 +186,12 @@ class Zoo:
         except (OSError, SafetensorError) as e:
             raise ZooError(f"{self.path}/base.safetensors cannot be read ({e}). Put it back, or build anew.") from e
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+    def body(self, num_classes: int = 0) -> nn.Module:
+        """The base as a model, with a random head of `num_classes`."""
+        model = self.backbone.create(num_classes=num_classes)
+        load_body(model, self.base(), str(self.path / "base.safetensors"))
+        return model
 
     def base_pretrained_on(self) -> str:
         """As `pretrained_on`."""

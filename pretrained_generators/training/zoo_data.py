@@ -10,7 +10,7 @@ import torch
 from pretrained_generators.bundle import Bundle, load_bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.processes import is_first, wait_for_all
-from zoo_builder.backbones import load_body, prepare_images
+from zoo_builder.backbones import prepare_images
 from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.errors import ZooError
 from zoo_builder.progress import progress_bar
@@ -32,9 +32,7 @@ class ZooData:
 
 def load_bundle_beside(zoo: Zoo, name_or_path: str | Path) -> Bundle:
     """`load_bundle`, where a bundle that leaves its base out finds it in the zoo. Raises as that does."""
-    body = zoo.backbone.create()
-    load_body(body, zoo.base(), str(zoo.path / "base.safetensors"))
-    return load_bundle(name_or_path, body)
+    return load_bundle(name_or_path, zoo.body())
 
 
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
