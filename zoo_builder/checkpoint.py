@@ -23,13 +23,15 @@ def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dic
         mode = temporary.stat().st_mode  # of any file that the user makes; safetensors' own are for the owner alone
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
         temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # as `write_together` does, whose bytes would take twice more memory
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def as_safetensors(tensors: dict[str, torch.Tensor]) -> bytes:
-    """What `write_atomically` would write."""
+    """What `write_atomically` would write, without metadata."""
     return save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
 
 
