@@ -35,6 +35,12 @@ def load_bundle_beside(zoo: Zoo, name_or_path: str | Path) -> Bundle:
     return load_bundle(name_or_path, zoo.body())
 
 
+def prepared_support(generator: Generator, entry: ZooEntry) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [n, C, S, S] as the base takes them, and labels [n]."""
+    images, labels = entry.support()
+    return prepare_images(generator.base, images), labels
+
+
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
     """The delta times the strength that served its dataset best: what harms where it is strong is learnt as weak.
     Zero where nothing was trained."""
@@ -63,8 +69,8 @@ def read_zoo_data(entries: list[ZooEntry], generator: Generator) -> ZooData:
     chunks, features, labels = [], [], []
     for entry in entries:
         chunks.append(generator.to_chunks(target_delta(entry)))
-        support, y = entry.support()
-        features.append(generator.features(prepare_images(generator.base, support)))
+        images, y = prepared_support(generator, entry)
+        features.append(generator.features(images))
         labels.append(y)
     return ZooData(entries, torch.stack(chunks), features, labels, torch.zeros(len(entries), 0))
 
@@ -83,9 +89,8 @@ def probe_zoo(
         tried = []
         with progress_bar("trying probes", total=len(data.entries)) as bar:
             for entry in data.entries:
-                support, labels = entry.support()
-                images = prepare_images(generator.base, support).to(latents.device)
-                tried.append(generator.probe(images, labels.to(latents.device), int(labels.max()) + 1))
+                images, labels = (t.to(latents.device) for t in prepared_support(generator, entry))
+                tried.append(generator.probe(images, labels, int(labels.max()) + 1))
                 bar.advance()
         write_atomically(file, {"worth": torch.stack(tried)})
     wait_for_all()
