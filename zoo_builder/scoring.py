@@ -28,7 +28,7 @@ class Probe:
 
     support: torch.Tensor  # uint8 [n, 3, S, S]
     labels: torch.Tensor  # int64 [n], of the support
-    images: torch.Tensor  # float [n + m, 3, S, S], normalised: the support, then the query
+    images: torch.Tensor  # float [n + m, C, S, S], normalised: the support, then the query
     query_labels: torch.Tensor  # int64 [m]
     num_classes: int
     fit: Delta  # of the base's BatchNorm to the support

@@ -128,10 +128,10 @@ class Zoo:
     @classmethod
     def create(cls, path: str | Path, backbone: BackboneSpec, base: dict[str, torch.Tensor], recipe: ZooRecipe,
                pretraining: str = "{}") -> Zoo:  # fmt: skip
-        """Make the folder, or open one that was begun with the same base and held-out sets.
+        """Make the folder, or open one that was begun with the same backbone, base, size, held-out sets and `keep`.
 
         Raises:
-            ZooError: the folder holds a zoo of another base or another split.
+            ZooError: the folder holds a zoo in which one of these is another.
         """
         path = as_path(path)
         stored = {k: halved_if_exact(v).contiguous() for k, v in sorted(base.items())}

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, one cycle, EMA, a checkpoint every so often, a line of JSON for each."""
+"""The training loop of a generator's stages: AdamW, one cycle, EMA, a checkpoint every so often, a log in JSON."""
 
 from __future__ import annotations
 
