@@ -6,13 +6,13 @@ import time
 
 import torch
 
+from zoo_builder.finetune import QUERIES
 from zoo_builder.job import Device
 from zoo_builder.model_stack import ModelStack
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask
 
 TIMED_IMAGES = 128  # of each model
-QUERIES = 1000  # images of an entry's score, about
 SCORES = 5  # of an entry: the base, in single precision, and at three strengths
 
 

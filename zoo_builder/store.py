@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -199,9 +198,9 @@ class Zoo:
 
     def pretraining(self) -> str:
         """What the base's file says of its pretraining, in JSON."""
-        header = io.BytesIO((self.path / "base.safetensors").read_bytes())
-        length = int.from_bytes(header.read(8), "little")
-        return json.loads(header.read(length)).get("__metadata__", {}).get("pretraining", "{}")
+        with (self.path / "base.safetensors").open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return header.get("__metadata__", {}).get("pretraining", "{}")
 
     def entry_path(self, task_id: str) -> Path:
         """

@@ -84,7 +84,7 @@ def train_generator(
     if zoo.batchnorm != "rescaled":  # so that older bundles keep their hashes
         work["batchnorm"] = zoo.batchnorm
     trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
-    if (out / "config.json").exists():
+    if (out / CONFIG).exists():
         before = load_config(out)
         if before.trained_with != trained_with:
             raise RecipeError(f"{out} holds a bundle of another recipe or zoo. Remove it, or take another --out.")
