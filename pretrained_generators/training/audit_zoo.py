@@ -27,9 +27,9 @@ from pretrained_generators.bundle import Bundle, BundleConfig
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.gates import LeftOut
 from pretrained_generators.training.zoo_data import prepared_support, target_delta
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.errors import BundleError
+from zoo_builder.files import write_text_atomically
 from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo, ZooEntry, files_sha256
 
