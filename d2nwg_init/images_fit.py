@@ -55,13 +55,8 @@ def _caught_outputs(layer: nn.Linear | nn.Conv2d) -> Iterator[list[torch.Tensor]
     outputs: list[torch.Tensor] = []
     plain = F.linear if isinstance(layer, nn.Linear) else F.conv2d
     weight, bias = layer.weight, layer.bias
-    hook = layer.register_forward_pre_hook(
-        lambda _, args: outputs.append(plain(args[0].to(weight.dtype), weight, bias))
-    )
-    try:
+    with layer.register_forward_pre_hook(lambda _, a: outputs.append(plain(a[0].to(weight.dtype), weight, bias))):
         yield outputs
-    finally:
-        hook.remove()
 
 
 def _logits_of(layer: nn.Linear | nn.Conv2d, outputs: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:

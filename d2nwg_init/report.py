@@ -21,8 +21,8 @@ from d2nwg_init.saved_model import save_model
 from d2nwg_init.select import OWN
 from d2nwg_init.undo import Undo
 from pretrained_generators.nearest_datasets import FAR, Neighbour
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import D2NWGError, ModelError
+from zoo_builder.files import write_text_atomically
 
 SCHEMA = 4  # of the JSON
 SHOWN_NEIGHBOURS = 3

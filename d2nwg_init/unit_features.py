@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -65,12 +66,10 @@ def _inputs(model: nn.Module, modules: Collection[nn.Module], images: torch.Tens
             raise _CannotBeScaledError("called twice")
         inputs[module] = args[0].clone()
 
-    hooks = [m.register_forward_pre_hook(note) for m in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(note))
         model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if len(inputs) < len(modules):
         raise _CannotBeScaledError("never called")
     return inputs
@@ -98,11 +97,8 @@ def _scale(
             module.bias.mul_(factor * came)
 
     ratios: list[float] = []
-    hooks = [m.register_forward_pre_hook(scale) for m in inputs if m is not head]
-    hooks.append(head.register_forward_pre_hook(lambda module, args: ratios.append(ratio(module, args))))
-    try:
+    with head.register_forward_pre_hook(lambda m, a: ratios.append(ratio(m, a))), ExitStack() as hooks:
+        for module in (m for m in inputs if m is not head):
+            hooks.enter_context(module.register_forward_pre_hook(scale))
         model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return ratios[0]

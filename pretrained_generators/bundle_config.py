@@ -58,7 +58,7 @@ class BundleConfig:
     base_elsewhere: BaseElsewhere | None = None  # None: the bundle holds it
     measured: dict[str, float] = field(default_factory=dict)  # what training measured, see the card
     learnt: tuple[str, ...] = ()  # ids of the zoo's entries that it was trained on
-    kept_back: tuple[str, ...] = ()  # ids of those that were kept out, to measure reconstruction on
+    kept_back: tuple[str, ...] = ()  # ids of those that were kept out, to measure on
     zoo_sha256: str | None = None  # of the files of `learnt`, see `files_sha256`: a zoo may be built again
     trained_with: str | None = None  # SHA-256 of recipe, base, its fit and entries; equal: the same training
     format: int = FORMAT

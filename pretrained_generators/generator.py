@@ -69,7 +69,7 @@ class Generator(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The base's pooled features [N, f] of float images [N, 3, H, W], with its own BatchNorm statistics.
+        """The base's pooled features [N, f] of float images [N, C, H, W], with its own BatchNorm statistics.
 
         Each channel is standardised over the whole set, so that whatever normalisation a loader applied drops out.
         """
@@ -79,7 +79,7 @@ class Generator(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        """The condition [c] of support images [N, 3, H, W] with labels [N]: the dataset embedding, and what the probes
+        """The condition [c] of support images [N, C, H, W] with labels [N]: the dataset embedding, and what the probes
         are worth on them."""
         embedding = self.encoder(self.features(images), labels, num_classes)[1]
         return self.with_probes(embedding, images, labels, num_classes)

@@ -8,6 +8,7 @@ statistics that the layer holds, and a head that was solved on the body's featur
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +65,11 @@ def _statistics(model: nn.Module, images: torch.Tensor) -> dict[_BatchNorm, tupl
         F.batch_norm(args[0], mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
         found[layer].append(torch.stack([mean, variance]))
 
-    hooks = [m.register_forward_pre_hook(measure) for m in found]
-    try:
-        with evaluating(model):
-            for batch in equal_batches(images):
-                model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(model):
+        for layer in found:
+            hooks.enter_context(layer.register_forward_pre_hook(measure))
+        for batch in equal_batches(images):
+            model(batch)
     return {layer: tuple(torch.stack(calls).mean(0)) for layer, calls in found.items() if calls}
 
 

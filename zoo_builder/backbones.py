@@ -239,11 +239,8 @@ def caught_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """What goes into the classifier, [B, d], of each call of `model` inside, with its gradient if there is one."""
     head = find_classifier(model)
     caught: list[torch.Tensor] = []
-    hook = head.layer.register_forward_pre_hook(lambda _, args: caught.append(head.features(args[0])))
-    try:
+    with head.layer.register_forward_pre_hook(lambda _, args: caught.append(head.features(args[0]))):
         yield caught
-    finally:
-        hook.remove()
 
 
 def extract_features(model: nn.Module, images: torch.Tensor, batch_size: int = EVAL_BATCH) -> torch.Tensor:
@@ -270,11 +267,8 @@ def set_head(model: nn.Module, weight: torch.Tensor, bias: torch.Tensor, images:
     if not rectified:
         return
     ranges: list[torch.Tensor] = []
-    hook = head.layer.register_forward_hook(lambda _, args, out: ranges.append(torch.stack(out.aminmax())))
-    try:
+    with head.layer.register_forward_hook(lambda _, args, out: ranges.append(torch.stack(out.aminmax()))):
         predict(model, images)
-    finally:
-        hook.remove()
     low, high = torch.stack(ranges).unbind(1)
     head.raise_bias(low.min().item(), high.max().item())
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from zoo_builder.errors import D2NWGError
-from zoo_builder.files import temporary_name, write_bytes
+from zoo_builder.files import temporary_name
 
 
 def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -23,18 +23,16 @@ def write_atomically(path: Path, tensors: dict[str, torch.Tensor], metadata: dic
         mode = temporary.stat().st_mode  # of any file that the user makes; safetensors' own are for the owner alone
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
         temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # as `write_together` does, whose bytes would take twice more memory
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def as_safetensors(tensors: dict[str, torch.Tensor]) -> bytes:
-    """What `write_atomically` would write."""
+    """What `write_atomically` would write, without metadata."""
     return save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
 
 
 def halved_if_exact(tensor: torch.Tensor) -> torch.Tensor:

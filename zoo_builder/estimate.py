@@ -6,14 +6,13 @@ import time
 
 import torch
 
-from zoo_builder.backbones import load_body
+from zoo_builder.finetune import QUERIES
 from zoo_builder.job import Device
 from zoo_builder.model_stack import ModelStack
 from zoo_builder.store import Zoo
 from zoo_builder.tasks import FineTuneTask
 
 TIMED_IMAGES = 128  # of each model
-QUERIES = 1000  # images of an entry's score, about
 SCORES = 5  # of an entry: the base, in single precision, and at three strengths
 
 
@@ -35,9 +34,7 @@ def estimate(zoo: Zoo, tasks: list[FineTuneTask], device: Device, workers: int) 
 
 def _seconds_an_image(zoo: Zoo, device: Device) -> tuple[float, float]:
     """Of a forward pass and of a training step; on the CPU on one thread, as a worker has."""
-    body = zoo.backbone.create()
-    load_body(body, zoo.base(), str(zoo.path))
-    body = body.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    body = zoo.body().to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = dict(body.named_parameters())
     stack = ModelStack(body, [weights] * device.at_once, trained=weights.keys())
     shape = (device.at_once, TIMED_IMAGES, zoo.backbone.in_chans, zoo.size, zoo.size)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from zoo_builder.backbones import load_body, prepare_images, set_head
+from zoo_builder.backbones import prepare_images, set_head
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.batchnorm_fit import fit_batchnorm
 from zoo_builder.checkpoint import write_atomically
@@ -35,8 +35,7 @@ def export(zoo: Zoo, entry_id: str, out: str | Path) -> int:
     entry = zoo.entry(entry_id)
     head = _head(entry)
     classes = len(head[1]) if head else 0
-    model = zoo.backbone.create(num_classes=classes)
-    load_body(model, zoo.base(), str(zoo.path))
+    model = zoo.body(classes)
     strength = 1.0 if classes else entry.metrics["best_strength"]
     images = prepare_images(model, entry.support()[0])
     fitted = shifted(model.state_dict(), fit_batchnorm(model, images, zoo.batchnorm))

@@ -43,6 +43,10 @@ def write_bytes(path: Path, contents: bytes) -> None:
     write_together(path.parent, {path.name: contents})
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
 def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Files of a local folder, by name: each gets its name, in their order, once all are written, so that what cannot
     be written changes nothing."""

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from zoo_builder.backbones import load_body
 from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import ZooError
 from zoo_builder.finetune import run_tasks
@@ -63,8 +62,7 @@ class Job:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
         try:
-            base = self.zoo.backbone.create()
-            load_body(base, self.zoo.base(), str(self.zoo.path))
+            base = self.zoo.body()
             base = base.to(self.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
             starts = [self._start(task.start) for task in tasks]
             at_once, bf16 = self.device.at_once, self.device.bf16

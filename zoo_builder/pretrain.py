@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 from zoo_builder.backbones import BackboneSpec, body_state, image_statistics, predict
@@ -21,6 +20,7 @@ from zoo_builder.domain_images import stable_seed
 from zoo_builder.errors import DataError, RecipeError
 from zoo_builder.progress import progress_bar
 from zoo_builder.small_maps import SmallMaps
+from zoo_builder.training_loop import one_cycle
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +98,7 @@ def pretrain(dataset: ImageDataset, config: PretrainConfig, out: Path) -> float:
     batch_size = min(config.batch_size, len(x_train))
     steps = len(x_train) // batch_size
     length = config.epochs * steps
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=length,
-        warmup_t=length // 10,
-        warmup_lr_init=config.learning_rate / 20,
-        t_in_epochs=False,
-    )
+    schedule = one_cycle(optimizer, length, length // 10, config.learning_rate / 20)
     state = out.with_name(out.name + ".resume")
     first, accuracy = 0, 0.0
     if state.exists():

@@ -9,6 +9,8 @@ training: with BatchNorm left as it was, a head that was solved on its features 
 from __future__ import annotations
 
 import copy
+import functools
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +52,13 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(torch.maximum(variance / LOUDEST**2, held[name][1]))
 
-    hooks = [m.register_forward_pre_hook(lambda m, a, name=name: normalise(name, m, a)) for name, m in layers.items()]
     try:
-        with evaluating(body):
+        with ExitStack() as hooks, evaluating(body):
+            for name, m in layers.items():
+                hooks.enter_context(m.register_forward_pre_hook(functools.partial(normalise, name)))
             for batch in batches:
                 body(batch.contiguous(memory_format=torch.channels_last))
     finally:
-        for hook in hooks:
-            hook.remove()
         for name, (mean, var) in held.items():
             layers[name].running_mean.copy_(mean)
             layers[name].running_var.copy_(var)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import tempfile
 from collections import Counter
@@ -12,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zoo_builder.backbones import load_body
-from zoo_builder.datasets import ImageDataset, load_dataset
 from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import DataError
 from zoo_builder.finetune import task_probes
 from zoo_builder.progress import progress_bar
 from zoo_builder.scoring import Trial, mean_accuracy, score
+from zoo_builder.sources import SourceRecord
 from zoo_builder.store import Zoo, ZooEntry
+from zoo_builder.survey import load_unchanged
 
 # Points of accuracy. Nothing in a score is random: on one thread, as the builder's workers have, one machine gives the
 # same bits again. Another processor or version of torch sums in another order, and then an image that lies between two
@@ -59,17 +60,9 @@ def rescore(
     """What `entries` score on the data, and the problems: other than on record by more than `tolerance` points, or a
     dataset that is not there or has changed."""
     # By the hash of its dataset each entry is bound to the images that it was scored on.
-    hashes = {name: s["sha256"] for entry in entries for name, s in entry.about.get("sources", {}).items()}
-
-    def load(name: str) -> ImageDataset:
-        dataset = load_dataset(name, data_dir, size=zoo.size)
-        if dataset.sha256 != hashes.get(name, dataset.sha256):
-            raise DataError(f"The dataset {name!r} has changed since the entry was made. Put it back.")
-        return dataset
-
-    body = zoo.backbone.create()
-    load_body(body, zoo.base(), str(zoo.path))
-    body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sources = {name: SourceRecord(**s) for entry in entries for name, s in entry.about.get("sources", {}).items()}
+    load = functools.partial(load_unchanged, sources, Path(data_dir), zoo.size, False)
+    body = zoo.body().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rescored, problems = [], []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -16,8 +16,6 @@ from zoo_builder.errors import DataError
 from zoo_builder.model_stack import ModelStack, shifted
 from zoo_builder.solved_head import solve_head
 
-RECALIBRATION_BATCH = 256
-
 Delta = Mapping[str, torch.Tensor]  # by parameter name; what is not there is the base's
 Head = tuple[torch.Tensor, torch.Tensor]  # weight [K, d] and bias [K]
 
@@ -28,7 +26,7 @@ class Probe:
 
     support: torch.Tensor  # uint8 [n, 3, S, S]
     labels: torch.Tensor  # int64 [n], of the support
-    images: torch.Tensor  # float [n + m, 3, S, S], normalised: the support, then the query
+    images: torch.Tensor  # float [n + m, C, S, S], normalised: the support, then the query
     query_labels: torch.Tensor  # int64 [m]
     num_classes: int
     fit: Delta  # of the base's BatchNorm to the support
@@ -97,9 +95,7 @@ def _score_together(body: nn.Module, base: Delta, trials: list[Trial]) -> Iterat
     probes = [t.probe for t in trials]
     stack = ModelStack(body, [shifted(shifted(base, t.probe.fit), t.delta, t.strength) for t in trials])
     n = len(probes[0].labels)
-    stack.recalibrate(
-        torch.stack([p.images[part] for p in probes]) for part in equal_batches(torch.arange(n), RECALIBRATION_BATCH)
-    )
+    stack.recalibrate(torch.stack([p.images[part] for p in probes]) for part in equal_batches(torch.arange(n)))
     body.eval()
     longest = max(len(p.images) for p in probes)
     features = torch.cat(

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from zoo_builder.store import Zoo, ZooEntry
-from zoo_builder.tasks import FineTuneTask
 
 
 def stats(zoo: Zoo) -> dict[str, Any]:
@@ -31,8 +30,8 @@ def stats(zoo: Zoo) -> dict[str, Any]:
         "entries_by_kind": {k: len(v) for k, v in _grouped(entries, lambda e: e.task.kind).items()},
         "entries_by_plan": {k: len(v) for k, v in _grouped(entries, lambda e: e.task.plan).items()},
         "gain_by_plan": _gains(entries, lambda e: e.task.plan),
-        "gain_by_dataset": _gains(entries, lambda e: scored_on(e.task)),
-        "gain_by_domain": _gains(entries, lambda e: look(e.task)),
+        "gain_by_dataset": _gains(entries, lambda e: e.task.scored_on),
+        "gain_by_domain": _gains(entries, lambda e: e.task.look),
         "delta_norm_by_plan": {
             plan: sum(norms[e.id] for e in some) / len(some)
             for plan, some in _grouped(entries, lambda e: e.task.plan).items()
@@ -52,16 +51,6 @@ def delta_norms(zoo: Zoo, entries: Iterable[ZooEntry]) -> dict[str, float]:
         e.id: 100 * math.sqrt(sum(v.double().square().sum().item() for v in e.delta().values())) / whole
         for e in entries
     }
-
-
-def scored_on(task: FineTuneTask) -> str:
-    """The dataset; of several, whose mean alone is known, the first and how many more."""
-    return task.datasets[0] + (f"+{len(task.datasets) - 1}" if len(task.datasets) > 1 else "")
-
-
-def look(task: FineTuneTask) -> str:
-    """The domain; "pooled" where it drew from several."""
-    return task.domains[0] if len(task.domains) == 1 else "pooled"
 
 
 def _grouped(entries: Sequence[ZooEntry], key: Callable[[ZooEntry], str]) -> dict[str, list[ZooEntry]]:

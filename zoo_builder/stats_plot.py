@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoo_builder.errors import ZooError
-from zoo_builder.stats import delta_norms, scored_on
+from zoo_builder.stats import delta_norms
 from zoo_builder.store import Zoo, ZooEntry
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def draw_stats(zoo: Zoo, path: str | Path) -> None:
 
     plans = list(dict.fromkeys(e.task.plan for e in entries))
     colours = {plan: PLAN_COLOURS[i % len(PLAN_COLOURS)] for i, plan in enumerate(plans)}
-    height = min(40.0, max(7.0, 1.5 + 0.24 * len({scored_on(e.task) for e in entries})))
+    height = min(40.0, max(7.0, 1.5 + 0.24 * len({e.task.scored_on for e in entries})))
     with matplotlib.style.context(["default", STYLE]):  # and not the user's own
         figure = Figure(figsize=(13, height), layout="constrained")
         axes = figure.subplot_mosaic(
@@ -70,12 +70,12 @@ def _draw_gains(axis: Axes, entries: Sequence[ZooEntry], colours: dict[str, str]
     """A line for each dataset, in the order of their mean gains, and a point for each entry."""
     gains: dict[str, list[float]] = {}
     for entry in entries:
-        gains.setdefault(scored_on(entry.task), []).append(entry.metrics["gain"])
+        gains.setdefault(entry.task.scored_on, []).append(entry.metrics["gain"])
     names = sorted(gains, key=lambda n: sum(gains[n]) / len(gains[n]))
     for i, (plan, colour) in enumerate(colours.items()):
         some = [e for e in entries if e.task.plan == plan]
         beside = 0.3 * ((i + 0.5) / len(colours) - 0.5)  # so that equal gains of two plans do not hide each other
-        heights = [names.index(scored_on(e.task)) - beside for e in some]
+        heights = [names.index(e.task.scored_on) - beside for e in some]
         axis.scatter(
             [e.metrics["gain"] for e in some], heights, s=34, color=colour, alpha=0.75, lw=0, label=f"plan {plan}"
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
+from torch import nn
 
-from zoo_builder.backbones import BackboneSpec
+from zoo_builder.backbones import BackboneSpec, load_body
 from zoo_builder.batchnorm_fit import BatchNormFit
 from zoo_builder.checkpoint import halved_if_exact
 from zoo_builder.errors import RecipeError, ZooError
@@ -127,10 +127,10 @@ class Zoo:
     @classmethod
     def create(cls, path: str | Path, backbone: BackboneSpec, base: dict[str, torch.Tensor], recipe: ZooRecipe,
                pretraining: str = "{}") -> Zoo:  # fmt: skip
-        """Make the folder, or open one that was begun with the same base and held-out sets.
+        """Make the folder, or open one that was begun with the same backbone, base, size, held-out sets and `keep`.
 
         Raises:
-            ZooError: the folder holds a zoo of another base or another split.
+            ZooError: the folder holds a zoo in which one of these is another.
         """
         path = as_path(path)
         stored = {k: halved_if_exact(v).contiguous() for k, v in sorted(base.items())}
@@ -186,15 +186,21 @@ class Zoo:
             raise ZooError(f"{self.path}/base.safetensors cannot be read ({e}). Put it back, or build anew.") from e
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
+    def body(self, num_classes: int = 0) -> nn.Module:
+        """The base as a model, with a random head of `num_classes`."""
+        model = self.backbone.create(num_classes=num_classes)
+        load_body(model, self.base(), str(self.path / "base.safetensors"))
+        return model
+
     def base_pretrained_on(self) -> str:
         """As `pretrained_on`."""
         return pretrained_on(self.pretraining())
 
     def pretraining(self) -> str:
         """What the base's file says of its pretraining, in JSON."""
-        header = io.BytesIO((self.path / "base.safetensors").read_bytes())
-        length = int.from_bytes(header.read(8), "little")
-        return json.loads(header.read(length)).get("__metadata__", {}).get("pretraining", "{}")
+        with (self.path / "base.safetensors").open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return header.get("__metadata__", {}).get("pretraining", "{}")
 
     def entry_path(self, task_id: str) -> Path:
         """

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from zoo_builder.absorbed_statistics import can_absorb
-from zoo_builder.backbones import check_body, load_body, prepare_images
+from zoo_builder.backbones import check_body, prepare_images
 from zoo_builder.batchnorm_fit import is_lost
 from zoo_builder.clusters import cluster_datasets, embed_dataset
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
@@ -45,8 +45,7 @@ def surveyed(
     if before.keys() >= set(names):
         known = {name: source for name, source in before.items() if name in names}
         return Zoo.open(zoo.path), known  # for another builder may have decided since it was opened
-    body = zoo.backbone.create()
-    load_body(body, zoo.base(), str(zoo.path))
+    body = zoo.body()
     check_body(body, zoo.size, zoo.backbone.in_chans)
     sources, lost = _survey(zoo, body.eval(), recipe, names, data_dir, download)
     for name in sources.keys() & before.keys():

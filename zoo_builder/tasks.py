@@ -73,14 +73,22 @@ class FineTuneTask:
     start: str | None = None  # the id of the task that this one goes on from; None is the base
 
     @property
+    def scored_on(self) -> str:
+        """The dataset; of several, whose mean alone is known, the first and how many more."""
+        return self.datasets[0] + (f"+{len(self.datasets) - 1}" if len(self.datasets) > 1 else "")
+
+    @property
+    def look(self) -> str:
+        """The domain; "pooled" where it drew from several."""
+        return self.domains[0] if len(self.domains) == 1 else "pooled"
+
+    @property
     def id(self) -> str:
         """A readable name with a digest of all fields: another setting is another entry."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        what = self.datasets[0] + ("" if len(self.datasets) == 1 else f"+{len(self.datasets) - 1}")
-        look = self.domains[0] if len(self.domains) == 1 else "pooled"
         # "torchvision:X" and "hf:org/name" are dataset names too, and an id is a file's name.
-        readable = "".join(c if c.isalnum() or c in "_+." else "_" for c in what)
-        return f"{self.plan}-{readable}-{look}-{self.seed}-{digest}"
+        readable = "".join(c if c.isalnum() or c in "_+." else "_" for c in self.scored_on)
+        return f"{self.plan}-{readable}-{self.look}-{self.seed}-{digest}"
 
 
 def choose_datasets(recipe: ZooRecipe, available: Sequence[str]) -> tuple[str, ...]:

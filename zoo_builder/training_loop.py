@@ -31,13 +31,7 @@ def fit(
     # The cycle is one for all models; of each step that it gives, a model takes as much as its own rate.
     # A gradient of rounding errors alone (BatchNorm makes some so) is no reason for a whole step.
     optimizer = torch.optim.Adam(parameters, lr=1.0, eps=1e-6)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=training.steps,
-        warmup_t=max(1, training.steps // 10),
-        warmup_lr_init=1 / 20,
-        t_in_epochs=False,
-    )
+    schedule = one_cycle(optimizer, training.steps, max(1, training.steps // 10), 1 / 20)
     device = next(iter(stack.parameters.values())).device
     peaks = torch.tensor(rates, device=device)
     since, every = torch.zeros(len(stack), device=device), max(1, training.steps // CURVE_POINTS)
@@ -61,6 +55,11 @@ def fit(
             points.append((step + 1, (since / passed).tolist()))
             since.zero_()
     return [[(step, losses[m]) for step, losses in points] for m in range(len(stack))]
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warmup: int, warmup_lr: float) -> CosineLRScheduler:
+    """Up to the optimizer's learning rates from `warmup_lr` in `warmup` steps, and down to zero by the last."""
+    return CosineLRScheduler(optimizer, t_initial=steps, warmup_t=warmup, warmup_lr_init=warmup_lr, t_in_epochs=False)
 
 
 def _clip_gradients(parameters: Sequence[torch.Tensor]) -> None:

@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 
-from zoo_builder.backbones import load_body
 from zoo_builder.datasets import dataset_names
 from zoo_builder.datasets.same_dataset import is_among
 from zoo_builder.errors import D2NWGError, ZooError
@@ -77,7 +76,7 @@ def _base_problems(zoo: Zoo) -> list[str]:
     try:
         if hashlib.sha256(path.read_bytes()).hexdigest() != zoo.base_sha256:
             return [f"{path} is not the base whose SHA-256 zoo.json has. All entries refer to that: put it back."]
-        load_body(zoo.backbone.create(), zoo.base(), str(path))
+        zoo.body()
     except (OSError, SafetensorError, D2NWGError) as e:
         return [f"{path} cannot be used ({e}). All entries refer to it: put it back."]
     return []

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from d2nwg_init.benchmarks.results import read_results, source_commit
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.executors.processes import telling_of_dead_workers
+from zoo_builder.files import write_text_atomically
 from zoo_builder.progress import progress_bar
 
 Piece = TypeVar("Piece")  # a dataclass whose `id` tells all that it is measured with

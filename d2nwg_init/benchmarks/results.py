@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from pretrained_generators.bundle_config import BundleConfig
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.errors import D2NWGError
+from zoo_builder.files import write_text_atomically
 from zoo_builder.versions import versions
 
 SOURCE = (":/", ":(exclude,top)docs/results")  # as git names paths

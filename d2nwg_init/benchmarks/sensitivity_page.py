@@ -16,7 +16,7 @@ from d2nwg_init.benchmarks.results import ChoiceRow
 from d2nwg_init.benchmarks.sensitivity import AS_IT_IS, ROWS, ZOO_DATASETS
 from d2nwg_init.benchmarks.transfer.tables import commits
 from pretrained_generators.svg import as_svg, default_style
-from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.files import write_text_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -48,7 +48,7 @@ def generator(
     from pretrained_generators.svg import as_svg
     from pretrained_generators.training.gates import GATES
     from pretrained_generators.training.zoo_data import load_bundle_beside
-    from zoo_builder.checkpoint import write_text_atomically
+    from zoo_builder.files import write_text_atomically
     from zoo_builder.store import Zoo
 
     earlier_results(out, "runs", "rows")  # a damaged file is told of before anything is measured

@@ -26,11 +26,10 @@ from pretrained_generators.audit_plot import draw_audit
 from pretrained_generators.bundle import Bundle, BundleConfig
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.gates import LeftOut
-from pretrained_generators.training.zoo_data import target_delta
-from zoo_builder.backbones import prepare_images
-from zoo_builder.checkpoint import write_text_atomically
+from pretrained_generators.training.zoo_data import prepared_support, target_delta
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.errors import BundleError
+from zoo_builder.files import write_text_atomically
 from zoo_builder.progress import progress_bar
 from zoo_builder.store import Zoo, ZooEntry, files_sha256
 
@@ -87,7 +86,7 @@ def _library(generator: Generator, learnt: Sequence[ZooEntry]) -> DeltaLibrary:
 def _audit_entry(
     generator: Generator, entry: ZooEntry, other: ZooEntry | None, library: DeltaLibrary, samples: int, seed: int
 ) -> Iterator[Sighting]:
-    left_out = LeftOut(generator, *_support(generator, entry))
+    left_out = LeftOut(generator, *prepared_support(generator, entry))
     known, own = library.stacked, _flat(generator, target_delta(entry))
     tried = [("held_out", own), *_generated(generator, entry, other, samples, seed)]
     tried += _simpler(generator, library, entry, samples, seed)
@@ -128,7 +127,7 @@ def _generated(
     for method, shown in zip(GENERATED, (entry, other, None), strict=True):
         if shown is None and method == "generated_shuffled":
             continue
-        images_of = None if shown is None else _support(generator, shown)
+        images_of = None if shown is None else prepared_support(generator, shown)
         condition = None if images_of is None else generator.embed(*images_of, int(images_of[1].max()) + 1)
         for delta in generator.sample_deltas(condition, samples, seed):
             yield method, _flat(generator, delta)
@@ -153,11 +152,6 @@ def _simpler(
     for sigma in SIGMAS:
         for _ in range(samples):
             yield f"noise_on_nearest_{sigma:g}", noisy(nearest, sizes, sigma, noise)
-
-
-def _support(generator: Generator, entry: ZooEntry) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels = entry.support()
-    return prepare_images(generator.base, images), labels
 
 
 def _flat(generator: Generator, delta: dict[str, torch.Tensor]) -> torch.Tensor:

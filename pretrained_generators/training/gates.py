@@ -13,9 +13,9 @@ from typing import TypeVar
 import torch
 
 from pretrained_generators.generator import Generator
-from pretrained_generators.training.zoo_data import target_delta
+from pretrained_generators.training.zoo_data import prepared_support, target_delta
 from zoo_builder.attention_cache import forget_biases
-from zoo_builder.backbones import EVAL_BATCH, prepare_images
+from zoo_builder.backbones import EVAL_BATCH
 from zoo_builder.batchnorm import recalibrate_batchnorm
 from zoo_builder.batchnorm_fit import fit_batchnorm
 from zoo_builder.model_stack import shifted
@@ -75,8 +75,7 @@ def gains_kept(
     reproduced: dict[Way, list[float]] = {way: [] for way in ways}
     with progress_bar(title, total=len(entries) * len(ways)) as bar:
         for entry in entries:
-            support, labels = entry.support()
-            images = prepare_images(generator.base, support)
+            images, labels = prepared_support(generator, entry)
             left_out = LeftOut(generator, images, labels)
             floor = left_out.accuracy({})
             original.append(left_out.accuracy(target_delta(entry)) - floor)

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, one cycle, EMA, a checkpoint every so often, a line of JSON for each."""
+"""The training loop of a generator's stages: AdamW, one cycle, EMA, a checkpoint every so often, a log in JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -17,6 +16,7 @@ from pretrained_generators.training.recipe import Stage
 from zoo_builder.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_atomically
 from zoo_builder.errors import RecipeError
 from zoo_builder.progress import progress_bar
+from zoo_builder.training_loop import one_cycle
 
 CHECKPOINT_EVERY = 50  # steps
 
@@ -56,13 +56,7 @@ def train_stage(
         return
     average = ModelEmaV3(module, decay=stage.ema_decay, use_warmup=True)
     optimizer = torch.optim.AdamW(module.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=stage.steps,
-        warmup_t=max(1, stage.steps // 20),
-        warmup_lr_init=stage.learning_rate / 20,
-        t_in_epochs=False,
-    )
+    schedule = one_cycle(optimizer, stage.steps, max(1, stage.steps // 20), stage.learning_rate / 20)
     first = 0
     if state.exists():
         first = int(str(load_checkpoint(state, {"module": module, "average": average.module}, optimizer)["step"]))

@@ -77,7 +77,7 @@ class GeneratorRecipe:
     rank: int = 0  # of the subspaces, a pair for each layer, that deltas are reduced to; 0 keeps them whole
     plans: tuple[str, ...] = ("branch",)  # of the zoo recipe, whose entries to learn from
     probes: tuple[str, ...] = ()  # plans whose entries are tried on a dataset before anything is generated for it
-    held_back: PositiveInt = 8  # entries kept out of training, to measure reconstruction on
+    held_back: PositiveInt = 8  # entries kept out of training, to measure reconstruction and samples on
     seed: Seed = 0
     vae: VAEConfig = field(default_factory=VAEConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

@@ -42,9 +42,9 @@ from pretrained_generators.training.zoo_data import probe_zoo, read_zoo_data, se
 from pretrained_generators.training_plot import draw_training
 from pretrained_generators.weight_layout import WeightLayout
 from zoo_builder.backbones import load_body
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import dataset_names
 from zoo_builder.errors import BundleError, DataError, RecipeError, ZooError
+from zoo_builder.files import write_text_atomically
 from zoo_builder.sources import read_sources
 from zoo_builder.store import Zoo, ZooEntry, files_sha256
 
@@ -84,7 +84,7 @@ def train_generator(
     if zoo.batchnorm != "rescaled":  # so that older bundles keep their hashes
         work["batchnorm"] = zoo.batchnorm
     trained_with = hashlib.sha256(json.dumps(work).encode()).hexdigest()
-    if (out / "config.json").exists():
+    if (out / CONFIG).exists():
         before = load_config(out)
         if before.trained_with != trained_with:
             raise RecipeError(f"{out} holds a bundle of another recipe or zoo. Remove it, or take another --out.")

@@ -10,7 +10,7 @@ import torch
 from pretrained_generators.bundle import Bundle, load_bundle
 from pretrained_generators.generator import Generator
 from pretrained_generators.training.processes import is_first, wait_for_all
-from zoo_builder.backbones import load_body, prepare_images
+from zoo_builder.backbones import prepare_images
 from zoo_builder.checkpoint import read_tensors, write_atomically
 from zoo_builder.errors import ZooError
 from zoo_builder.progress import progress_bar
@@ -32,9 +32,13 @@ class ZooData:
 
 def load_bundle_beside(zoo: Zoo, name_or_path: str | Path) -> Bundle:
     """`load_bundle`, where a bundle that leaves its base out finds it in the zoo. Raises as that does."""
-    body = zoo.backbone.create()
-    load_body(body, zoo.base(), str(zoo.path / "base.safetensors"))
-    return load_bundle(name_or_path, body)
+    return load_bundle(name_or_path, zoo.body())
+
+
+def prepared_support(generator: Generator, entry: ZooEntry) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [n, C, S, S] as the base takes them, and labels [n]."""
+    images, labels = entry.support()
+    return prepare_images(generator.base, images), labels
 
 
 def target_delta(entry: ZooEntry) -> dict[str, torch.Tensor]:
@@ -65,8 +69,8 @@ def read_zoo_data(entries: list[ZooEntry], generator: Generator) -> ZooData:
     chunks, features, labels = [], [], []
     for entry in entries:
         chunks.append(generator.to_chunks(target_delta(entry)))
-        support, y = entry.support()
-        features.append(generator.features(prepare_images(generator.base, support)))
+        images, y = prepared_support(generator, entry)
+        features.append(generator.features(images))
         labels.append(y)
     return ZooData(entries, torch.stack(chunks), features, labels, torch.zeros(len(entries), 0))
 
@@ -85,9 +89,8 @@ def probe_zoo(
         tried = []
         with progress_bar("trying probes", total=len(data.entries)) as bar:
             for entry in data.entries:
-                support, labels = entry.support()
-                images = prepare_images(generator.base, support).to(latents.device)
-                tried.append(generator.probe(images, labels.to(latents.device), int(labels.max()) + 1))
+                images, labels = (t.to(latents.device) for t in prepared_support(generator, entry))
+                tried.append(generator.probe(images, labels, int(labels.max()) + 1))
                 bar.advance()
         write_atomically(file, {"worth": torch.stack(tried)})
     wait_for_all()

@@ -7,14 +7,9 @@ import torch
 from torch import nn
 
 from tests.zoo_builder.synthetic import copied, same, seeded
-from zoo_builder.checkpoint import (
-    load_checkpoint,
-    read_tensors,
-    save_checkpoint,
-    write_atomically,
-    write_text_atomically,
-)
+from zoo_builder.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_atomically
 from zoo_builder.errors import D2NWGError
+from zoo_builder.files import write_text_atomically
 
 OPTIMIZERS = {
     "adamw": lambda groups: torch.optim.AdamW(groups, lr=1e-2),

@@ -28,10 +28,10 @@ from d2nwg_init.benchmarks.transfer.report import Found, check_seeds, compare, m
 from d2nwg_init.benchmarks.transfer.run import run_cells
 from d2nwg_init.benchmarks.transfer.splits import SPLITS, Split
 from d2nwg_init.benchmarks.transfer.subject import PROTOCOL, Subject, SubjectSpec, identity, open_subject, work_folder
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.datasets import ImageDataset, dataset_names, load_dataset
 from zoo_builder.errors import DataError, RecipeError, nearest_names
 from zoo_builder.executors.processes import process_executor
+from zoo_builder.files import write_text_atomically
 
 
 @dataclass(frozen=True)

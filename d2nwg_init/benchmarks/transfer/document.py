@@ -14,7 +14,7 @@ from d2nwg_init.benchmarks.transfer.page import WIN_ROWS, datasets, few_shot, lo
 from d2nwg_init.benchmarks.transfer.plots import draw_curves, draw_wins
 from d2nwg_init.benchmarks.transfer.tables import Part, commits, images_read, measured_by, parts
 from pretrained_generators.svg import as_svg
-from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.files import write_text_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

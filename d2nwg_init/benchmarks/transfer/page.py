@@ -21,7 +21,7 @@ from d2nwg_init.benchmarks.transfer.tables import (
     verdicts,
 )
 from pretrained_generators.svg import as_svg
-from zoo_builder.checkpoint import write_text_atomically
+from zoo_builder.files import write_text_atomically
 
 WIN_ROWS = ("refined", "universal", "nearest", "regressor", "no_generator", "generated_mean", "initialize", "oracle")
 SHOTS = (1, 5, 16)

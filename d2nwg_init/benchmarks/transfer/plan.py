@@ -9,8 +9,8 @@ from pathlib import Path
 
 from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, Training
 from d2nwg_init.benchmarks.transfer.methods import METHODS, PENALTIES, SIGMAS, STRENGTHS, Method
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import RecipeError, nearest_names
+from zoo_builder.files import write_text_atomically
 from zoo_builder.recipe import parse_config
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # the grid of learning rates, for every row

@@ -16,8 +16,8 @@ from d2nwg_init.benchmarks.transfer.cells import Cell, Measured, curve_images
 from d2nwg_init.benchmarks.transfer.plan import Choices
 from d2nwg_init.benchmarks.transfer.statistics import Difference, paired_bootstrap, steps_to_target, with_verdicts
 from d2nwg_init.benchmarks.transfer.tables import commits as commits_of
-from zoo_builder.checkpoint import write_text_atomically
 from zoo_builder.errors import RecipeError
+from zoo_builder.files import write_text_atomically
 
 Found = Mapping[Cell, Measured]
 Key = tuple[str, int | None, str, float | None]  # method, shots, condition, sigma
