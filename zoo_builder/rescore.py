@@ -17,6 +17,7 @@ from zoo_builder.domain_images import SharedImages
 from zoo_builder.errors import DataError
 from zoo_builder.finetune import task_probes
 from zoo_builder.progress import progress_bar
+from zoo_builder.recipe import parse_config
 from zoo_builder.scoring import Trial, mean_accuracy, score
 from zoo_builder.sources import SourceRecord
 from zoo_builder.store import Zoo, ZooEntry
@@ -60,7 +61,8 @@ def rescore(
     """What `entries` score on the data, and the problems: other than on record by more than `tolerance` points, or a
     dataset that is not there or has changed."""
     # By the hash of its dataset each entry is bound to the images that it was scored on.
-    sources = {name: SourceRecord(**s) for entry in entries for name, s in entry.about.get("sources", {}).items()}
+    kept = {name: s for entry in entries for name, s in entry.about.get("sources", {}).items()}
+    sources = {name: parse_config(s, SourceRecord) for name, s in kept.items()}
     load = functools.partial(load_unchanged, sources, Path(data_dir), zoo.size, False)
     body = zoo.body().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rescored, problems = [], []
