@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo_builder.backbones import EVAL_BATCH
+from zoo_builder.backbones import predict
 
 
 @torch.no_grad()
 def embed_dataset(body: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """[2 d] float32 of normalised images [N, C, H, W] with labels [N]: the mean feature, and how the classes' means
     spread about it. Each half has unit length. `body` gives features [N, d], in evaluation mode."""
-    features = torch.cat([body(batch).float() for batch in images.split(EVAL_BATCH)])
+    features = predict(body, images)
     means = torch.stack([features[labels == c].mean(0) for c in labels.unique()])
     return torch.cat([F.normalize(features.mean(0), dim=0), F.normalize(means.std(0, correction=0), dim=0)])
 

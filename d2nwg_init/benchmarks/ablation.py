@@ -51,14 +51,14 @@ def _sample(conditioned: bool = True, **options: Any) -> Callable[[Arena], nn.Mo
 @torch.no_grad()
 def _anchor_alone(arena: Arena) -> nn.Module:
     generator = _generator(arena)
-    return arena.solved(generator.to_delta(generator.vae.decode(generator.anchor(_condition(arena))[None])[0]))
+    return arena.solved(generator.decoded(generator.anchor(_condition(arena))))
 
 
 @torch.no_grad()
 def _without_anchor(arena: Arena) -> nn.Module:
     generator, noise = _generator(arena), torch.Generator().manual_seed(arena.seed)
     latent = generator.diffusion.sample(_condition(arena), 1, noise)
-    return arena.solved(generator.to_delta(generator.vae.decode(latent)[0]))
+    return arena.solved(generator.decoded(latent[0]))
 
 
 def _not_rescaled(arena: Arena) -> nn.Module:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from zoo_builder.backbones import image_statistics, predict
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import normalize_images, resize_images
+from zoo_builder.training_loop import one_cycle
 
 PARTS = 1000  # of a cycle whose length is a time
 
@@ -72,13 +72,7 @@ def _train(
     """`at` tells where in the cycle a step begins, by its number, from 0, and the seconds before it."""
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=max(length, 1),
-        warmup_t=max(1, length // 10),
-        warmup_lr_init=recipe.learning_rate / 20,
-        t_in_epochs=False,
-    )
+    schedule = one_cycle(optimizer, max(length, 1), max(1, length // 10), recipe.learning_rate / 20)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     seconds = 0.0
     for step in itertools.count():

@@ -21,7 +21,7 @@ from torch import nn
 from d2nwg_init.benchmarks.plain_loop import plain_loop, write_folders
 from d2nwg_init.benchmarks.results import Row
 from d2nwg_init.candidates import set_body_and_solve
-from zoo_builder.backbones import BackboneSpec, load_body, prepare_images
+from zoo_builder.backbones import BackboneSpec, prepare_images
 from zoo_builder.batchnorm_fit import fit_batchnorm
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.datasets import load_dataset
@@ -145,8 +145,7 @@ def run_plain_loops(zoo: Zoo, tasks: list[FineTuneTask], data: Path, folder: Pat
 
 def start_model(zoo: Zoo, images: DomainImages, task: FineTuneTask) -> nn.Module:
     """The zoo's base, BatchNorm fitted to the task's images, with the head that the builder begins this task with."""
-    model = zoo.backbone.create(num_classes=images.num_classes)
-    load_body(model, zoo.base(), str(zoo.path))
+    model = zoo.body(images.num_classes)
     some, index = sample_images(images.x_train, task.support, task.seed)
     support = prepare_images(model, some)
     fitted = shifted(dict(model.named_parameters()), fit_batchnorm(model, support, zoo.batchnorm))

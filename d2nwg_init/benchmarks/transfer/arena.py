@@ -12,10 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from d2nwg_init.benchmarks.fine_tuning import shuffled_loader
-from d2nwg_init.benchmarks.transfer.regressor import base_features
 from d2nwg_init.benchmarks.transfer.subject import Subject
 from d2nwg_init.candidates import set_body_and_solve
-from zoo_builder.backbones import load_body, prepare_images
+from zoo_builder.backbones import load_body, predict, prepare_images
 from zoo_builder.datasets import ImageDataset
 from zoo_builder.datasets.image_dataset import resize_images
 from zoo_builder.model_stack import shifted
@@ -77,7 +76,7 @@ class Arena:
     def network_weights(self) -> torch.Tensor:
         """[E]: what the network regressor makes of the support."""
         assert self.subject.network is not None
-        features = base_features(self.subject.body, self.support.images)
+        features = predict(self.subject.body, self.support.images)
         return self.subject.network.weights(features, self.support.labels, self.support.num_classes)
 
     def scratch(self) -> nn.Module:

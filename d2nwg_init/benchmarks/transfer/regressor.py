@@ -17,7 +17,7 @@ from pretrained_generators.dataset_encoder import DatasetEncoder, EncoderConfig
 from pretrained_generators.training.loop import train_stage
 from pretrained_generators.training.recipe import Stage
 from pretrained_generators.training.zoo_data import draw_support
-from zoo_builder.backbones import EVAL_BATCH, prepare_images
+from zoo_builder.backbones import predict, prepare_images
 from zoo_builder.delta_library import DeltaLibrary
 from zoo_builder.store import ZooEntry
 
@@ -61,7 +61,7 @@ class NetworkRegressor(nn.Module):
         if not (folder / "regressor.safetensors").exists():
             for entry in entries:
                 images, y = entry.support()
-                features.append(base_features(body, prepare_images(body, images)))
+                features.append(predict(body, prepare_images(body, images)))
                 labels.append(y)
             gathered = torch.cat(features)
             network.encoder.feature_mean.copy_(gathered.mean(0))
@@ -74,12 +74,6 @@ class NetworkRegressor(nn.Module):
 
         train_stage("regressor", network, STAGE, loss, folder, 0)
         return network.requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def base_features(body: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """[N, f] of normalised images [N, C, H, W]."""
-    return torch.cat([body(batch).float() for batch in images.split(EVAL_BATCH)])
 
 
 def principal_components(gram: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,9 +2,9 @@
 
 import torch
 
-from d2nwg_init.benchmarks.transfer.regressor import NetworkRegressor, base_features, principal_components
+from d2nwg_init.benchmarks.transfer.regressor import NetworkRegressor, principal_components
 from tests.zoo_builder.synthetic import same, seeded
-from zoo_builder.backbones import prepare_images
+from zoo_builder.backbones import predict, prepare_images
 
 
 def test_components_hold_every_vector():
@@ -35,7 +35,7 @@ def test_it_tells_the_zoos_datasets_apart(subject, whole):
     """Two entries: their weights must lie on their own side of the mean."""
     for i, name in enumerate(subject.library.ids):
         images, labels = whole.entry(name).support()
-        features = base_features(subject.body, prepare_images(subject.body, images))
+        features = predict(subject.body, prepare_images(subject.body, images))
         weights = subject.network.weights(features, labels, 3)
         assert weights[i] > 0.5
         torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
