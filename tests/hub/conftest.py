@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from pretrained_generators.bundle import TrainedOn
-from tests.hub.client import digest, refine_little
+from tests.hub.client import digest, refine_little, with_token
 from tests.hub.server import TOKEN, Hub
 from tests.pretrained_generators.small import random_generator, save_random_bundle, write_measured_card
 
@@ -57,9 +57,9 @@ def client(processes):
 
 
 @pytest.fixture(scope="session")
-def owner(processes):
-    """A client that has a token of its own."""
-    return processes(HF_TOKEN=TOKEN)
+def owner(client):
+    """The client with a token of its own, which is looked for at each call."""
+    return lambda does, *args, **how: client(with_token, TOKEN, does, *args, **how)
 
 
 @pytest.fixture
