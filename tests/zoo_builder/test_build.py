@@ -141,7 +141,7 @@ def test_killed_twenty_times_it_is_the_zoo_of_an_uninterrupted_build(data, built
     seen = set()
     for _ in range(20):
         with child(functools.partial(run_build, data, out)):
-            time.sleep(rng.uniform(0, length / 3))
+            time.sleep(rng.uniform(0, length / 4))
         if (out / "zoo.json").exists():
             zoo = Zoo.open(out)
             found = bits(zoo)
