@@ -4,6 +4,7 @@ generator repeats."""
 
 import functools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -44,11 +45,23 @@ def little_repeated():
         yield
 
 
-@pytest.fixture(autouse=True)
-def short_refining(monkeypatch):
-    """A module whose tests are about what refining gives has a fixture of this name that does nothing."""
-    monkeypatch.setattr(refine, "MOST_STEPS", 2)
-    monkeypatch.setattr(refine, "TRAININGS_OF_FEW", 1)
+@pytest.fixture(autouse=True, scope="module")
+def short_refining():
+    """In what the tests of a module share too. A module whose tests are about what refining gives has a fixture of this
+    name that does nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refine, "MOST_STEPS", 2)
+        patch.setattr(refine, "TRAININGS_OF_FEW", 1)
+        yield
+
+
+@pytest.fixture
+def no_worker_processes(monkeypatch):
+    """What workers would do is done by a thread: to start one and import all takes longer than what it does here, and
+    that it does the same as this process is what other tests are about."""
+    for module in ("benchmarks.sensitivity", "benchmarks.transfer.benchmark", "benchmarks.zoo"):
+        monkeypatch.setattr(f"d2nwg_init.{module}.process_executor", lambda _: ThreadPoolExecutor(1))
+    monkeypatch.setattr("zoo_builder.executors.processes.process_executor", lambda _: ThreadPoolExecutor(1))
 
 
 @pytest.fixture

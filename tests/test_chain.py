@@ -116,6 +116,7 @@ def test_held_out_dataset_is_refused(work, tmp_path):
     assert not (tmp_path / "z").exists()
 
 
+@pytest.mark.usefixtures("no_worker_processes")
 def test_models_trained_at_once_make_the_same_tasks(work, zoo, tmp_path):
     args = ("--recipe", work / "zoo.toml", "--data", work / "data", "--base", work / "base.safetensors")
     run("zoo", "build", *args, "--out", tmp_path / "zoo", "--workers", 1, "--at-once", 4)

@@ -16,11 +16,6 @@ from zoo_builder.datasets import load_dataset
 BUNDLE = "test_resnet-64"
 
 
-@pytest.fixture(autouse=True)
-def short_refining():
-    """All of it here."""
-
-
 @pytest.fixture(scope="module")
 def bundle():
     return load_bundle(BUNDLE)

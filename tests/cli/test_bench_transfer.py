@@ -42,7 +42,7 @@ def arguments(zoo, data, work, *more, datasets="kmnist,dtd_part"):
     return [*command, "--work", work / "cells", "--out", work / "transfer.json", "--datasets", datasets, *more]
 
 
-TWO_SETS = {"development": ("kmnist", "dtd_part"), "held_out": ()}
+TWO_SETS = {"development": ("kmnist", "dtd_part"), "held_out": (), "in_distribution": ()}
 FEW = ("--defaults", "--methods", "solved,zoo_selected", "--shots", "2,all", "--seeds", "1", "--workers", "1")
 FEW += ("--trained", "solved")
 
@@ -63,6 +63,7 @@ def test_a_run_ends_in_results_and_a_page_and_the_next_one_takes_up_what_is_ther
     assert not (work / "heldout_runs.json").exists()
 
 
+@pytest.mark.usefixtures("no_worker_processes")
 def test_every_look_at_the_held_out_sets_is_put_on_record(whole, measured_on, work):
     held_out = arguments(
         whole, measured_on, work, "--split", "held_out", *FEW, "--shots", "2", datasets="trashnet,cifar10"
@@ -75,6 +76,7 @@ def test_every_look_at_the_held_out_sets_is_put_on_record(whole, measured_on, wo
     assert runs[0]["methods"] == ["solved", "zoo_selected"]
 
 
+@pytest.mark.usefixtures("no_worker_processes")
 def test_changed_images_are_measured_anew_and_a_run_tells_the_commits_of_its_cells(whole, measured_on, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(measured_on, data)
@@ -168,6 +170,7 @@ def test_other_shots_are_refused(whole, measured_on, tmp_path):
     assert "or 'all', by commas" in " ".join(result.output.split())
 
 
+@pytest.mark.usefixtures("no_worker_processes")
 def test_without_training_only_step_0_is_measured_and_no_rate_is_chosen(whole, measured_on, tmp_path, monkeypatch):
     monkeypatch.setattr("d2nwg_init.benchmarks.transfer.splits.SPLITS", TWO_SETS)
     monkeypatch.setattr("d2nwg_init.benchmarks.transfer.benchmark.SPLITS", TWO_SETS)

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from d2nwg_init.benchmarks.demo import METHODS, run_demo
+from d2nwg_init.benchmarks import fine_tuning
+from d2nwg_init.benchmarks.demo import METHODS, draw_curves, run_demo
 from pretrained_generators.bundle import load_config
 from tests.cli.conftest import ShortFineTuning, fail, run, succeed, write_image_folder
 
@@ -15,8 +16,18 @@ def demo(images, bundle_path, tmp_path, *more):
     return succeed(*command, *more)
 
 
-def test_json_holds_every_method_at_every_step(images, bundle_path, tmp_path):
-    report = json.loads(demo(images, bundle_path, tmp_path, "--json", "--seeds", 2))
+@pytest.fixture(scope="module")
+def shown(images, bundle_path, tmp_path_factory):
+    """What a demo of two seeds prints, and the folder of what it writes."""
+    folder = tmp_path_factory.mktemp("shown")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tuning, "FineTuning", ShortFineTuning)
+        out = folder / "new" / "demo.json"
+        return demo(images, bundle_path, folder, "--json", "--seeds", 2, "--out", out), folder
+
+
+def test_json_holds_every_method_at_every_step(shown, bundle_path):
+    report = json.loads(shown[0])
     weights = load_config(bundle_path).identity
     assert report.keys() == {
         "schema", "name", "command", "commit", "date", "machine", "versions", *weights, "data", "rows",
@@ -30,21 +41,23 @@ def test_json_holds_every_method_at_every_step(images, bundle_path, tmp_path):
     assert {r["bundle"] for r in report["rows"]} == {"tiny-random"}
 
 
-def test_curves_are_a_png(images, bundle_path, tmp_path):
-    demo(images, bundle_path, tmp_path, "--json")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+def test_curves_are_a_png(shown):
+    assert (shown[1] / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_curves_are_a_png_by_any_name_and_the_results_do_not_wait_for_them(images, bundle_path, tmp_path, monkeypatch):
-    succeed("demo", "--data", images, "--bundle", bundle_path, "--plot", tmp_path / "curves.foo", "--seeds", 1)
-    assert (tmp_path / "curves.foo").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    out = tmp_path / "demo.json"
+    out, before = tmp_path / "demo.json", []
 
     def draw(rows, path):
-        assert json.loads(out.read_text())["rows"]
+        before.append(json.loads(out.read_text())["rows"])
+        draw_curves(rows, path)
 
     monkeypatch.setattr("d2nwg_init.benchmarks.demo.draw_curves", draw)
-    demo(images, bundle_path, tmp_path, "--out", out)
+    curves = tmp_path / "curves.foo"
+    succeed("demo", "--data", images, "--bundle", bundle_path, "--plot", curves, "--seeds", 1, "--out", out)
+    assert curves.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    (rows,) = before
+    assert rows
 
 
 def test_what_was_measured_is_written_when_a_later_dataset_is_interrupted(images, bundle_path, tmp_path, monkeypatch):
@@ -70,10 +83,9 @@ def test_two_datasets_of_one_name_are_refused(bundle_path, tmp_path):
     assert "--data names 2 datasets 'birds'" in message
 
 
-def test_json_is_written_to_a_file_as_well(images, bundle_path, tmp_path):
-    out = tmp_path / "new" / "demo.json"
-    printed = demo(images, bundle_path, tmp_path, "--json", "--out", out)
-    assert json.loads(out.read_text()) == json.loads(printed)
+def test_json_is_written_to_a_file_as_well(shown):
+    printed, folder = shown
+    assert json.loads((folder / "new" / "demo.json").read_text()) == json.loads(printed)
 
 
 def test_table_has_every_method_for_every_dataset(images, bundle_path, tmp_path):

@@ -82,6 +82,7 @@ def test_both_methods_are_measured_on_the_same_tasks(report):
         assert figure(rows, method, "test_accuracy") == pytest.approx(sum(accuracies(rows, method)) / 2)
 
 
+@pytest.mark.usefixtures("no_worker_processes")
 def test_models_trained_at_once_are_measured_against_one_at_a_time(folder):
     recipe = bench_recipe(ZooRecipe((), ("secret",), size=SIZE, support=24), NAMES, 2, steps=3)
     base = folder / "base.safetensors"
@@ -91,6 +92,7 @@ def test_models_trained_at_once_are_measured_against_one_at_a_time(folder):
     assert figure(rows, "builder", "entries_per_hour", "cuda") != figure(rows, "builder", "entries_per_hour", "cuda")
 
 
+@pytest.mark.usefixtures("no_worker_processes")
 def test_table_tells_the_ratio_and_what_was_not_measured(arguments):
     text = " ".join(succeed(*arguments, "--tasks", 1).split())
     assert "times as many entries" in text

@@ -15,6 +15,7 @@ from tests.d2nwg_init.conftest import new_model
 from tests.pretrained_generators.small import copied, labelled_images, same, seeded
 from zoo_builder.errors import D2NWGError
 
+FEW = {"num_candidates": 1, "num_support": 12, "refining_steps": 2}
 OURS = ("d2nwg_init.", "zoo_builder.", "pretrained_generators.")
 
 
@@ -66,10 +67,9 @@ def mixed_modes(model):
 
 @pytest.fixture
 def calls(bundle, loader):
-    given = {"generator": bundle, "num_candidates": 1, "num_support": 32, "refining_steps": 2}
-    initialize(new_model(), loader, **given)  # fills what is cached
+    initialize(new_model(), loader, generator=bundle, **FEW)  # fills what is cached
     with Injected() as seen:
-        initialize(new_model(), loader, **given)
+        initialize(new_model(), loader, generator=bundle, **FEW)
     return seen.calls
 
 
@@ -82,7 +82,7 @@ def test_a_fault_at_any_call_leaves_all_as_it_was(calls, mixed_modes, bundle, lo
     for i, at in enumerate(points):
         error = (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError, SystemError)[i % 4]
         with pytest.raises(error, match="injected"), Injected(at, error):
-            initialize(mixed_modes, loader, generator=bundle, num_candidates=1, num_support=32, refining_steps=2)
+            initialize(mixed_modes, loader, generator=bundle, **FEW)
         assert_unchanged(before, mixed_modes, loader)
 
 

@@ -92,9 +92,18 @@ def made(architecture):
     return model, copied(model.state_dict())
 
 
-@pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_model_with_every_loader(architecture, loader):
+def pairs():
+    """Every loader with a covered architecture and at least two others, every architecture with at least two loaders.
+    No model meets a loader: what was read of one is a tensor of images by then, whatever it came from."""
+    names = list(LOADERS)
+    yield from itertools.product(ARCHITECTURES[:1], names)
+    for i, architecture in enumerate(ARCHITECTURES[1:]):
+        for at in (i, i + 3):
+            yield architecture, names[at % len(names)]
+
+
+@pytest.mark.parametrize(("architecture", "loader"), pairs())
+def test_every_model_and_every_loader(architecture, loader):
     model, before = made(architecture)
     modes, batches = [m.training for m in model.modules()], LOADERS[loader]()
     np.random.seed(0)

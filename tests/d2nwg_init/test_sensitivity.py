@@ -109,6 +109,7 @@ def arguments(files, *more):
     return [*command, "--work", files / "work", "--out", files / "sensitivity.json", "--workers", "1", *more]
 
 
+@pytest.mark.usefixtures("no_worker_processes")
 def test_generators_are_trained_measured_and_drawn_and_the_next_run_takes_up_what_is_there(files):
     recipe = read_recipe(files / "zoo.toml", ZooRecipe, "zoo_builder")
     build_zoo(files / "data", files / "zoo", recipe)

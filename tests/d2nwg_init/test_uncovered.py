@@ -16,7 +16,7 @@ from zoo_builder.errors import ModelError
 
 def test_every_method_is_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(uncovered, "RATES", (1e-3,))
-    monkeypatch.setattr(uncovered.FineTuning, "batch_size", 16)
+    monkeypatch.setattr(uncovered.FineTuning, "batch_size", 4)
     write_npz(tmp_path / "stripes.npz", striped_dataset("stripes", train=48, test=24))
     model = timm.create_model("test_resnet", num_classes=0)
     torch.nn.init.normal_(model.bn1.running_mean)  # else it would count as one that was never trained

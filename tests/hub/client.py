@@ -25,6 +25,13 @@ def refine_little():
     refine.MOST_STEPS, refine.TRAININGS_OF_FEW = 2, 1
 
 
+def with_token(token, does, *args, **how):
+    """As where the environment has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", token)
+        return does(*args, **how)
+
+
 def digest(model):
     """Of all tensors."""
     state = sorted(model.state_dict().items())

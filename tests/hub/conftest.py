@@ -1,11 +1,13 @@
+import copy
 import multiprocessing
+import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from pretrained_generators.bundle import TrainedOn
-from tests.hub.client import digest, refine_little
+from tests.hub.client import digest, refine_little, with_token
 from tests.hub.server import TOKEN, Hub
 from tests.pretrained_generators.small import random_generator, save_random_bundle, write_measured_card
 
@@ -47,6 +49,8 @@ def processes(server, home):
 
     yield start
     for pool in pools:
+        pool.submit(os._exit, 0)  # to free all that was imported takes a second of each
+    for pool in pools:
         pool.shutdown()
 
 
@@ -57,14 +61,18 @@ def client(processes):
 
 
 @pytest.fixture(scope="session")
-def owner(processes):
-    """A client that has a token of its own."""
-    return processes(HF_TOKEN=TOKEN)
+def owner(client):
+    """The client with a token of its own, which is looked for at each call."""
+    return lambda does, *args, **how: client(with_token, TOKEN, does, *args, **how)
 
 
 @pytest.fixture
 def hub(server):
     """The server, empty."""
+    return emptied(server)
+
+
+def emptied(server):
     for kept in (server.repos, server.objects, server.faults, server.asked):
         kept.clear()
     return server
@@ -85,13 +93,23 @@ def whole():
     return digest(random_generator())
 
 
-@pytest.fixture
-def pushed(hub, client, saved):
-    """ORG/NAME of the bundle on the Hub, with its commit."""
+@pytest.fixture(scope="session")
+def left_by_a_push(server, client, saved):
+    """What the Hub holds then, and the commit."""
     from tests.hub.client import push
 
     commit = client(push, saved, "org/tiny", token=TOKEN)
-    hub.asked.clear()
+    left = copy.deepcopy((server.repos, server.objects))
+    emptied(server)
+    return *left, commit
+
+
+@pytest.fixture
+def pushed(hub, left_by_a_push):
+    """ORG/NAME of the bundle on the Hub, with its commit."""
+    repos, objects, commit = copy.deepcopy(left_by_a_push)
+    hub.repos.update(repos)
+    hub.objects.update(objects)
     return "org/tiny", commit
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pretrained_generators.small import labelled_images, random_generator, small_zoo
+from pretrained_generators.training.train import train_generator
+from tests.pretrained_generators.small import RECIPE, labelled_images, random_generator, small_zoo
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,14 @@ def generator():
 def zoo(tmp_path_factory):
     """Shared and only read."""
     return small_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session")
+def trained(zoo, tmp_path_factory):
+    """The folder of the bundle that was trained on it; shared and only read."""
+    folder = tmp_path_factory.mktemp("trained") / "bundle"
+    train_generator(zoo, RECIPE, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

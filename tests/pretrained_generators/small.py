@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +83,19 @@ def random_generator(model: str = MODEL, seed: int = 0) -> Generator:
     return generator.requires_grad_(False).eval()
 
 
+@functools.cache
+def _kept_bundle(size: int) -> tempfile.TemporaryDirectory:
+    """Copied and never changed: hundreds of tests begin with one like it."""
+    parent = tempfile.TemporaryDirectory(prefix="d2nwg-tests-")
+    folder = Path(parent.name) / "bundle"
+    folder.mkdir()
+    save_random_bundle(folder)
+    return parent
+
+
 def save_random_bundle(path: Path, **changes: object) -> BundleConfig:
+    if not changes and not path.exists():
+        return load_config(Path(shutil.copytree(f"{_kept_bundle(SIZE).name}/bundle", path)))
     generator = changes.pop("generator", None) or random_generator()
     about = {
         "name": "tiny-random",
@@ -196,13 +211,13 @@ def small_zoo(path: Path, entries: int = 10, size: int = SIZE, in_chans: int = 3
     return zoo
 
 
-def interrupted_stage(name, module, settings, loss, folder, seed):
-    """`train_stage`, of which Ctrl-C stops the sixth step."""
-    calls = iter(range(5))
+def interrupted_stage(name, module, settings, loss, folder, seed, after=5):
+    """`train_stage`, of which Ctrl-C stops the step that comes `after` so many."""
+    calls = iter(range(after))
 
-    def until_fifth(generator: torch.Generator) -> torch.Tensor:
+    def until_then(generator: torch.Generator) -> torch.Tensor:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return loss(generator)
 
-    loop.train_stage(name, module, settings, until_fifth, folder, seed)
+    loop.train_stage(name, module, settings, until_then, folder, seed)

@@ -96,8 +96,10 @@ def test_negative_rank_is_an_error():
 
 
 def test_bundle_of_a_rank_is_smaller_and_generates_whole_deltas(zoo, tmp_path):
+    once = {f"{stage}_training": dataclasses.replace(getattr(RECIPE, f"{stage}_training"), steps=1)
+            for stage in ("vae", "encoder", "diffusion")}  # fmt: skip
     for rank in (0, 4):
-        train_generator(zoo, dataclasses.replace(RECIPE, rank=rank, chunk=1024), tmp_path / str(rank))
+        train_generator(zoo, dataclasses.replace(RECIPE, **once, rank=rank, chunk=1024), tmp_path / str(rank))
     sizes = [(tmp_path / r / "generator.safetensors").stat().st_size for r in ("0", "4")]
     assert sizes[1] < sizes[0] / 2
     config, generator = load_bundle(tmp_path / "4").config, load_bundle(tmp_path / "4").generator

@@ -39,6 +39,34 @@ def path(zoo, tmp_path_factory):
     return out
 
 
+def train_until_killed(place, zoo, out):
+    """At one of the places at its very end."""
+
+    def kill(at, *_):
+        if place == "shutil.rmtree":
+            (at / "vae.jsonl").unlink()  # what it had come to
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"pretrained_generators.training.train.{place}", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train_generator(zoo, RECIPE, out)
+
+
+@pytest.fixture(scope="module")
+def killed(zoo, tmp_path_factory):
+    """Another training by the same recipe, which is behind all stages and was killed at the first of these places."""
+    out = tmp_path_factory.mktemp("killed")
+    train_until_killed("write_log", zoo, out)
+    return out
+
+
+@pytest.fixture
+def ending(killed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(killed, tmp_path / "ending")
+
+
 def test_bundle_loads_and_generates_for_images(path):
     generator = load_bundle(path).generator
     images, labels = labelled_images(24, 3)
@@ -88,17 +116,17 @@ def test_a_dataset_looks_as_it_does_through_no_domain_where_that_is_known(zoo):
     assert statistics((plain, "a", "plain")) is None
 
 
-def test_losses_and_what_was_measured_are_kept_and_drawn(zoo, tmp_path, monkeypatch):
+def test_losses_and_what_was_measured_are_kept_and_drawn(zoo, ending, monkeypatch):
     monkeypatch.setattr(train, "draw_training", draw_training)
-    train_generator(zoo, RECIPE, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train_generator(zoo, RECIPE, ending)
+    lines = [json.loads(line) for line in (ending / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line.get("step")) for line in lines] == [
         *((stage, step) for stage in ("vae", "encoder", "diffusion") for step in (4, 6)),
         ("measured", None),
     ]
-    measured = load_bundle(tmp_path).config.measured
+    measured = load_bundle(ending).config.measured
     assert {k: lines[-1][k] for k in measured} == measured
-    drawn = (tmp_path / "training.svg").read_text()
+    drawn = (ending / "training.svg").read_text()
     assert drawn.startswith("<?xml")
     assert draw_training(lines[:-1], measured, GATES) == drawn
 
@@ -167,38 +195,31 @@ def test_finished_training_is_not_run_again(path, zoo):
     assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in path.iterdir()} == before
 
 
-def test_equal_recipes_give_equal_files(path, zoo, tmp_path):
+def test_equal_recipes_give_equal_files(path, zoo, ending):
+    train_generator(zoo, RECIPE, ending)
+    for file in ("config.json", "generator.safetensors"):
+        assert (ending / file).read_bytes() == (path / file).read_bytes()
+
+
+def test_training_that_is_interrupted_in_every_stage_resumes_to_equal_files(path, zoo, tmp_path, monkeypatch):
+    for stage in ("vae", "encoder", "diffusion"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"pretrained_generators.training.{stage}.train_stage", interrupted_stage)
+            with pytest.raises(KeyboardInterrupt):
+                train_generator(zoo, RECIPE, tmp_path)
+        assert (tmp_path / "training" / f"{stage}.resume").exists()
     train_generator(zoo, RECIPE, tmp_path)
     for file in ("config.json", "generator.safetensors"):
         assert (tmp_path / file).read_bytes() == (path / file).read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["vae", "encoder", "diffusion"])
-def test_interrupted_training_resumes_to_equal_files(stage, path, zoo, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(f"pretrained_generators.training.{stage}.train_stage", interrupted_stage)
-        with pytest.raises(KeyboardInterrupt):
-            train_generator(zoo, RECIPE, tmp_path)
-    assert (tmp_path / "training" / f"{stage}.resume").exists()
-    train_generator(zoo, RECIPE, tmp_path)
-    for file in ("config.json", "generator.safetensors"):
-        assert (tmp_path / file).read_bytes() == (path / file).read_bytes()
-
-
-@pytest.mark.parametrize("killed_in", ["write_log", "draw_training", "record_files", "shutil.rmtree"])
-def test_what_was_killed_at_its_very_end_is_finished_to_equal_files(killed_in, path, zoo, tmp_path, monkeypatch):
-    def kill(at, *_):
-        if killed_in == "shutil.rmtree":
-            (at / "vae.jsonl").unlink()  # what it had come to
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"pretrained_generators.training.train.{killed_in}", kill)
-        with pytest.raises(KeyboardInterrupt):
-            train_generator(zoo, RECIPE, tmp_path)
-    assert (tmp_path / "training").exists()
-    assert train_generator(zoo, RECIPE, tmp_path) == load_bundle(tmp_path).config
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in path.iterdir()}
+@pytest.mark.parametrize("place", ["write_log", "draw_training", "record_files", "shutil.rmtree"])
+def test_what_was_killed_at_its_very_end_is_finished_to_equal_files(place, path, zoo, ending):
+    """At two places: what goes on from the first comes by the others as what was never killed does."""
+    train_until_killed(place, zoo, ending)
+    assert (ending / "training").exists()
+    assert train_generator(zoo, RECIPE, ending) == load_bundle(ending).config
+    assert {p.name: p.read_bytes() for p in ending.iterdir()} == {p.name: p.read_bytes() for p in path.iterdir()}
 
 
 def test_lines_of_a_log_that_were_cut_or_come_twice_are_left_out(tmp_path):

@@ -1,11 +1,12 @@
 """What a bundle says of its training: all that had a part in its weights, and nothing that could not be read again."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from pretrained_generators.bundle import load_bundle
+from pretrained_generators.bundle import load_bundle, load_config
 from pretrained_generators.training.audit_zoo import audit_zoo, write_audit
 from pretrained_generators.training.train import train_generator
 from tests.pretrained_generators.small import RECIPE, small_zoo
@@ -83,26 +84,21 @@ def test_a_base_beyond_half_precision_is_refused_before_any_stage(tmp_path):
     assert not list((tmp_path / "bundle").rglob("*.safetensors"))
 
 
-def test_a_zoo_that_was_built_again_to_other_weights_is_another_one(tmp_path):
-    zoo = small_zoo(tmp_path)
-    config = train_generator(zoo, RECIPE, tmp_path / "bundle")
+def test_a_zoo_that_was_built_again_to_other_weights_is_another_one(zoo, trained, tmp_path):
+    zoo, config = Zoo.open(shutil.copytree(zoo.path, tmp_path / "zoo")), load_config(trained)
     assert config.zoo_sha256 == files_sha256(zoo.entry(i) for i in config.learnt)
     entry = zoo.entry(config.learnt[0])
     moved = {k: v * 1.01 for k, v in entry.delta().items()}
     zoo.write(entry.task, FineTuneResult(moved, {}, *entry.support(), entry.embedding(), entry.metrics, entry.curve))
     with pytest.raises(BundleError, match="built again"):
-        audit_zoo(load_bundle(tmp_path / "bundle"), zoo)
+        audit_zoo(load_bundle(trained), zoo)
     again = train_generator(zoo, RECIPE, tmp_path / "again")
     assert again.trained_with != config.trained_with
 
 
-def test_an_audit_against_models_that_are_not_known_for_those_trained_on_says_so(tmp_path):
-    zoo = small_zoo(tmp_path)
-    config = train_generator(zoo, RECIPE, tmp_path / "bundle")
-    found = audit_zoo(load_bundle(tmp_path / "bundle"), zoo, samples=1)
-    texts = [
-        write_audit(found, c, tmp_path / "bundle")["verdict"]["text"]
-        for c in (config, replace(config, zoo_sha256=None))
-    ]
+def test_an_audit_against_models_that_are_not_known_for_those_trained_on_says_so(zoo, trained, tmp_path):
+    bundle, config = shutil.copytree(trained, tmp_path / "bundle"), load_config(trained)
+    found = audit_zoo(load_bundle(bundle), zoo, samples=1)
+    texts = [write_audit(found, c, bundle)["verdict"]["text"] for c in (config, replace(config, zoo_sha256=None))]
     assert ["trained again" in text for text in texts] == [False, True]
-    assert json.loads((tmp_path / "bundle/audit.json").read_text())["verdict"]["text"] == texts[1]
+    assert json.loads((bundle / "audit.json").read_text())["verdict"]["text"] == texts[1]

@@ -6,6 +6,7 @@ import functools
 import os
 import random
 import resource
+import shutil
 import signal
 import statistics
 import subprocess
@@ -21,11 +22,11 @@ from safetensors.torch import load_file
 
 from tests.zoo_builder.synthetic import random_body, striped_dataset, write_npz
 from tests.zoo_builder.test_rescaling import leaning_on_its_means
+from zoo_builder import survey
 from zoo_builder.backbones import BackboneSpec
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import DataError, ModelError, RecipeError, ZooError
-from zoo_builder.executors.processes import process_executor
 from zoo_builder.job import Device
 from zoo_builder.rescore import rescore
 from zoo_builder.store import Zoo
@@ -36,12 +37,13 @@ BRANCH = Plan(
     "branch",
     "episodic",
     Training(2, batch_size=16, rate_of_start=0.5),
-    domains=("plain", "invert", "gray"),
+    domains=("plain", "invert"),
     start="trunk",
 )
 PLAIN = Plan("finetune", "finetune", Training(2, batch_size=16))
 RECIPE = ZooRecipe((TRUNK, BRANCH, PLAIN), held_out=("secret",), size=32, support=24)
-TASKS = 1 + 2 * (3 + 1)
+FOUR = Device(at_once=4)
+TASKS = 1 + 2 * (2 + 1)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +65,33 @@ def run_build(data: Path, out: Path, recipe: ZooRecipe = RECIPE, executor=None, 
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """The zoo of a build that nothing interrupted."""
-    out = tmp_path_factory.mktemp("whole") / "zoo"
-    assert run_build(data, out) == {}
-    return Zoo.open(out)
+def built(data, tmp_path_factory):
+    """The zoo of a build that nothing interrupted, the seconds that it took, and the datasets as they were read."""
+    out, read, load = tmp_path_factory.mktemp("whole") / "zoo", [], survey.load_dataset
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "load_dataset", lambda name, *a, **k: read.append(name) or load(name, *a, **k))
+        assert run_build(data, out) == {}
+    return Zoo.open(out), time.monotonic() - began, read
+
+
+@pytest.fixture(scope="module")
+def whole(built):
+    return built[0]
+
+
+@pytest.fixture
+def at_once(beside, tmp_path):
+    """A copy of `beside`, to be built on."""
+    return Zoo.open(shutil.copytree(beside, tmp_path / "at-once"))
+
+
+@pytest.fixture(scope="module")
+def beside(data, tmp_path_factory):
+    """The folder of a zoo whose models were trained four at once: all branches are of one group."""
+    out = tmp_path_factory.mktemp("beside") / "zoo"
+    assert run_build(data, out, device=FOUR) == {}
+    return out
 
 
 def bits(zoo: Zoo) -> dict[str, str]:
@@ -102,25 +126,22 @@ def test_every_task_is_there_and_its_hash_is_its_files(whole):
     assert len(bits(whole)) == TASKS
     assert whole.failures() == {}
     plans = [e.task.plan for e in whole.entries()]
-    assert (plans.count("trunk"), plans.count("branch"), plans.count("finetune")) == (1, 6, 2)
+    assert (plans.count("trunk"), plans.count("branch"), plans.count("finetune")) == (1, 4, 2)
     about = next(whole.entries()).about
     assert about["sources"].keys() >= {"bands"}
     assert about["versions"].keys() == {"d2nwg-init", "torch", "timm"}
     assert about["backbone"].items() >= {"model": "test_resnet", "in_chans": 3, "stem": "as it is"}.items()
 
 
-def test_killed_twenty_times_it_is_the_zoo_of_an_uninterrupted_build(data, whole, tmp_path):
+def test_killed_twenty_times_it_is_the_zoo_of_an_uninterrupted_build(data, built, tmp_path):
     """SIGKILL at random moments, from before the first file to after the last."""
+    whole, length, _ = built
     rng = random.Random(0)
     out = tmp_path / "zoo"
-    began = time.monotonic()
-    with child(functools.partial(run_build, data, tmp_path / "timed")) as pid:
-        os.waitpid(pid, 0)
-    length = time.monotonic() - began
     seen = set()
     for _ in range(20):
         with child(functools.partial(run_build, data, out)):
-            time.sleep(rng.uniform(0, length / 3))
+            time.sleep(rng.uniform(0, length / 4))
         if (out / "zoo.json").exists():
             zoo = Zoo.open(out)
             found = bits(zoo)
@@ -136,8 +157,10 @@ def test_killed_with_its_worker_processes_it_goes_on(data, whole, tmp_path):
     """Not forked: what starts the worker processes is not a fork's own, if a test before started some."""
     out = tmp_path / "zoo"
     work = (
-        "import sys; from pathlib import Path; from tests.zoo_builder.test_build import *\n"
-        "if __name__ == '__main__': run_build(*map(Path, sys.argv[1:]), executor=process_executor(2))"
+        "if __name__ == '__main__':\n"  # the workers import nothing of this
+        "    import sys; from pathlib import Path; from zoo_builder.executors.processes import process_executor\n"
+        "    from tests.zoo_builder.test_build import run_build\n"
+        "    run_build(*map(Path, sys.argv[1:]), executor=process_executor(2))\n"
     )
     (tmp_path / "work.py").write_text(work)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -148,7 +171,7 @@ def test_killed_with_its_worker_processes_it_goes_on(data, whole, tmp_path):
             time.sleep(0.05)
         os.killpg(building.pid, signal.SIGKILL)
     assert 0 < len(bits(Zoo.open(out))) < TASKS
-    assert run_build(data, out, executor=process_executor(2)) == {}
+    assert run_build(data, out) == {}
     assert bits(Zoo.open(out)) == bits(whole)
 
 
@@ -227,8 +250,8 @@ def test_a_failing_task_is_recorded_and_the_others_go_on(data, tmp_path):
 def test_what_goes_on_from_a_failed_task_fails_with_it(data, tmp_path):
     bad, out = spoiled(data, tmp_path / "data"), tmp_path / "zoo"
     failed = run_build(bad, out)
-    assert len(failed) == 1 + 6 + 1  # the trunk over both, its branches, and the plain task of the bad one
-    assert sum("that it goes on from failed" in error for error in failed.values()) == 6
+    assert len(failed) == 1 + 4 + 1  # the trunk over both, its branches, and the plain task of the bad one
+    assert sum("that it goes on from failed" in error for error in failed.values()) == 4
 
 
 def test_a_failed_task_is_run_again_only_when_asked(data, tmp_path):
@@ -253,8 +276,7 @@ def test_a_dataset_that_changed_is_refused(data, tmp_path):
 
 def test_lost_entry_comes_back_with_equal_bits(data, whole, tmp_path):
     out = tmp_path / "zoo"
-    assert run_build(data, out) == {}
-    zoo = Zoo.open(out)
+    zoo = Zoo.open(shutil.copytree(whole.path, out))
     lost = [zoo.entry_path(i) for i in bits(zoo)][::3]
     for path in lost:
         path.unlink()
@@ -262,30 +284,22 @@ def test_lost_entry_comes_back_with_equal_bits(data, whole, tmp_path):
     assert bits(zoo) == bits(whole)
 
 
-def test_workers_share_the_decoded_images(data, whole, tmp_path, monkeypatch):
+def test_workers_share_the_decoded_images(built):
     """Each dataset is read once to look at it, once to look for leaks, and once for all tasks together."""
-    from zoo_builder import survey
-
-    read, load = [], survey.load_dataset
-    monkeypatch.setattr(survey, "load_dataset", lambda name, *a, **k: read.append(name) or load(name, *a, **k))
-    assert run_build(data, tmp_path) == {}
-    assert sorted(read) == ["bands"] * 3 + ["secret"] + ["stripes"] * 3
-    assert bits(Zoo.open(tmp_path)) == bits(whole)
+    assert sorted(built[2]) == ["bands"] * 3 + ["secret"] + ["stripes"] * 3
 
 
-def test_models_trained_at_once_are_the_same_after_an_interruption(data, tmp_path):
+def test_models_trained_at_once_are_the_same_after_an_interruption(data, at_once):
     """A group of which some are there already is trained whole, since a sum of floats depends on what is beside it."""
-    device = Device(at_once=4)
-    assert run_build(data, tmp_path / "whole", device=device) == {}
-    zoo = Zoo.open(tmp_path / "whole")
+    zoo = at_once
     first = bits(zoo)
     assert len(first) == TASKS
     (about,) = {str(e.about["device"]) for e in zoo.entries()}
     assert "4" in about
-    for entry in [e for e in zoo.entries() if e.task.plan == "branch"][1:3]:
-        (zoo.path / "rows" / f"{entry.id}.parquet").unlink()
-        entry.path.unlink()
-    assert run_build(data, tmp_path / "whole", device=device) == {}
+    lost = next(zoo.entries(plans=["branch"]))
+    zoo.row_path(lost.id).unlink()
+    lost.path.unlink()
+    assert run_build(data, zoo.path, device=FOUR) == {}
     assert bits(zoo) == first
 
 
@@ -298,11 +312,9 @@ def test_a_task_that_fails_beside_others_does_not_stop_them(data, tmp_path):
     assert len(bits(Zoo.open(tmp_path))) == TASKS - 2
 
 
-def test_trying_again_beside_entries_that_are_done_loses_none_of_them(data, tmp_path, monkeypatch):
+def test_trying_again_beside_entries_that_are_done_loses_none_of_them(data, at_once, monkeypatch):
     """A group is trained whole, and a device that is full fails it whole."""
-    device = Device(at_once=8)
-    assert run_build(data, tmp_path, device=device) == {}
-    zoo = Zoo.open(tmp_path)
+    zoo = at_once
     before, branches = bits(zoo), list(zoo.entries(plans=["branch"]))
     trunk = next(zoo.entries(plans=["trunk"])).task
     zoo.write_failure(branches[0].task, "it broke")
@@ -311,10 +323,10 @@ def test_trying_again_beside_entries_that_are_done_loses_none_of_them(data, tmp_
         raise MemoryError
 
     monkeypatch.setattr("zoo_builder.job.run_tasks", full)
-    assert run_build(data, tmp_path, device=device, retry_failed=True) == {branches[0].id: "MemoryError"}
+    assert run_build(data, zoo.path, device=FOUR, retry_failed=True) == {branches[0].id: "MemoryError"}
     assert bits(zoo) == {i: sha256 for i, sha256 in before.items() if i != branches[0].id}
     zoo.write_failure(trunk, "it broke")  # what goes on from it and is done stays too
-    assert run_build(data, tmp_path, device=device).keys() == {trunk.id, branches[0].id}
+    assert run_build(data, zoo.path, device=FOUR).keys() == {trunk.id, branches[0].id}
     assert bits(zoo) == {i: sha256 for i, sha256 in before.items() if i not in (trunk.id, branches[0].id)}
 
 
@@ -324,10 +336,11 @@ def test_a_leak_is_refused_before_any_task(data, tmp_path):
     for name in ("base.safetensors", "bands.npz", "stripes.npz"):
         (leaky / name).write_bytes((data / name).read_bytes())
     write_npz(leaky / "secret.npz", striped_dataset("secret"))  # what stripes.npz holds
+    recipe = dataclasses.replace(RECIPE, plans=(PLAIN,))
     with pytest.raises(DataError, match=r"images of stripes are in secret \(exact\)"):
-        run_build(leaky, tmp_path / "zoo")
+        run_build(leaky, tmp_path / "zoo", recipe)
     assert not list((tmp_path / "zoo").glob("entries/*"))
-    assert run_build(leaky, tmp_path / "zoo", dataclasses.replace(RECIPE, leakage="report")) == {}
+    assert run_build(leaky, tmp_path / "zoo", dataclasses.replace(recipe, leakage="report")) == {}
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,16 @@ from tests.zoo_builder.test_dataset_sources import PARTS, write_parquet
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
-import sys
+import sys, urllib.request
 from zoo_builder.datasets import load_dataset
 from zoo_builder.errors import DataError
-for source in sys.argv[2:]:
+for how, source in zip(sys.argv[2::2], sys.argv[3::2]):
     try:
-        found = load_dataset(source, size=32, download=sys.argv[1] == "download")
+        found = load_dataset(source, size=32, download=how == "download")
         print(len(found.x_train), len(found.x_test), found.licence, found.sha256)
     except DataError as e:
-        print("DataError:", e)
+        print("DataError:", *str(e).split())
+    urllib.request.urlopen(sys.argv[1] + "/done")
 """
 
 
@@ -58,6 +59,8 @@ def hub(tmp_path):
             elif path.startswith(f"/datasets/org/bands/resolve/{COMMIT}/"):
                 contents = files[path.rpartition("/")[2]]
                 self.send(200, contents, with_body, {"ETag": f'"{etag(contents)}"', "X-Repo-Commit": COMMIT})
+            elif path == "/done":
+                self.send(200, b"", with_body)
             else:
                 self.send(404, b"", with_body, {"X-Error-Code": "RepoNotFound"})
 
@@ -78,28 +81,30 @@ def hub(tmp_path):
     server.shutdown()
 
 
-def load(endpoint, home, how, *sources):
-    """In a process of its own, since the client reads its environment once."""
+def load(endpoint, home, *hows_and_sources):
+    """In a process of its own, since the client reads its environment once; what it prints of each."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-c", SCRIPT, how, *sources]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    command = [sys.executable, "-c", SCRIPT, endpoint, *hows_and_sources]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def test_dataset_is_fetched_when_asked_at_its_commit_and_kept(hub, tmp_path):
     endpoint, asked = hub
     source = f"hf:org/bands@{COMMIT}"
-    assert "not in the cache" in load(endpoint, tmp_path / "home", "local", source)
-    assert asked == []
-    fetched = load(endpoint, tmp_path / "home", "download", source)
+    absent, fetched = load(endpoint, tmp_path / "home", "local", source, "download", source)
+    assert "not in the cache" in absent
+    assert asked[0] == "/done"
+    assert len(asked) > 2
     assert fetched.startswith(f"{len(PARTS['train'][1])} {len(PARTS['test'][1])} mit ")
     assert not any("script.py" in path for path in asked)
     asked.clear()
-    assert load(endpoint, tmp_path / "home", "local", source) == fetched
-    assert asked == []
+    assert load(endpoint, tmp_path / "home", "local", source) == [fetched]
+    assert asked == ["/done"]
 
 
 def test_unknown_dataset_or_commit_is_an_error(hub, tmp_path):
     endpoint, _ = hub
-    absent = (f"hf:org/nothing@{COMMIT}", "hf:org/bands@" + "f" * 40)
-    assert load(endpoint, tmp_path / "home", "download", *absent).count("DataError: ") == 2
+    absent = ("download", f"hf:org/nothing@{COMMIT}", "download", "hf:org/bands@" + "f" * 40)
+    assert [told[:11] for told in load(endpoint, tmp_path / "home", *absent)] == ["DataError: "] * 2

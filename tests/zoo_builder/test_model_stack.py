@@ -19,10 +19,15 @@ MODELS = {
 }
 
 
+SMALL = {  # of what there is no test model of
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 3, 4)},
+}
+
+
 def bodies(name, count=3):
     """One body and the weights of several, near each other."""
     torch.manual_seed(0)
-    body = BackboneSpec(name, img_size=MODELS[name]).create().eval()
+    body = BackboneSpec(name, img_size=MODELS[name], args=SMALL.get(name, {})).create().eval()
     base = {k: p.detach() for k, p in body.named_parameters()}
     noise = [{k: torch.randn(v.shape, generator=seeded(i)) for k, v in base.items()} for i in range(count)]
     return body, [shifted(base, delta, 0.02) for delta in noise]
