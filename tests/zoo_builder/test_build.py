@@ -27,6 +27,7 @@ from zoo_builder.backbones import BackboneSpec
 from zoo_builder.build import begin_zoo, build
 from zoo_builder.checkpoint import write_atomically
 from zoo_builder.errors import DataError, ModelError, RecipeError, ZooError
+from zoo_builder.executors.processes import process_executor
 from zoo_builder.job import Device
 from zoo_builder.rescore import rescore
 from zoo_builder.store import Zoo
@@ -171,7 +172,7 @@ def test_killed_with_its_worker_processes_it_goes_on(data, whole, tmp_path):
             time.sleep(0.05)
         os.killpg(building.pid, signal.SIGKILL)
     assert 0 < len(bits(Zoo.open(out))) < TASKS
-    assert run_build(data, out) == {}
+    assert run_build(data, out, executor=process_executor(1)) == {}
     assert bits(Zoo.open(out)) == bits(whole)
 
 
