@@ -64,8 +64,10 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
             largest = max(largest, len(x))
             x, y = drawn.new_of(x, y, notes)
             # As models compute, so that nobody copies all of them again.
-            images.append(x[:missing].detach().cpu().contiguous(memory_format=torch.channels_last))
-            labels.append(y[:missing].detach().cpu().long())
+            kept = x[:missing].detach().cpu().contiguous(memory_format=torch.channels_last)
+            # Copied once: a loader may fill a batch's memory anew, and that of a worker's batch is a file held open.
+            images.append(kept.clone() if x.is_cpu and kept.data_ptr() == x.data_ptr() else kept)
+            labels.append(y[:missing].detach().to("cpu", torch.long, copy=True))
             missing -= len(images[-1])
             if missing <= 0:
                 break
