@@ -169,10 +169,13 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "fine_label")
 
 def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float [N, C, H, W] and labels int [N] of a batch, whatever its form."""
+    advice = "Wrap a dataset in a DataLoader; give one of Hugging Face .with_format('torch') or a transform to tensors."
     if isinstance(batch, Mapping):
         x = next((batch[k] for k in IMAGE_KEYS if k in batch), None)
         y = next((batch[k] for k in LABEL_KEYS if k in batch), None)
         came = f"a dict with the keys {sorted(map(str, batch))}"
+        if x is None or y is None:
+            advice = f"Name the images {' or '.join(IMAGE_KEYS)}, and the labels {' or '.join(LABEL_KEYS)}."
     elif isinstance(batch, tuple | list) and len(batch) >= 2:
         x, y = batch[0], batch[1]
         came = f"({type(x).__name__}, {type(y).__name__})"
@@ -186,8 +189,8 @@ def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[t
         )
     if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
         raise DataError(
-            f"Each batch must be a tensor of images and a tensor of labels, as a pair or in a dict; got {came}. Wrap a "
-            'dataset in a DataLoader; give one of Hugging Face .with_format("torch") or a transform that makes tensors.'
+            "Each batch must be a tensor of images and a tensor of labels, as a pair or in a dict; "
+            f"got {came}. {advice}"
         )
     if x.ndim == 3 and y.ndim == 0:
         raise DataError(
