@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data.loader import MultiEpochsDataLoader, fast_collate
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, default_collate
+from timm.data.loader import MultiEpochsDataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from zoo_builder.errors import DataError
+from zoo_builder.first_batches import Drawn, FirstBatches
 from zoo_builder.random_state import unchanged_random_state
-
-# They take a batch of any length: an image that comes again need not be fetched for them. Another collate_fn gets its
-# batches as in training: timm's Mixup wants an even number, what goes with a sampler of P x K images as many.
-TAKE_ANY_LENGTH = (default_collate, fast_collate)
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,12 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     Batches are read whole and in the loader's order; but a DataLoader that goes through more images than these without
     shuffling is read in an order of `seed`, since sorted classes would not all be seen. An image that comes again (a
     sampler with replacement, a loader without end) counts once: left out of a head, it would be known to it by its
-    copy. Those of a DataLoader are told by their index, whatever augmentation makes of them, but where a collate_fn of
-    one's own gives another number of images than it got; others by every bit and their label. `num_support` is of
-    images that come, so that this ends. Soft targets [N, num_classes] count by their largest. The global random states
-    and those of the loader's and its sampler's generators are put back afterwards; what is read from an iterator is
-    gone from it.
+    copy. Those of a DataLoader are told by their index, inside of Subset and ConcatDataset too, whatever augmentation
+    makes of them, but where a collate_fn of one's own gives another number of images than it got; others by every bit
+    and their label. Of several views of each image, as timm's AugMix makes them (a batch is a block of all its images,
+    and then another), the first counts. `num_support` is of images that come, so that this ends. Soft targets [N,
+    num_classes] count by their largest. The global random states and those of the loader's and its sampler's generators
+    are put back afterwards; what is read from an iterator is gone from it.
 
     Raises:
         DataError: no batch, batches of another form, labels out of range, fewer than two classes, or NaN pixels.
@@ -57,21 +55,19 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     notes: list[str] = []
-    drawn: list[list[bool]] = []  # of each batch of a DataLoader's sampler, which of its images had come before
-    fetched = (before for before in drawn if not all(before))
+    drawn = Drawn()
     largest = 0
     with unchanged_random_state(loader):
         missing = num_support
         for batch in _of_the_first(loader, num_support, seed, notes, drawn):
             x, y = images_and_labels(batch, num_classes, notes)
             largest = max(largest, len(x))
-            before = next(fetched, [])
-            if any(before) and len(before) == len(x):  # else they were not fetched, or which they are is not known
-                new = [i for i, came in enumerate(before) if not came]
-                x, y = x[new], y[new]
+            x, y = drawn.new_of(x, y, notes)
             # As models compute, so that nobody copies all of them again.
-            images.append(x[:missing].detach().cpu().contiguous(memory_format=torch.channels_last))
-            labels.append(y[:missing].detach().cpu().long())
+            kept = x[:missing].detach().cpu().contiguous(memory_format=torch.channels_last)
+            # Copied once: a loader may fill a batch's memory anew, and that of a worker's batch is a file held open.
+            images.append(kept.clone() if x.is_cpu and kept.data_ptr() == x.data_ptr() else kept)
+            labels.append(y[:missing].detach().to("cpu", torch.long, copy=True))
             missing -= len(images[-1])
             if missing <= 0:
                 break
@@ -102,7 +98,7 @@ def read_support_set(loader: Iterable[Any], num_support: int, num_classes: int, 
         raise DataError(f"{bad} of {len(x)} images hold NaN or infinite pixels. Check the files and the transform.")
     x = x.float()
     once = _first_of_equals(x, y)
-    repeated = sum(map(sum, drawn)) + len(y) - len(once)
+    repeated = drawn.repeated + len(y) - len(once)
     if len(once) < len(y):
         x, y = x[once].contiguous(memory_format=torch.channels_last), y[once]
     if repeated:
@@ -130,11 +126,9 @@ def _first_of_equals(images: torch.Tensor, labels: torch.Tensor) -> list[int]:
     return list(first.values())
 
 
-def _of_the_first(
-    loader: Iterable[Any], count: int, seed: int, notes: list[str], drawn: list[list[bool]]
-) -> Iterable[Any]:
+def _of_the_first(loader: Iterable[Any], count: int, seed: int, notes: list[str], drawn: Drawn) -> Iterable[Any]:
     """`loader`, or a copy of a DataLoader (timm's, and one in its PrefetchLoader, too) that fetches no batch behind the
-    first `count` images, whatever its workers fetch ahead, nor one of images that came before (see _FirstBatches), and
+    first `count` images, whatever its workers fetch ahead, nor one of images that came before (see FirstBatches), and
     has no part in the state of the user's own."""
     inner = getattr(loader, "loader", None)
     if isinstance(inner, DataLoader) and type(loader).__module__.startswith("timm."):
@@ -158,9 +152,8 @@ def _of_the_first(
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(batches.sampler), generator=generator, device="cpu").tolist()
         batches = BatchSampler(order, batches.batch_size, batches.drop_last)
-    whole = loader.collate_fn not in TAKE_ANY_LENGTH
     # In their order, in which it is noted what was drawn.
-    return _changed(loader, batch_sampler=_FirstBatches(batches, count, whole, drawn), in_order=True)
+    return _changed(loader, batch_sampler=FirstBatches(batches, count, loader, drawn), in_order=True)
 
 
 def _changed(loader: DataLoader, **changes: Any) -> DataLoader:
@@ -170,46 +163,19 @@ def _changed(loader: DataLoader, **changes: Any) -> DataLoader:
     return loader
 
 
-class _FirstBatches:
-    """The batches of a sampler that hold the first `count` indices, without those that came before, or `whole` where
-    one did not. Of each batch drawn, `drawn` gets which indices came before."""
-
-    def __init__(self, batches: Iterable[Any], count: int, whole: bool, drawn: list[list[bool]]) -> None:
-        self._batches, self._count, self._whole, self._drawn = batches, count, whole, drawn
-
-    def __iter__(self) -> Iterator[Any]:
-        missing, known = self._count, set[Any]()
-        for batch in self._batches:
-            before = [_comes_again(index, known) for index in batch]
-            self._drawn.append(before)
-            if not all(before):
-                cut = any(before) and not self._whole
-                yield [i for i, came in zip(batch, before, strict=True) if not came] if cut else batch
-            missing -= len(batch)
-            if missing <= 0:
-                return
-
-
-def _comes_again(index: Any, known: set[Any]) -> bool:
-    """Whether an index is among the `known`, which it then is."""
-    try:
-        repeated = index in known
-        known.add(index)
-    except TypeError:  # a list, say: whether its images are equal is seen when they are there
-        return False
-    return repeated
-
-
 IMAGE_KEYS = ("pixel_values", "image", "images", "img")
 LABEL_KEYS = ("labels", "label", "targets", "target", "fine_label")
 
 
 def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float [N, C, H, W] and labels int [N] of a batch, whatever its form."""
+    advice = "Wrap a dataset in a DataLoader; give one of Hugging Face .with_format('torch') or a transform to tensors."
     if isinstance(batch, Mapping):
         x = next((batch[k] for k in IMAGE_KEYS if k in batch), None)
         y = next((batch[k] for k in LABEL_KEYS if k in batch), None)
         came = f"a dict with the keys {sorted(map(str, batch))}"
+        if x is None or y is None:
+            advice = f"Name the images {' or '.join(IMAGE_KEYS)}, and the labels {' or '.join(LABEL_KEYS)}."
     elif isinstance(batch, tuple | list) and len(batch) >= 2:
         x, y = batch[0], batch[1]
         came = f"({type(x).__name__}, {type(y).__name__})"
@@ -223,8 +189,8 @@ def images_and_labels(batch: Any, num_classes: int, notes: list[str]) -> tuple[t
         )
     if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
         raise DataError(
-            f"Each batch must be a tensor of images and a tensor of labels, as a pair or in a dict; got {came}. Wrap a "
-            'dataset in a DataLoader; give one of Hugging Face .with_format("torch") or a transform that makes tensors.'
+            "Each batch must be a tensor of images and a tensor of labels, as a pair or in a dict; "
+            f"got {came}. {advice}"
         )
     if x.ndim == 3 and y.ndim == 0:
         raise DataError(

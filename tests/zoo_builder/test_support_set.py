@@ -1,6 +1,7 @@
 """Reading a loader: what comes out, what is refused, and that no trace is left."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from tests.zoo_builder.synthetic import seeded
 from zoo_builder.errors import DataError
-from zoo_builder.support_set import read_support_set
+from zoo_builder.support_set import IMAGE_KEYS, LABEL_KEYS, read_support_set
 
 
 class Augmented(Dataset):
@@ -218,3 +219,11 @@ def test_data_that_cannot_be_used_is_refused_with_the_cause(batches, words):
 def test_a_plain_tensor_dataset_loader_works():
     loader = DataLoader(TensorDataset(X, Y), batch_size=4)
     assert torch.equal(read_support_set(loader, 6, 3).images, X)
+
+
+@pytest.mark.parametrize("keys", [("jpg", "cls"), ("x", "y"), ("image", "cls"), ("jpg", "label")])
+def test_a_dict_with_other_names_is_told_which_are_taken(keys):
+    with pytest.raises(DataError, match="as a pair or in a dict") as refused:
+        read_support_set([dict(zip(keys, batch(), strict=True))], 4, 3)
+    taken = (*IMAGE_KEYS, *LABEL_KEYS)
+    assert all(re.search(rf"\b{key}\b", str(refused.value)) for key in (*keys, *taken))
