@@ -9,7 +9,7 @@ homogeneity; Stock et al., "Equi-normalization of Neural Networks", ICLR 2019).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -60,12 +60,12 @@ def _inputs(model: nn.Module, modules: Collection[nn.Module], images: torch.Tens
     """What each of the modules is given; in this order."""
     inputs: dict[nn.Module, torch.Tensor] = {}
 
-    def note(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def note(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> None:
         if module in inputs:
             raise _CannotBeScaledError("called twice")
-        inputs[module] = args[0].clone()
+        inputs[module] = [*args, *kwargs.values()][0].clone()
 
-    hooks = [m.register_forward_pre_hook(note) for m in modules]
+    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in modules]
     try:
         model(images)
     finally:
@@ -82,24 +82,26 @@ def _scale(
     """Multiply weights by `factor` in place, biases by as much as what comes out of their layer; by how much what the
     head is given has changed."""
 
-    def ratio(module: nn.Module, args: tuple[torch.Tensor, ...]) -> float:
+    def ratio(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> float:
         """Of what a layer is given to what it was given."""
-        before, now = inputs[module], args[0]
+        before, now = inputs[module], [*args, *kwargs.values()][0]
         r = ((before * now).sum() / before.square().sum()).item()
         least = 1e-4 * r * before.abs().max().item()
         if not math.isfinite(r) or not torch.allclose(now, r * before, rtol=1e-3, atol=least):
             raise _CannotBeScaledError("not multiplied alike")
         return r
 
-    def scale(module: nn.Conv2d | nn.Linear, args: tuple[torch.Tensor, ...]) -> None:
-        came = ratio(module, args)
+    def scale(
+        module: nn.Conv2d | nn.Linear, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]
+    ) -> None:
+        came = ratio(module, args, kwargs)
         module.weight.mul_(factor)
         if module.bias is not None:
             module.bias.mul_(factor * came)
 
     ratios: list[float] = []
-    hooks = [m.register_forward_pre_hook(scale) for m in inputs if m is not head]
-    hooks.append(head.register_forward_pre_hook(lambda module, args: ratios.append(ratio(module, args))))
+    hooks = [m.register_forward_pre_hook(scale, with_kwargs=True) for m in inputs if m is not head]
+    hooks.append(head.register_forward_pre_hook(lambda *called: ratios.append(ratio(*called)), with_kwargs=True))
     try:
         model(images)
     finally:

@@ -40,17 +40,22 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
     like = next(iter(layers.values())).weight
     batches = equal_batches(standardize_channels(images[chosen]).to(like.device, like.dtype))
 
-    def normalise(name: str, layer: _BatchNorm, args: tuple[torch.Tensor, ...]) -> None:
+    def normalise(name: str, layer: _BatchNorm, x: torch.Tensor) -> None:
         """By the mean of the batch, and the deviation that was held if the batch's is not far larger."""
         mean, variance = (torch.zeros_like(buffer) for buffer in held[name])
-        F.batch_norm(args[0], mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
+        F.batch_norm(x, mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
         variances[name] = variances.get(name, 0) + variance / len(batches)
         assert layer.running_mean is not None
         assert layer.running_var is not None
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(torch.maximum(variance / LOUDEST**2, held[name][1]))
 
-    hooks = [m.register_forward_pre_hook(lambda m, a, name=name: normalise(name, m, a)) for name, m in layers.items()]
+    hooks = [
+        m.register_forward_pre_hook(
+            lambda m, args, kwargs, name=name: normalise(name, m, [*args, *kwargs.values()][0]), with_kwargs=True
+        )
+        for name, m in layers.items()
+    ]
     try:
         with evaluating(body):
             for batch in batches:
