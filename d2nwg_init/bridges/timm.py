@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from d2nwg_init.bridges.dataset_classes import num_classes_of
+from d2nwg_init.bridges.model_name import check_is_name
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.hook import initialize
 from d2nwg_init.report import InitReport
@@ -42,10 +43,11 @@ def create_model(
         The model; its `init_report` tells what was done (it cannot revert).
 
     Raises:
-        As `initialize` does. DataError: the number of classes is not to be found.
+        As `initialize` does. DataError: the number of classes is not to be found. ModelError: `model_name` is no name.
     """
     import timm
 
+    check_is_name(model_name, train_loader)
     classes = num_classes_of(train_loader) if num_classes is None else num_classes
     model = timm.create_model(model_name, num_classes=classes, **timm_args)
     report = initialize(model, train_loader, **(init or {}))

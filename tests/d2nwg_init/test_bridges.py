@@ -286,6 +286,22 @@ def test_torchvisions_vit_keeps_its_image_size():
     assert same(model.state_dict(), weights.get_state_dict())
 
 
+MISTAKEN = {
+    "swapped, for timm": (lambda loader: d2nwg_init.create_model(loader, "test_resnet"), "name comes first"),
+    "swapped, for timm's own door": (lambda loader: d2nwg_init.pretrained_cfg(loader, "test_resnet"), "comes first"),
+    "swapped, for torchvision": (lambda loader: d2nwg_init.weights(loader, "resnet18"), "got DataLoader.*comes first"),
+    "a builder": (lambda loader: d2nwg_init.weights(torchvision.models.resnet18, loader), r"function.*Pass 'resnet18'"),
+    "a model": (lambda loader: d2nwg_init.create_model(new_model(), loader), r"got ResNet.*initialize\(\)"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKEN)
+def test_what_is_no_name_is_told(case, loader):
+    call, words = MISTAKEN[case]
+    with pytest.raises(ModelError, match=f"(?s)Expected a model's name.*{words}"):
+        call(loader)
+
+
 def test_an_unknown_model_of_torchvision_is_named(loader):
     with pytest.raises(ModelError, match="resnet18"):
         d2nwg_init.weights("resnet-18", loader)
