@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
 
 from d2nwg_init.accepted_model import working_copy
@@ -138,9 +139,11 @@ def _match_by_order(model: nn.Module, body: nn.Module, wanted: Match, size: int)
 
 
 def _shapes(model: nn.Module) -> dict[str, Shape]:
-    """Of a model's parameters but the classifier's."""
-    classifier = find_classifier(model).name + "."
-    return {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(classifier)}
+    """Of a model's parameters but the classifier's, and those that its working copy does not have."""
+    left_out = [find_classifier(model).name]
+    left_out += [f"{n}.aux_bn" for n, m in model.named_modules() if isinstance(m, SplitBatchNorm2d)]
+    prefixes = tuple(f"{name}." for name in left_out)
+    return {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(prefixes)}
 
 
 def _wanted(model: nn.Module, body: nn.Module) -> Match:
