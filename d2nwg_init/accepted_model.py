@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -35,6 +36,28 @@ class _LocalBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         pass
+
+
+class _UnsplitBatchNorm(nn.BatchNorm2d):
+    """timm's SplitBatchNorm2d as it is in evaluation, in training too: its other parts, which images of a number that
+    they do not divide have none of, are in the state dict alone, and have what the first one has."""
+
+    num_splits: int
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = super().forward(x)
+        for name in ("drop", "act"):
+            x = getattr(self, name, nn.Identity())(x)
+        return x
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for part in ("", *(f"aux_bn.{i}." for i in range(self.num_splits - 1))):
+            super()._save_to_state_dict(destination, prefix + part, keep_vars)
+
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, [], errors)  # the others' are not taken
 
 
 LOCAL_BATCHNORM: dict[type, type] = {SyncBatchNormAct: BatchNormAct2d}  # timm's computes more in it
@@ -105,7 +128,8 @@ def not_compiled(model: nn.Module) -> Iterator[None]:
 
 def working_copy(model: nn.Module, device: torch.device | str | None = None) -> nn.Module:
     """A copy to try weights in: on `device`, in float32 where the model is in half precision, channels last, which is
-    the faster layout for convolutions, on CPUs above all. Its BatchNorm waits for no other process.
+    the faster layout for convolutions, on CPUs above all. Its BatchNorm waits for no other process, and is of the whole
+    batch.
 
     Raises:
         ModelError: it cannot be copied.
@@ -120,9 +144,12 @@ def working_copy(model: nn.Module, device: torch.device | str | None = None) -> 
             f"{type(model).__name__} cannot be copied, and nothing is tried in the model itself ({e}). Remove what "
             "computes its weights (torch.nn.utils.weight_norm, prune) and hooks on it, and put them back afterwards."
         ) from e
-    for module in work.modules():
+    for module in list(work.modules()):
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = LOCAL_BATCHNORM.get(type(module), _LocalBatchNorm)
+        elif isinstance(module, SplitBatchNorm2d):
+            module.__class__ = _UnsplitBatchNorm  # type: ignore[assignment]
+            del module.aux_bn
     for tensor in (*work.parameters(), *work.buffers()):
         if tensor.is_floating_point() and tensor.itemsize < 4:
             tensor.data = tensor.data.float()  # no other: Module.to(dtype) takes their imaginary part from complex ones

@@ -36,7 +36,7 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | N
     if isinstance(generator, Bundle):
         _check_fit(model, generator)
         return generator, "the bundle that was asked for"
-    covered, lacking = [], []
+    covered, lacking, misfits = [], [], []
     for name in embedded_bundles():
         config = load_config(name)
         covered.append(config.generator.backbone.model)
@@ -50,7 +50,11 @@ def find_bundle(model: nn.Module, generator: str | Path | Bundle | Generator | N
             continue
         if match_body(model, bundle.generator.base, bundle.generator.config.size):
             return bundle, "its parameters match this model's"
-    reasons = lacking or [f"no embedded bundle covers this architecture (covered: {', '.join(covered)})"]
+        misfit = first_misfit(model, bundle.generator.base)
+        misfits.append(f"{name} is of {covered[-1]} and does not fit this {type(model).__name__}: {misfit}")
+    reasons = [*lacking, *(misfits and ["; ".join(misfits)])] or [
+        f"no embedded bundle covers this architecture (covered: {', '.join(covered)})"
+    ]
     return None, f"nothing was generated: {' '.join(reasons)}"
 
 

@@ -55,7 +55,12 @@ def _caught_outputs(layer: nn.Linear | nn.Conv2d) -> Iterator[list[torch.Tensor]
     outputs: list[torch.Tensor] = []
     plain = F.linear if isinstance(layer, nn.Linear) else F.conv2d
     weight, bias = layer.weight, layer.bias
-    with layer.register_forward_pre_hook(lambda _, a: outputs.append(plain(a[0].to(weight.dtype), weight, bias))):
+
+    def note(layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> None:
+        x = [*args, *kwargs.values()][0]
+        outputs.append(plain(x.to(weight.dtype), weight, bias))
+
+    with layer.register_forward_pre_hook(note, with_kwargs=True):
         yield outputs
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
 
 from d2nwg_init.accepted_model import working_copy
@@ -31,6 +32,8 @@ class Match:
     shapes: Mapping[str, Shape]  # of the body's parameters, in the model
     stem: str | None = None  # the body's parameter that changes with the channels
     channels: torch.Tensor | None = None  # `channel_map` of the model's; None: they are the body's
+    scaling: tuple[torch.Tensor, torch.Tensor] | None = None  # factors and summands [C] of images, in front of the body
+    hidden: tuple[str, ...] = ()  # layers behind the body that the model has and the bundle has not
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -40,6 +43,10 @@ class Match:
             notes.append("the bundle names this architecture's parameters otherwise; they were paired as they are run")
         if self.channels is not None:
             notes.append(f"the stem of the bundle was adapted from 3 channels to {self.channels.shape[1]}")
+        if self.scaling is not None:
+            notes.append("the bundle is shown the images as the model's body gets them, normalised by the model")
+        if self.hidden:
+            notes.append(f"nothing was generated for {', '.join(self.hidden)}, which the bundle's body has not")
         return tuple(notes)
 
     def parameters(self, of_body: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -54,6 +61,9 @@ class Match:
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] of the model as the body takes them: its stem sees in these what the adapted one sees in
         those."""
+        if self.scaling is not None:
+            factor, summand = (v.to(images)[:, None, None] for v in self.scaling)
+            images = images * factor + summand
         return images if self.channels is None else torch.einsum("kc,nchw->nkhw", self.channels.to(images), images)
 
 
@@ -65,13 +75,16 @@ def channel_map(channels: int) -> torch.Tensor:
     return torch.eye(3).repeat(1, math.ceil(channels / 3))[:, :channels] * (3 / channels)
 
 
-def first_misfit(model: nn.Module, body: nn.Module) -> str | None:
-    """The first parameter, of the body, that differs in name or shape; the stem's channels may."""
-    have, want = _shapes(model), _wanted(model, body).shapes
-    for name in sorted(have.keys() | want.keys()):
-        if have.get(name) != want.get(name):
-            return f"{name} is {have.get(name)} in the model and {want.get(name)} in the bundle"
-    return None
+def first_misfit(model: nn.Module, body: nn.Module) -> str:
+    """Of a model that a body does not match: the first parameter, of the body, that differs in name or shape; the
+    stem's channels may."""
+    if may_match(model, body):
+        return "it computes something else with parameters of the same shapes, or changes images before it does"
+    want = _wanted(model, body).shapes
+    without = [_shapes(model, head) for head in _heads(model)]
+    have = min(without, key=lambda have: len(have.items() ^ want.items()))
+    name = min(name for name, _ in have.items() ^ want.items())
+    return f"{name} is {have.get(name)} in the model and {want.get(name)} in the bundle"
 
 
 def has_shapes(model: nn.Module, shapes: Iterable[Shape]) -> bool:
@@ -82,42 +95,64 @@ def has_shapes(model: nn.Module, shapes: Iterable[Shape]) -> bool:
 
 def may_match(model: nn.Module, body: nn.Module) -> bool:
     """Whether a model has the shapes of a body, under any names; the body may have no values."""
-    have, want = _shapes(model), _wanted(model, body).shapes
-    return Counter(map(_plain, have.values())) == Counter(map(_plain, want.values()))
+    return bool(_possible_heads(model, _wanted(model, body)))
 
 
 def match_body(model: nn.Module, body: nn.Module, size: int) -> Match | None:
     """How the body of a bundle for images of `size` pixels fits a model; None: it does not.
 
     Parameters of equal names and shapes are the same ones. Else modules are paired in the order in which they are run,
-    and that is believed only where both then give equal features of noise.
+    and that is believed only where both then give equal features of noise, which a model may scale and shift first.
+    What is in the head's place may have layers of its own before the last.
     """
     wanted = _wanted(model, body)
-    if _shapes(model) == wanted.shapes:
-        return wanted
-    if not may_match(model, body):
-        return None
-    try:
-        return _match_by_order(working_copy(model, "cpu"), _shaken(body), wanted, size)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, ModelError):  # of a model that cannot take such images
-        return None
+    possible = _possible_heads(model, wanted)
+    for head in possible:
+        if _shapes(model, head) == wanted.shapes:
+            return replace(wanted, hidden=_hidden(model, head))
+    for head in possible:
+        try:
+            match = _match_by_order(working_copy(model, "cpu"), _shaken(body), wanted, size, head)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError, ValueError, LookupError, AttributeError, ModelError):
+            # of a model that cannot take such images, or whose layers are called with something else
+            continue
+        if match is not None:
+            return replace(match, hidden=_hidden(model, head))
+    return None
 
 
-def _match_by_order(model: nn.Module, body: nn.Module, wanted: Match, size: int) -> Match | None:
+def _heads(model: nn.Module) -> list[str]:
+    """Names of the classifier and of the modules around it: a user may have put any of these in a head's place."""
+    parts = find_classifier(model).name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def _possible_heads(model: nn.Module, wanted: Match) -> list[str]:
+    """Those without which the model has the body's shapes."""
+    want = Counter(map(_plain, wanted.shapes.values()))
+    return [head for head in _heads(model) if Counter(map(_plain, _shapes(model, head).values())) == want]
+
+
+def _hidden(model: nn.Module, head: str) -> tuple[str, ...]:
+    inside = _shapes(model).keys() - _shapes(model, head).keys()
+    return tuple(sorted({name.rpartition(".")[0] for name in inside}))
+
+
+def _match_by_order(model: nn.Module, body: nn.Module, wanted: Match, size: int, head: str) -> Match | None:
     """As `match_body`; both get other weights. BatchNorm's eps, in which libraries differ, is set alike for this."""
     stem = _first_convolution(model)
     channels = 3 if stem is None else stem[1].in_channels
     noise = torch.randn(IMAGES, channels, size, size, generator=torch.Generator().manual_seed(0))
-    ours, theirs = _in_order(model, noise, find_classifier(model).name), _in_order(body, wanted.images(noise))
+    ours, theirs = _in_order(model, noise, head), _in_order(body, wanted.images(noise))
     pairs = [(model.get_submodule(a), body.get_submodule(b)) for a, b in zip(ours, theirs, strict=False)]
     names = {
         f"{b}.{k}".lstrip("."): f"{a}.{k}".lstrip(".")
         for a, b, (_, module) in zip(ours, theirs, pairs, strict=False)
         for k, _ in module.named_parameters(recurse=False)
     }
-    have = _shapes(model)
+    have = _shapes(model, head)
     if names.keys() != wanted.shapes.keys() or set(names.values()) != have.keys():
         return None
     if any(_plain(have[a]) != _plain(wanted.shapes[b]) for b, a in names.items()):
@@ -130,17 +165,53 @@ def _match_by_order(model: nn.Module, body: nn.Module, wanted: Match, size: int)
             a.register_buffer(name, buffer)
         if is_norm(a) and is_norm(b):
             a.eps = b.eps
+    found = extract_features(model, noise) if head == find_classifier(model).name else _given(model, head, noise)
+    if _gives(body, match.images(noise), found):
+        return match
+    match = replace(match, scaling=_scaling(noise, _given(model, ours[0], noise)))
+    return match if match.scaling is not None and _gives(body, match.images(noise), found) else None
+
+
+def _gives(body: nn.Module, images: torch.Tensor, features: torch.Tensor) -> bool:
     with evaluating(body):
-        expected = body(wanted.images(noise))
-    found = extract_features(model, noise)
-    same = found.shape == expected.shape and (found - expected).norm() <= TOLERANCE * expected.norm()  # NaN is not
-    return match if same else None
+        found = body(images)
+    same = found.shape == features.shape and (features - found).norm() <= TOLERANCE * found.norm()  # NaN is not
+    return bool(same)
 
 
-def _shapes(model: nn.Module) -> dict[str, Shape]:
-    """Of a model's parameters but the classifier's."""
-    classifier = find_classifier(model).name + "."
-    return {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(classifier)}
+def _given(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
+    """What a module is first called with."""
+    given: list[torch.Tensor] = []
+    hook = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args, kwargs: given.append([*args, *kwargs.values()][0].clone()), with_kwargs=True
+    )
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        hook.remove()
+    return given[0]
+
+
+def _scaling(images: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Factors and summands [C] by which images [N, C, H, W] become what is given, as by a Normalize; None: they do
+    not, or need none."""
+    if given.shape != images.shape:
+        return None
+    x, y = (v.double().transpose(0, 1).flatten(1) for v in (images, given))
+    factor = ((x - x.mean(1, keepdim=True)) * y).sum(1) / (x - x.mean(1, keepdim=True)).square().sum(1)
+    summand = y.mean(1) - factor * x.mean(1)
+    exact = torch.allclose(factor[:, None] * x + summand[:, None], y, rtol=TOLERANCE, atol=TOLERANCE)
+    return (factor.float(), summand.float()) if exact and not torch.equal(images, given) else None
+
+
+def _shapes(model: nn.Module, head: str | None = None) -> dict[str, Shape]:
+    """Of a model's parameters but the head's, by default the classifier's, and those that its working copy does not
+    have."""
+    left_out = [find_classifier(model).name if head is None else head]
+    left_out += [f"{n}.aux_bn" for n, m in model.named_modules() if isinstance(m, SplitBatchNorm2d)]
+    prefixes = tuple(f"{name}." for name in left_out)
+    return {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(prefixes)}
 
 
 def _wanted(model: nn.Module, body: nn.Module) -> Match:
@@ -178,12 +249,14 @@ def _shaken(body: nn.Module) -> nn.Module:
 
 
 def _in_order(model: nn.Module, images: torch.Tensor, skipped: str | None = None) -> list[str]:
-    """Names of modules with parameters of their own but for `skipped`, in the order in which they are first run."""
+    """Names of modules with parameters of their own, but for `skipped` and what is in it, in the order in which they
+    are first run."""
     run: dict[str, None] = {}  # an ordered set
     hooks = [
         module.register_forward_pre_hook(lambda *_, name=name: run.setdefault(name))
         for name, module in model.named_modules()
-        if name != skipped and any(True for _ in module.parameters(recurse=False))
+        if (skipped is None or not f"{name}.".startswith(f"{skipped}."))
+        and any(True for _ in module.parameters(recurse=False))
     ]
     try:
         with evaluating(model):

@@ -9,7 +9,7 @@ homogeneity; Stock et al., "Equi-normalization of Neural Networks", ICLR 2019).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 
 import torch
@@ -61,14 +61,14 @@ def _inputs(model: nn.Module, modules: Collection[nn.Module], images: torch.Tens
     """What each of the modules is given; in this order."""
     inputs: dict[nn.Module, torch.Tensor] = {}
 
-    def note(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def note(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> None:
         if module in inputs:
             raise _CannotBeScaledError("called twice")
-        inputs[module] = args[0].clone()
+        inputs[module] = [*args, *kwargs.values()][0].clone()
 
     with ExitStack() as hooks:
         for module in modules:
-            hooks.enter_context(module.register_forward_pre_hook(note))
+            hooks.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
         model(images)
     if len(inputs) < len(modules):
         raise _CannotBeScaledError("never called")
@@ -81,24 +81,28 @@ def _scale(
     """Multiply weights by `factor` in place, biases by as much as what comes out of their layer; by how much what the
     head is given has changed."""
 
-    def ratio(module: nn.Module, args: tuple[torch.Tensor, ...]) -> float:
+    def ratio(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> float:
         """Of what a layer is given to what it was given."""
-        before, now = inputs[module], args[0]
+        before, now = inputs[module], [*args, *kwargs.values()][0]
         r = ((before * now).sum() / before.square().sum()).item()
         least = 1e-4 * r * before.abs().max().item()
         if not math.isfinite(r) or not torch.allclose(now, r * before, rtol=1e-3, atol=least):
             raise _CannotBeScaledError("not multiplied alike")
         return r
 
-    def scale(module: nn.Conv2d | nn.Linear, args: tuple[torch.Tensor, ...]) -> None:
-        came = ratio(module, args)
+    def scale(
+        module: nn.Conv2d | nn.Linear, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]
+    ) -> None:
+        came = ratio(module, args, kwargs)
         module.weight.mul_(factor)
         if module.bias is not None:
             module.bias.mul_(factor * came)
 
     ratios: list[float] = []
-    with head.register_forward_pre_hook(lambda m, a: ratios.append(ratio(m, a))), ExitStack() as hooks:
+    with ExitStack() as hooks:
         for module in (m for m in inputs if m is not head):
-            hooks.enter_context(module.register_forward_pre_hook(scale))
+            hooks.enter_context(module.register_forward_pre_hook(scale, with_kwargs=True))
+        noted = head.register_forward_pre_hook(lambda *called: ratios.append(ratio(*called)), with_kwargs=True)
+        hooks.enter_context(noted)
         model(images)
     return ratios[0]

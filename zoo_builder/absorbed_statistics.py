@@ -7,7 +7,7 @@ statistics that the layer holds, and a head that was solved on the body's featur
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 
 import torch
@@ -60,14 +60,15 @@ def _statistics(model: nn.Module, images: torch.Tensor) -> dict[_BatchNorm, tupl
     """Mean and variance [C] of what each BatchNorm layer is called with, as the model is."""
     found: dict[_BatchNorm, list[torch.Tensor]] = {m: [] for m in batchnorm_layers(model)}  # [2, C] of each call
 
-    def measure(layer: _BatchNorm, args: tuple[torch.Tensor, ...]) -> None:
+    def measure(layer: _BatchNorm, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> None:
         mean, variance = torch.zeros_like(layer.weight), torch.zeros_like(layer.weight)
-        F.batch_norm(args[0], mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
+        x = [*args, *kwargs.values()][0]
+        F.batch_norm(x, mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
         found[layer].append(torch.stack([mean, variance]))
 
     with ExitStack() as hooks, evaluating(model):
         for layer in found:
-            hooks.enter_context(layer.register_forward_pre_hook(measure))
+            hooks.enter_context(layer.register_forward_pre_hook(measure, with_kwargs=True))
         for batch in equal_batches(images):
             model(batch)
     return {layer: tuple(torch.stack(calls).mean(0)) for layer, calls in found.items() if calls}

@@ -239,7 +239,9 @@ def caught_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """What goes into the classifier, [B, d], of each call of `model` inside, with its gradient if there is one."""
     head = find_classifier(model)
     caught: list[torch.Tensor] = []
-    with head.layer.register_forward_pre_hook(lambda _, args: caught.append(head.features(args[0]))):
+    with head.layer.register_forward_pre_hook(
+        lambda _, args, kwargs: caught.append(head.features([*args, *kwargs.values()][0])), with_kwargs=True
+    ):
         yield caught
 
 

@@ -50,24 +50,30 @@ class Classifier:
 
 def find_classifier(model: nn.Module) -> Classifier:
     """What timm's get_classifier() gives, or the last of several layers that a user put there; else the last linear
-    layer, or the 1x1 convolution that ends the model.
+    layer, or the 1x1 convolution that ends the model; or, where an nn.Identity comes last, the only child that is a
+    linear layer and nothing else with parameters.
 
     Raises:
         ModelError: the model has none (a detector, a headless body), or one that no solution fits.
     """
     get_classifier = getattr(model, "get_classifier", None)
     try:
-        layer = get_classifier() if get_classifier is not None else _last_layer(model)
+        layer = get_classifier() if get_classifier is not None else _last_layer(model) or _only_head(model)
     except AttributeError:  # some of timm's, without their heads
         layer = None
-    if isinstance(layer, nn.Sequential):  # other modules of timm's may hold several heads
+    # Other modules of timm's, and lists, may hold several heads.
+    users_own = isinstance(layer, nn.Sequential) or not type(layer).__module__.startswith(("timm.", "torch."))
+    if isinstance(layer, nn.Module) and users_own and not isinstance(layer, nn.Linear | nn.Conv2d):
         layer = _last_layer(layer)
     names = {module: name for name, module in model.named_modules()}
     if not isinstance(layer, nn.Linear | nn.Conv2d) or layer not in names:
+        found = "none" if layer is None else type(layer).__name__
+        if layer is None and any(isinstance(m, nn.Linear) for m in names):
+            found = "none that is the last; behind an nn.Identity, where a head was left out, assign the head last"
         raise ModelError(
-            f"{type(model).__name__} has no linear classifier to solve for (found {type(layer).__name__}). Expected an "
-            "image classifier of timm or torchvision that ends in nn.Linear or a 1x1 convolution, created with "
-            "num_classes >= 2."
+            f"{type(model).__name__} has no linear classifier to solve for (found {found}). Expected an image "
+            "classifier of timm or torchvision that ends in nn.Linear or a 1x1 convolution, created with num_classes "
+            ">= 2."
         )
     if layer.bias is None:
         raise ModelError(
@@ -99,3 +105,17 @@ def _last_layer(model: nn.Module) -> nn.Module | None:
             layer = module if is_head else None
         before = module
     return layer
+
+
+def _only_head(model: nn.Module) -> nn.Module | None:
+    """Of a model whose layers are not in the order in which they run, or of what is wrapped in it."""
+    children = [c for c in model.children() if next(c.parameters(), None) is not None]
+    if len(children) == 1 and not hasattr(children[0], "get_classifier"):  # timm's are known to have none
+        return _only_head(children[0])
+    heads = [head for child in children if (head := _last_layer(child)) is not None and _is_all(head, child)]
+    return heads[0] if len(heads) == 1 else None
+
+
+def _is_all(layer: nn.Module, module: nn.Module) -> bool:
+    """Whether it has all of the module's parameters, and is linear: convolutions are layers of bodies, too."""
+    return isinstance(layer, nn.Linear) and len(list(module.parameters())) == len(list(layer.parameters()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import torch
@@ -42,10 +43,13 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
     like = next(iter(layers.values())).weight
     batches = equal_batches(standardize_channels(images[chosen]).to(like.device, like.dtype))
 
-    def normalise(name: str, layer: _BatchNorm, args: tuple[torch.Tensor, ...]) -> None:
+    def normalise(
+        name: str, layer: _BatchNorm, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]
+    ) -> None:
         """By the mean of the batch, and the deviation that was held if the batch's is not far larger."""
         mean, variance = (torch.zeros_like(buffer) for buffer in held[name])
-        F.batch_norm(args[0], mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
+        x = [*args, *kwargs.values()][0]
+        F.batch_norm(x, mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
         variances[name] = variances.get(name, 0) + variance / len(batches)
         assert layer.running_mean is not None
         assert layer.running_var is not None
@@ -55,7 +59,7 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
     try:
         with ExitStack() as hooks, evaluating(body):
             for name, m in layers.items():
-                hooks.enter_context(m.register_forward_pre_hook(functools.partial(normalise, name)))
+                hooks.enter_context(m.register_forward_pre_hook(functools.partial(normalise, name), with_kwargs=True))
             for batch in batches:
                 body(batch.contiguous(memory_format=torch.channels_last))
     finally:

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from d2nwg_init.bridges.dataset_classes import num_classes_of
+from d2nwg_init.bridges.model_name import check_is_name
 from d2nwg_init.bundles import find_bundle
 from d2nwg_init.hook import initialize
 from d2nwg_init.report import InitReport
@@ -42,10 +44,11 @@ def create_model(
         The model; its `init_report` tells what was done (it cannot revert).
 
     Raises:
-        As `initialize` does. DataError: the number of classes is not to be found.
+        As `initialize` does. DataError: the number of classes is not to be found. ModelError: `model_name` is no name.
     """
     import timm
 
+    check_is_name(model_name, train_loader)
     classes = num_classes_of(train_loader) if num_classes is None else num_classes
     model = timm.create_model(model_name, num_classes=classes, **timm_args)
     report = initialize(model, train_loader, **(init or {}))
@@ -82,9 +85,9 @@ def pretrained(train_loader: Iterable[Any], **init: Any) -> Iterator[list[InitRe
     """Inside, timm.create_model(..., pretrained=True) gives models that are initialised for the loader's images.
 
     A model that a bundle covers begins with random weights and downloads nothing: the bundle's base takes the place of
-    timm's pretrained weights. Weights that the user names (local-dir:, hf-hub:, a file, a state dict, another address)
-    are loaded first and compete as the model's own. Any other model gets timm's pretrained weights, downloaded as ever,
-    refined where `initialize` does that, and a head is solved on them.
+    timm's pretrained weights. Weights that the user names (local-dir:, hf-hub:, a file, a state dict, another address,
+    a checkpoint_path) are loaded first and compete as the model's own. Any other model gets timm's pretrained weights,
+    downloaded as ever, refined where `initialize` does that, and a head is solved on them.
 
     A body without a head (num_classes=0, features_only=True) is timm's own affair, and so is a model that another
     thread makes. Of blocks in each other the innermost counts.
@@ -120,28 +123,32 @@ _open_here: ContextVar[tuple[_Block, ...]] = ContextVar("open blocks of pretrain
 
 
 def _open(block: _Block) -> None:
-    from timm.models import _builder  # no public hook runs between timm's building and its loading of weights
-
-    load = getattr(_builder, "load_pretrained", None)
-    if load is None:
-        raise ModelError(
-            "This version of timm has no timm.models._builder.load_pretrained. Use d2nwg_init.create_model(...)."
-        )
     with _lock:
         if not _all_open:
-            _builder.load_pretrained = functools.partial(_load_or_generate, load)
+            for where, name, instead in _replaced():
+                setattr(where, name, functools.partial(instead, getattr(where, name)))
         _all_open.append(block)
     _open_here.set((*_open_here.get(), block))
 
 
 def _close(block: _Block) -> None:
-    from timm.models import _builder
-
     _open_here.set(tuple(b for b in _open_here.get() if b is not block))
     with _lock:
         _all_open.remove(block)
         if not _all_open:
-            _builder.load_pretrained = _builder.load_pretrained.args[0]  # type: ignore[attr-defined]
+            for where, name, _ in _replaced():
+                setattr(where, name, getattr(where, name).args[0])
+
+
+def _replaced() -> tuple[tuple[ModuleType, str, Callable[..., Any]], ...]:
+    """Functions of timm's, and what takes their place: no public hook runs where it loads weights."""
+    from timm.models import _builder, _factory
+
+    replaced = ((_builder, "load_pretrained", _load_or_generate), (_factory, "load_checkpoint", _load_and_initialize))
+    for where, name, _ in replaced:
+        if not hasattr(where, name):
+            raise ModelError(f"This version of timm has no {where.__name__}.{name}. Use d2nwg_init.create_model(...).")
+    return replaced
 
 
 def _load_or_generate(load: Callable[..., None], model: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -151,10 +158,7 @@ def _load_or_generate(load: Callable[..., None], model: nn.Module, *args: Any, *
         return load(model, *args, **kwargs)
     block = _open_here.get()[-1]
     if _are_named(model.pretrained_cfg):  # type: ignore[arg-type]
-        load(model, *args, **kwargs)
-        report = initialize(model, block.train_loader, **block.init)
-        block.reports.append(dataclasses.replace(report, notes=(*report.notes, NAMED)))
-        return
+        return _load_named(block, load, model, *args, **kwargs)
     bundle, reason = find_bundle(model, block.init.get("generator", "auto"))
     if bundle is None:
         load(model, *args, **kwargs)  # the body may now be the base of a bundle that leaves its base out
@@ -162,6 +166,24 @@ def _load_or_generate(load: Callable[..., None], model: nn.Module, *args: Any, *
     else:
         report = initialize(model, block.train_loader, **{**block.init, "generator": bundle})
         block.reports.append(dataclasses.replace(report, reason=reason))
+
+
+def _load_and_initialize(load: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """In place of timm's `load` of a checkpoint_path, which comes last and would overwrite the weights of a model that
+    the innermost block has initialised: it is initialised anew, from the checkpoint's. That there is one is not told to
+    any function of timm's before."""
+    block = next(reversed(_open_here.get()), None)
+    undo = block.reports[-1].undo if block and block.reports else None
+    if block is None or undo is None or undo.model is not model:
+        return load(model, *args, **kwargs)
+    block.reports.pop()
+    _load_named(block, load, model, *args, **kwargs)
+
+
+def _load_named(block: _Block, load: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    load(model, *args, **kwargs)
+    report = initialize(model, block.train_loader, **block.init)
+    block.reports.append(dataclasses.replace(report, notes=(*report.notes, NAMED)))
 
 
 def _are_named(pretrained_cfg: Mapping[str, Any]) -> bool:

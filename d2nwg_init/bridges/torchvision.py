@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from d2nwg_init.bridges.dataset_classes import num_classes_of
+from d2nwg_init.bridges.model_name import check_is_name
 from d2nwg_init.hook import initialize
 from d2nwg_init.report import InitReport
 from d2nwg_init.undo import copied_state
@@ -39,6 +40,7 @@ def weights(
     """
     import torchvision
 
+    check_is_name(model_name, train_loader)
     if model_name not in torchvision_classifiers():
         raise ModelError(
             f"torchvision has no classifier {model_name!r}; {nearest_names(model_name, torchvision_classifiers())}"

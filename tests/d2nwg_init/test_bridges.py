@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from timm.models import _builder, save_for_hf
+from timm.models import _builder, _factory, save_for_hf
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import d2nwg_init
@@ -177,6 +177,34 @@ def test_weights_that_the_user_names_are_loaded_and_compete_though_a_bundle_cove
     assert not same(other.undo.state, theirs.state_dict())
 
 
+def test_a_checkpoint_that_timm_loads_last_is_initialised_from_and_competes(loader, tmp_path, init):
+    theirs = new_model(seed=5)
+    torch.save(theirs.state_dict(), tmp_path / "model.pt")
+    options = {"num_classes": 3, "checkpoint_path": str(tmp_path / "model.pt")}
+    before = _factory.load_checkpoint
+    with d2nwg_init.pretrained(loader, **init) as reports:
+        timm.create_model("test_resnet", pretrained=True, num_classes=3)
+        model = timm.create_model("test_resnet", pretrained=True, **options)
+        plain = timm.create_model("test_resnet", **options)
+    assert len(reports) == 2
+    assert NAMED in reports[1].notes
+    assert same(reports[1].undo.state, theirs.state_dict())
+    expected = new_model(seed=5)
+    assert initialize(expected, loader, **init).chosen == reports[1].chosen
+    assert same(model.state_dict(), expected.state_dict())
+    assert same(plain.state_dict(), theirs.state_dict())
+    assert _factory.load_checkpoint is before
+
+
+def test_a_model_whose_checkpoint_cannot_be_loaded_has_no_report(loader, tmp_path, init):
+    torch.save(new_model("test_vit").state_dict(), tmp_path / "other.pt")
+    with d2nwg_init.pretrained(loader, **init) as reports:
+        timm.create_model("test_resnet", pretrained=True, num_classes=3)
+        with pytest.raises(RuntimeError, match="Missing key"):
+            timm.create_model("test_resnet", pretrained=True, num_classes=3, checkpoint_path=str(tmp_path / "other.pt"))
+    assert len(reports) == 1
+
+
 def test_inside_the_block_a_body_without_a_head_is_timms_own(loader, tmp_path, init):
     theirs = new_model(classes=0, seed=5)
     save_file(copied(theirs.state_dict()), tmp_path / "theirs.safetensors")
@@ -284,6 +312,22 @@ def test_torchvisions_vit_keeps_its_image_size():
     weights = d2nwg_init.weights("vit_b_32", [(images, labels)], num_classes=3, image_size=32)
     model = torchvision.models.vit_b_32(weights=weights)
     assert same(model.state_dict(), weights.get_state_dict())
+
+
+MISTAKEN = {
+    "swapped, for timm": (lambda loader: d2nwg_init.create_model(loader, "test_resnet"), "name comes first"),
+    "swapped, for timm's own door": (lambda loader: d2nwg_init.pretrained_cfg(loader, "test_resnet"), "comes first"),
+    "swapped, for torchvision": (lambda loader: d2nwg_init.weights(loader, "resnet18"), "got DataLoader.*comes first"),
+    "a builder": (lambda loader: d2nwg_init.weights(torchvision.models.resnet18, loader), r"function.*Pass 'resnet18'"),
+    "a model": (lambda loader: d2nwg_init.create_model(new_model(), loader), r"got ResNet.*initialize\(\)"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKEN)
+def test_what_is_no_name_is_told(case, loader):
+    call, words = MISTAKEN[case]
+    with pytest.raises(ModelError, match=f"(?s)Expected a model's name.*{words}"):
+        call(loader)
 
 
 def test_an_unknown_model_of_torchvision_is_named(loader):
