@@ -171,8 +171,8 @@ def merge_report(
 ) -> dict:
     """The object of transfer.json: that of `file`, in which what this run measured is replaced. Of the same subject,
     split, method, dataset, number of shots and condition, rows that it did not measure stay if all that it measured
-    again is as it was; of another bundle of its name nothing stays. A comparison goes where either side was measured
-    otherwise. Each run keeps a header of its own."""
+    again is as it was, by the same protocol; of another bundle of its name nothing stays. A comparison goes where
+    either side was measured otherwise. Each run keeps a header of its own."""
     subject, split = rows[0].bundle, rows[0].split
     shots, methods = (list(dict.fromkeys(getattr(r, name) for r in rows)) for name in ("shots", "method"))
     datasets = {r.dataset for r in rows}
@@ -184,10 +184,13 @@ def merge_report(
 
     mine = [r for r in before["rows"] if is_mine(r)]
     there, again = ({_which(r) for r in some} for some in (mine, measured))
-    of_others: set[Which] = set()  # of another bundle of this name
+    of_others: set[Which] = set()  # of another bundle of this name, or measured again by another protocol
     for run in filter(is_mine, before["runs"]):
+        its = {(s, m, d) for s, m, d in there if s in shots and s in run["shots"] and m in run["methods"]}
         if run.get("weights_sha256") != header.get("weights_sha256"):
-            of_others |= {(s, m, d) for s, m, d in there if s in shots and s in run["shots"] and m in run["methods"]}
+            of_others |= its
+        elif run.get("protocol") != header.get("protocol"):
+            of_others |= its & again
     then, now = _accuracies(mine), _accuracies(measured)
     otherwise = {
         side
