@@ -15,6 +15,7 @@ from d2nwg_init.accepted_model import first_weight
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import DataError, ModelError
+from zoo_builder.inputs import noting_inputs
 from zoo_builder.support_set import SupportSet
 
 
@@ -55,12 +56,7 @@ def _caught_outputs(layer: nn.Linear | nn.Conv2d) -> Iterator[list[torch.Tensor]
     outputs: list[torch.Tensor] = []
     plain = F.linear if isinstance(layer, nn.Linear) else F.conv2d
     weight, bias = layer.weight, layer.bias
-
-    def note(layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> None:
-        x = [*args, *kwargs.values()][0]
-        outputs.append(plain(x.to(weight.dtype), weight, bias))
-
-    with layer.register_forward_pre_hook(note, with_kwargs=True):
+    with noting_inputs([layer], lambda _, x: outputs.append(plain(x.to(weight.dtype), weight, bias))):
         yield outputs
 
 

@@ -17,6 +17,7 @@ from d2nwg_init.accepted_model import working_copy
 from zoo_builder.backbones import evaluating, extract_features, is_norm
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
+from zoo_builder.inputs import noting_inputs
 
 Shape = tuple[int, ...]
 IMAGES = 4  # of noise, that a match by order is tried on
@@ -182,14 +183,8 @@ def _gives(body: nn.Module, images: torch.Tensor, features: torch.Tensor) -> boo
 def _given(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
     """What a module is first called with."""
     given: list[torch.Tensor] = []
-    hook = model.get_submodule(name).register_forward_pre_hook(
-        lambda _, args, kwargs: given.append([*args, *kwargs.values()][0].clone()), with_kwargs=True
-    )
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        hook.remove()
+    with noting_inputs([model.get_submodule(name)], lambda _, x: given.append(x.clone())), evaluating(model):
+        model(images)
     return given[0]
 
 

@@ -9,8 +9,7 @@ homogeneity; Stock et al., "Equi-normalization of Neural Networks", ICLR 2019).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from d2nwg_init.undo import unchanged_on_error
 from zoo_builder.backbones import evaluating, is_norm
 from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets.image_dataset import spread_evenly
+from zoo_builder.inputs import noting_inputs
 
 IMAGES = 16  # that the model is looked at with
 TRIED = 0.5  # of the weights, to see how many layers follow each other
@@ -61,14 +61,12 @@ def _inputs(model: nn.Module, modules: Collection[nn.Module], images: torch.Tens
     """What each of the modules is given; in this order."""
     inputs: dict[nn.Module, torch.Tensor] = {}
 
-    def note(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> None:
+    def note(module: nn.Module, x: torch.Tensor) -> None:
         if module in inputs:
             raise _CannotBeScaledError("called twice")
-        inputs[module] = [*args, *kwargs.values()][0].clone()
+        inputs[module] = x.clone()
 
-    with ExitStack() as hooks:
-        for module in modules:
-            hooks.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
+    with noting_inputs(modules, note):
         model(images)
     if len(inputs) < len(modules):
         raise _CannotBeScaledError("never called")
@@ -81,28 +79,23 @@ def _scale(
     """Multiply weights by `factor` in place, biases by as much as what comes out of their layer; by how much what the
     head is given has changed."""
 
-    def ratio(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> float:
+    def ratio(module: nn.Module, now: torch.Tensor) -> float:
         """Of what a layer is given to what it was given."""
-        before, now = inputs[module], [*args, *kwargs.values()][0]
+        before = inputs[module]
         r = ((before * now).sum() / before.square().sum()).item()
         least = 1e-4 * r * before.abs().max().item()
         if not math.isfinite(r) or not torch.allclose(now, r * before, rtol=1e-3, atol=least):
             raise _CannotBeScaledError("not multiplied alike")
         return r
 
-    def scale(
-        module: nn.Conv2d | nn.Linear, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]
-    ) -> None:
-        came = ratio(module, args, kwargs)
+    def scale(module: nn.Conv2d | nn.Linear, now: torch.Tensor) -> None:
+        came = ratio(module, now)
         module.weight.mul_(factor)
         if module.bias is not None:
             module.bias.mul_(factor * came)
 
     ratios: list[float] = []
-    with ExitStack() as hooks:
-        for module in (m for m in inputs if m is not head):
-            hooks.enter_context(module.register_forward_pre_hook(scale, with_kwargs=True))
-        noted = head.register_forward_pre_hook(lambda *called: ratios.append(ratio(*called)), with_kwargs=True)
-        hooks.enter_context(noted)
+    scaled = [m for m in inputs if m is not head]
+    with noting_inputs(scaled, scale), noting_inputs([head], lambda *called: ratios.append(ratio(*called))):
         model(images)
     return ratios[0]

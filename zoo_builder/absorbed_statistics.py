@@ -7,8 +7,7 @@ statistics that the layer holds, and a head that was solved on the body's featur
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo_builder.backbones import evaluating
 from zoo_builder.batchnorm import batchnorm_layers, equal_batches
+from zoo_builder.inputs import noting_inputs
 
 
 def can_absorb(model: nn.Module, names: Collection[str] | None = None) -> bool:
@@ -60,15 +60,12 @@ def _statistics(model: nn.Module, images: torch.Tensor) -> dict[_BatchNorm, tupl
     """Mean and variance [C] of what each BatchNorm layer is called with, as the model is."""
     found: dict[_BatchNorm, list[torch.Tensor]] = {m: [] for m in batchnorm_layers(model)}  # [2, C] of each call
 
-    def measure(layer: _BatchNorm, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]) -> None:
+    def measure(layer: _BatchNorm, x: torch.Tensor) -> None:
         mean, variance = torch.zeros_like(layer.weight), torch.zeros_like(layer.weight)
-        x = [*args, *kwargs.values()][0]
         F.batch_norm(x, mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
         found[layer].append(torch.stack([mean, variance]))
 
-    with ExitStack() as hooks, evaluating(model):
-        for layer in found:
-            hooks.enter_context(layer.register_forward_pre_hook(measure, with_kwargs=True))
+    with noting_inputs(found, measure), evaluating(model):
         for batch in equal_batches(images):
             model(batch)
     return {layer: tuple(torch.stack(calls).mean(0)) for layer, calls in found.items() if calls}

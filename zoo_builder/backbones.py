@@ -17,6 +17,7 @@ from zoo_builder.checkpoint import read_tensors
 from zoo_builder.classifier import find_classifier
 from zoo_builder.datasets.image_dataset import normalize_images
 from zoo_builder.errors import ModelError, nearest_names
+from zoo_builder.inputs import noting_inputs
 
 TORCHVISION = "torchvision:"
 SOURCES = (
@@ -239,9 +240,7 @@ def caught_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """What goes into the classifier, [B, d], of each call of `model` inside, with its gradient if there is one."""
     head = find_classifier(model)
     caught: list[torch.Tensor] = []
-    with head.layer.register_forward_pre_hook(
-        lambda _, args, kwargs: caught.append(head.features([*args, *kwargs.values()][0])), with_kwargs=True
-    ):
+    with noting_inputs([head.layer], lambda _, x: caught.append(head.features(x))):
         yield caught
 
 

@@ -9,9 +9,6 @@ training: with BatchNorm left as it was, a head that was solved on its features 
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Mapping
-from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zoo_builder.backbones import evaluating, predict
 from zoo_builder.batchnorm import batchnorm_layers, equal_batches, recalibrate_batchnorm
 from zoo_builder.datasets.image_dataset import spread_evenly, standardize_channels
+from zoo_builder.inputs import noting_inputs
 
 IMAGES = 256  # that deviations are measured on, at most
 LOUDEST = 2.0  # a channel may vary by so many times what it did; more would be an explosion
@@ -37,18 +35,17 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
     layers = {name: m for name, m in body.named_modules() if m in normalising and m.weight is not None}
     if not layers:
         return {}
+    names = {m: name for name, m in layers.items()}
     held = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}
     variances: dict[str, torch.Tensor] = {}  # of the layers that are run; a head for training alone is not
     chosen = spread_evenly(len(images), IMAGES)
     like = next(iter(layers.values())).weight
     batches = equal_batches(standardize_channels(images[chosen]).to(like.device, like.dtype))
 
-    def normalise(
-        name: str, layer: _BatchNorm, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor]
-    ) -> None:
+    def normalise(layer: _BatchNorm, x: torch.Tensor) -> None:
         """By the mean of the batch, and the deviation that was held if the batch's is not far larger."""
+        name = names[layer]
         mean, variance = (torch.zeros_like(buffer) for buffer in held[name])
-        x = [*args, *kwargs.values()][0]
         F.batch_norm(x, mean, variance, training=True, momentum=1.0)  # quicker than torch.var_mean by far
         variances[name] = variances.get(name, 0) + variance / len(batches)
         assert layer.running_mean is not None
@@ -57,9 +54,7 @@ def batchnorm_rescaling(body: nn.Module, images: torch.Tensor) -> dict[str, torc
         layer.running_var.copy_(torch.maximum(variance / LOUDEST**2, held[name][1]))
 
     try:
-        with ExitStack() as hooks, evaluating(body):
-            for name, m in layers.items():
-                hooks.enter_context(m.register_forward_pre_hook(functools.partial(normalise, name), with_kwargs=True))
+        with noting_inputs(names, normalise), evaluating(body):
             for batch in batches:
                 body(batch.contiguous(memory_format=torch.channels_last))
     finally:
