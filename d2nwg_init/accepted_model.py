@@ -126,6 +126,11 @@ def not_compiled(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def give_copies(model: nn.Module) -> None:
+    """Of images, at each call: what it changes in place is its own then."""
+    model.register_forward_pre_hook(lambda _, args: (args[0].clone(), *args[1:]))
+
+
 def working_copy(model: nn.Module, device: torch.device | str | None = None) -> nn.Module:
     """A copy to try weights in: on `device`, in float32 where the model is in half precision, channels last, which is
     the faster layout for convolutions, on CPUs above all. Its BatchNorm waits for no other process, and is of the whole

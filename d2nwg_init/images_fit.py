@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d2nwg_init.accepted_model import first_weight
+from d2nwg_init.accepted_model import first_weight, give_copies
 from zoo_builder.backbones import evaluating
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import DataError, ModelError
@@ -47,7 +47,7 @@ def check_images_fit(model: nn.Module, support: SupportSet, solve: bool) -> None
             "them, or the layer is no plain nn.Linear, and a head solved for it would not do what it promises."
         )
     if not torch.equal(given, images):
-        model.register_forward_pre_hook(lambda _, args: (args[0].clone(), *args[1:]))
+        give_copies(model)
 
 
 @contextmanager

@@ -7,13 +7,14 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
 
-from d2nwg_init.accepted_model import working_copy
+from d2nwg_init.accepted_model import give_copies, working_copy
 from zoo_builder.backbones import evaluating, extract_features, is_norm
 from zoo_builder.classifier import find_classifier
 from zoo_builder.errors import ModelError
@@ -145,6 +146,7 @@ def _match_by_order(model: nn.Module, body: nn.Module, wanted: Match, size: int,
     """As `match_body`; both get other weights. BatchNorm's eps, in which libraries differ, is set alike for this."""
     stem = _first_convolution(model)
     channels = 3 if stem is None else stem[1].in_channels
+    give_copies(model)
     noise = torch.randn(IMAGES, channels, size, size, generator=torch.Generator().manual_seed(0))
     ours, theirs = _in_order(model, noise, head), _in_order(body, wanted.images(noise))
     pairs = [(model.get_submodule(a), body.get_submodule(b)) for a, b in zip(ours, theirs, strict=False)]
@@ -247,16 +249,10 @@ def _in_order(model: nn.Module, images: torch.Tensor, skipped: str | None = None
     """Names of modules with parameters of their own, but for `skipped` and what is in it, in the order in which they
     are first run."""
     run: dict[str, None] = {}  # an ordered set
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: run.setdefault(name))
-        for name, module in model.named_modules()
-        if (skipped is None or not f"{name}.".startswith(f"{skipped}."))
-        and any(True for _ in module.parameters(recurse=False))
-    ]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(model):
+        for name, module in model.named_modules():
+            is_skipped = skipped is not None and f"{name}.".startswith(f"{skipped}.")
+            if not is_skipped and next(module.parameters(recurse=False), None) is not None:
+                hooks.enter_context(module.register_forward_pre_hook(lambda *_, name=name: run.setdefault(name)))
+        model(images)
     return list(run)

@@ -79,10 +79,12 @@ def test_hidden_layers_and_other_names_go_together():
     assert not any(name.startswith("classifier") for name in match.names.values())
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("channels", [3, 1])
-def test_the_bundle_is_shown_images_as_the_models_body_gets_them(channels, bundle):
+def test_the_bundle_is_shown_images_as_the_models_body_gets_them(channels, in_place, bundle):
     inner = timm.create_model("test_resnet", num_classes=3, in_chans=channels)
-    model = nn.Sequential(torchvision.transforms.Normalize([0.4] * channels, [0.2] * channels), inner)
+    normalize = torchvision.transforms.Normalize([0.4] * channels, [0.2] * channels, in_place)
+    model = nn.Sequential(normalize, inner)
     match = match_body(model, bundle.generator.base, SIZE)
     images = torch.rand(4, channels, SIZE, SIZE)
     expected = (images - 0.4) / 0.2
